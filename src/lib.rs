@@ -1,0 +1,7 @@
+//! Hopweave compiles sparse, multi-hop attention for CPUs.
+//!
+//! A YAML spec says who attends to whom, how scores are scaled, and over how many hops attention
+//! diffuses (Feng et al., "Diffuser", AAAI 2023, arXiv 2210.11794).
+
+pub mod error;
+pub mod target;
