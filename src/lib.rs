@@ -4,4 +4,9 @@
 //! diffuses (Feng et al., "Diffuser", AAAI 2023, arXiv 2210.11794).
 
 pub mod error;
+pub mod mask;
+pub mod pattern;
+pub mod schedule;
+pub mod spec;
 pub mod target;
+pub mod tiles;

@@ -1,0 +1,99 @@
+//! Block-sparse rows: which keys each block of 64 queries meets.
+//!
+//! In: a [`Pattern`](crate::pattern::Pattern). Out: a [`BlockMask`]. A block row is a short list of
+//! [`Segment`]s (runs of keys, wholly or partly allowed) plus scattered edges where a block would be nearly
+//! empty. Consecutive rows that differ only by a shift are one [`RowRun`], so a window over a million tokens
+//! is a handful of runs. No step visits n² points.
+
+/// Queries in a block row.
+pub const QUERY_BLOCK: usize = 64;
+
+/// The block mask of all heads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockMask {
+    /// Queries.
+    pub q_len: usize,
+    /// Keys.
+    pub kv_len: usize,
+    /// One mask per class of heads with the same pattern.
+    pub masks: Vec<HeadMask>,
+    /// For every query head, its index in `masks`.
+    pub mask_of_head: Vec<u32>,
+}
+
+/// The block mask of one head.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeadMask {
+    /// Which query stands at which place; block row `t` holds places `64 t .. min(64 t + 64, q_len)`.
+    pub order: RowOrder,
+    /// Runs of block rows, in order, covering all of them.
+    pub rows: Vec<RowRun>,
+    /// Distinct mask tables of partial segments: one word per key, bit `i` set when the query at place
+    /// `64 t + i` may attend to that key. Bits at places beyond `q_len` are 0.
+    pub words: Vec<Vec<u64>>,
+    /// Distinct lists of gathered keys, ascending.
+    pub lists: Vec<Vec<u32>>,
+    /// Edges outside all segments.
+    pub edges: Edges,
+}
+
+/// Which query stands at which place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RowOrder {
+    /// Query `i` at place `i`.
+    Identity,
+    /// Query `order[i]` at place `i`; a permutation of `0..q_len`. Global queries stand together at the end.
+    Permuted(Vec<u32>),
+}
+
+/// `count` consecutive block rows of one shape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowRun {
+    /// First block row.
+    pub first: u32,
+    /// Block rows.
+    pub count: u32,
+    /// The segments of row `first`; those of row `first + i` follow from [`Keys`]. They are disjoint.
+    pub segments: Vec<Segment>,
+}
+
+/// A run of keys that a block row meets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// Which keys.
+    pub keys: Keys,
+    /// `None`: every query of the block attends to every key (full). Otherwise an index in
+    /// [`HeadMask::words`], whose length is the segment's.
+    pub mask: Option<u32>,
+}
+
+/// Which keys a segment holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keys {
+    /// `len` keys from `start` in row `first`; row `first + i` adds `i * start_step` and `i * len_step`
+    /// (each 0 or 64; a masked segment has `len_step` 0).
+    Range {
+        /// First key in the run's first row.
+        start: u32,
+        /// Keys in the run's first row.
+        len: u32,
+        /// Keys by which the start moves from row to row.
+        start_step: u32,
+        /// Keys by which the length grows from row to row.
+        len_step: u32,
+    },
+    /// The keys of list `list` in [`HeadMask::lists`], the same in every row of the run.
+    List {
+        /// Index in [`HeadMask::lists`].
+        list: u32,
+    },
+}
+
+/// Scattered edges as row lists (CSR), by place.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Edges {
+    /// Empty when there are no edges; otherwise `q_len + 1` offsets into `keys`, by place.
+    pub offsets: Vec<u32>,
+    /// Keys, ascending within a row.
+    pub keys: Vec<u32>,
+}

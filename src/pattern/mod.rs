@@ -1,0 +1,92 @@
+//! Who may attend to whom, at given lengths: a checked predicate tree over (head, query, key).
+//!
+//! In: a [`PatternSpec`](crate::spec::PatternSpec) and lengths. Out: a [`Pattern`], expressions evaluated
+//! and random choices drawn. The tree answers three questions about itself: is this point allowed
+//! ([`Leaf::allows`], all that the interpreter uses), which keys are allowed for some and which for every
+//! query of a range ([`Leaf::cover`], never visiting points), and the exact bits of one query over given
+//! key blocks ([`Leaf::words`]).
+
+use std::fmt::Debug;
+use std::ops::Range;
+use std::sync::Arc;
+
+pub mod keyset;
+
+pub use keyset::KeySet;
+
+/// What a leaf knows about the keys of a range of queries. Intervals may reach beyond `0..kv_len`; the
+/// caller clips.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cover {
+    /// Holds every key that at least one query of the range may attend to (it may hold more).
+    pub some: KeySet,
+    /// Holds only keys that every query of the range may attend to (it may hold fewer).
+    pub all: KeySet,
+}
+
+/// A leaf of the pattern tree at given lengths. Positions are absolute; `head` counts query heads.
+pub trait Leaf: Debug + Send + Sync {
+    /// Whether query `q` may attend to key `k`: the definition, in the words of the contract.
+    fn allows(&self, head: usize, q: usize, k: usize) -> bool;
+
+    /// Bounds on the keys of all queries in `queries` (not empty), in time that does not depend on the
+    /// number of points between.
+    fn cover(&self, head: usize, queries: Range<usize>) -> Cover;
+
+    /// Sets in `out[i]` the bit `j` exactly when `allows(head, q, 64 * blocks[i] + j)`; `blocks` ascend and
+    /// `out` comes zeroed. Bits at keys beyond `kv_len` may have any value.
+    fn words(&self, head: usize, q: usize, blocks: &[u32], out: &mut [u64]) {
+        for (&block, word) in blocks.iter().zip(out) {
+            for bit in 0..64 {
+                let k = block as usize * 64 + bit;
+                *word |= u64::from(self.allows(head, q, k)) << bit;
+            }
+        }
+    }
+
+    /// Whether two heads may differ.
+    fn depends_on_head(&self) -> bool {
+        false
+    }
+
+    /// The smallest `p` such that shifting query and key together by `p` never changes the answer (both
+    /// staying in range); `None` where there is none.
+    fn period(&self) -> Option<u64> {
+        None
+    }
+
+    /// Queries that the leaf allows most keys to (global tokens): a hint to gather them into dense rows.
+    fn dense_queries(&self) -> &[u32] {
+        &[]
+    }
+
+    /// The leaf as a spec node with every expression evaluated, such as `window: {left: 128, right: 128}`
+    /// (one line, YAML flow style); reading it back at the same lengths gives the same leaf.
+    fn print(&self) -> String;
+}
+
+/// A pattern tree.
+#[derive(Debug, Clone)]
+pub enum Tree {
+    /// Union; never empty.
+    Any(Vec<Tree>),
+    /// Intersection; never empty.
+    All(Vec<Tree>),
+    /// Complement.
+    Not(Box<Tree>),
+    /// A leaf.
+    Leaf(Arc<dyn Leaf>),
+}
+
+/// A pattern at given lengths.
+#[derive(Debug, Clone)]
+pub struct Pattern {
+    /// Queries.
+    pub q_len: usize,
+    /// Keys.
+    pub kv_len: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// The tree.
+    pub tree: Tree,
+}

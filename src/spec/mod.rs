@@ -1,0 +1,110 @@
+//! The spec language: YAML text in, [`PatternSpec`] out, every value with its place in the text.
+//!
+//! Parsing checks everything that needs no length: keys, types, ranges, expression syntax. What a leaf's
+//! arguments mean is the business of [`crate::pattern`], which owns the table of nodes.
+
+use std::sync::Arc;
+
+use crate::error::Span;
+
+pub mod expr;
+
+/// The text a spec came from, for messages that point into it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// File name as the user gave it, or `<text>`.
+    pub file: String,
+    /// The whole text.
+    pub text: String,
+}
+
+/// A spec as written, with defaults filled in and nothing evaluated that depends on a length.
+#[derive(Debug, Clone)]
+pub struct PatternSpec {
+    /// The `name` key.
+    pub name: String,
+    /// The `description` key.
+    pub description: Option<String>,
+    /// Query heads, at least 1.
+    pub heads: usize,
+    /// Width of a query or key vector, 1 to 512.
+    pub head_dim: usize,
+    /// Width of a value vector, 1 to 512.
+    pub value_dim: usize,
+    /// Who may attend to whom.
+    pub pattern: Node,
+    /// Factor on every score (`score.scale`, default 1/sqrt(head_dim)).
+    pub scale: f64,
+    /// Hops.
+    pub diffusion: Diffusion,
+    /// The text, for messages.
+    pub source: Arc<Source>,
+}
+
+/// A node of the pattern tree, as written.
+#[derive(Debug, Clone)]
+pub enum Node {
+    /// Union.
+    Any(Vec<Node>),
+    /// Intersection.
+    All(Vec<Node>),
+    /// Complement.
+    Not(Box<Node>),
+    /// A leaf, by name; its arguments are read by the leaf's own file in `pattern`.
+    Leaf {
+        /// Such as `window`.
+        name: String,
+        /// Place of the name.
+        at: Span,
+        /// The arguments as written.
+        args: Value,
+    },
+}
+
+/// A YAML value with its place.
+#[derive(Debug, Clone)]
+pub struct Value {
+    /// Place of the value.
+    pub at: Span,
+    /// The value.
+    pub data: Data,
+}
+
+/// What a YAML value is.
+#[derive(Debug, Clone)]
+pub enum Data {
+    /// `null`, `~` or nothing at all.
+    Null,
+    /// A plain or quoted scalar, as text; the reader of the value decides its type.
+    Scalar {
+        /// The text.
+        text: String,
+        /// Quoted scalars are never numbers or booleans, but may be expressions.
+        quoted: bool,
+    },
+    /// A sequence.
+    List(Vec<Value>),
+    /// A mapping in order of writing; keys are scalars with their places. Duplicate keys were refused.
+    Map(Vec<(String, Span, Value)>),
+}
+
+/// The diffusion of a spec, as a recurrence over hops.
+///
+/// Every form of the contract is `Z_0 = initial · V`, `Z_{j+1} = step_j · A Z_j + restart_j · V`:
+/// restart diffusion (Feng et al., AAAI 2023, eq. 7) directly, polynomials in A by Horner's rule.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Diffusion {
+    /// Factor on V before the first hop.
+    pub initial: f64,
+    /// One entry a hop, in the order of execution; empty for zero hops.
+    pub hops: Vec<HopFactors>,
+}
+
+/// The factors of one hop: `Z' = step · A Z + restart · V`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HopFactors {
+    /// Factor on A Z.
+    pub step: f64,
+    /// Factor on V.
+    pub restart: f64,
+}

@@ -1,0 +1,206 @@
+//! Micro-kernels: what a kernel calls once per block.
+//!
+//! A tile is an `extern "C"` function that takes one pointer to a call record. Families written in
+//! `std::arch` stand in [`FAMILIES`]; the portable family is emitted by [`crate::codegen`] with the same
+//! records. A [`Family`] value exists only where the CPU has the instructions.
+//!
+//! **Panels.** Queries stand in the lanes. A block of up to 64 queries is cut into groups of 16; a panel is
+//! `[group][key][16]` (scores, probabilities; `key` counts within the block row) or `[group][d][16]` (packed
+//! queries). Lanes beyond the last query hold zero queries; their scores and probabilities are finite and
+//! never reach an output.
+//!
+//! **Words.** One `u64` per key, bit `i` for query `i` of the block. A tile may skip the work for a group
+//! whose 16 bits are 0; what it leaves in the panel there is unspecified after `score` and 0 after `exp`.
+
+/// Queries per group: the width of a panel.
+pub const LANES: usize = 16;
+/// Queries per block.
+pub const BLOCK: usize = 64;
+/// Where the 16 rows of a group are cut by the value tile: register blocks of 6, 5 and 5 rows.
+pub const ROW_CUTS: [usize; 4] = [0, 6, 11, 16];
+/// Register row blocks of a query block, each with its own entry in [`ValueCall::trims`].
+pub const ROW_BLOCKS: usize = 12;
+
+/// Packs queries: `out[g][x][i] = scale * q[row(16 g + i)][x]`, 0 for lanes beyond `count`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct PackCall {
+    /// Row 0 of the head's queries.
+    pub q: *const f32,
+    /// Floats from one row to the next.
+    pub q_stride: usize,
+    /// Row numbers of the `count` queries, or null for rows `0..count` from `q`.
+    pub rows: *const u32,
+    /// Queries, 1 to 64.
+    pub count: usize,
+    /// Width of a query.
+    pub d: usize,
+    /// `[ceil(count / 16)][d][16]`, 64-byte aligned.
+    pub out: *mut f32,
+    /// Factor.
+    pub scale: f32,
+}
+
+/// Scores (SDDMM): `s[g][j][i] = Σ_x k[key(j)][x] · qt[g][x][i]`, and the running maximum per query.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct ScoreCall {
+    /// Packed queries `[groups][d][16]`.
+    pub qt: *const f32,
+    /// Row 0 of the segment's keys, or of the head's keys where `keys` is given.
+    pub k: *const f32,
+    /// Floats from one key to the next.
+    pub k_stride: usize,
+    /// Row numbers of the keys, or null for rows `0..nkeys` from `k`.
+    pub keys: *const u32,
+    /// Keys, at least 1.
+    pub nkeys: usize,
+    /// Width of a key.
+    pub d: usize,
+    /// Groups of 16 queries, 1 to 4.
+    pub groups: usize,
+    /// One word per key, or null where all is allowed.
+    pub words: *const u64,
+    /// Where the segment's first key stands in group 0 of the panel, 64-byte aligned.
+    pub s: *mut f32,
+    /// Floats from one group's panel to the next.
+    pub s_stride: usize,
+    /// Running maximum of the allowed scores, `[groups * 16]`, or null to leave it out. NaN scores may or may
+    /// not enter it.
+    pub max: *mut f32,
+}
+
+/// Probabilities, in place: `p[g][j][i] = 2^(s[g][j][i] − max[16 g + i])` where allowed, else 0; adds each
+/// query's sum over `j` to `sum`. A score of −inf gives 0, NaN stays NaN. `max` holds no infinity.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct ExpCall {
+    /// Where the segment's first key stands in group 0 of the panel, 64-byte aligned.
+    pub s: *mut f32,
+    /// Floats from one group's panel to the next.
+    pub s_stride: usize,
+    /// Keys, at least 1.
+    pub nkeys: usize,
+    /// Groups of 16 queries, 1 to 4.
+    pub groups: usize,
+    /// One word per key, or null where all is allowed.
+    pub words: *const u64,
+    /// What is subtracted, `[groups * 16]`.
+    pub max: *const f32,
+    /// Sums, `[groups * 16]`.
+    pub sum: *mut f32,
+}
+
+/// Values (SpMM): `acc[r][:] (+)= Σ_j p[r / 16][j][r % 16] · v[key(j)][:]` for `r < rows`, and at the end,
+/// where `out` is given, `out[row(r)][:] = factor[r] · acc[r][:] + restart · rv[row(r)][:]`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct ValueCall {
+    /// Where the run's first key stands in group 0 of the panel.
+    pub p: *const f32,
+    /// Floats from one group's panel to the next.
+    pub p_stride: usize,
+    /// Row 0 of the run's values, or of the head's values where `keys` is given.
+    pub v: *const f32,
+    /// Floats from one value row to the next.
+    pub v_stride: usize,
+    /// Row numbers of the values, or null for rows `0..nkeys` from `v`.
+    pub keys: *const u32,
+    /// Keys; 0 only finishes (where `out` is given) or zeroes `acc` (where `accumulate` is 0).
+    pub nkeys: usize,
+    /// Width of a value row.
+    pub dv: usize,
+    /// Queries, 1 to 64.
+    pub rows: usize,
+    /// Per register row block ([`ROW_CUTS`]), how many keys at the front and at the back of the run have
+    /// probability 0 and are skipped: `[ROW_BLOCKS][2]`, or null for none.
+    pub trims: *const [u32; 2],
+    /// Sums so far, `[rows][acc_stride]`, 64-byte aligned. Contents are unspecified after a call with `out`.
+    pub acc: *mut f32,
+    /// Floats from one row of `acc` to the next, a multiple of 16, at least `dv`.
+    pub acc_stride: usize,
+    /// 0: start from zero. 1: start from `acc`.
+    pub accumulate: usize,
+    /// Row 0 of the output, or null: leave the sums in `acc`.
+    pub out: *mut f32,
+    /// Floats from one output row to the next.
+    pub out_stride: usize,
+    /// Row numbers for `out` and `rv`, or null for rows `0..rows` from their starts.
+    pub out_rows: *const u32,
+    /// Factor per query, `[rows]`.
+    pub factor: *const f32,
+    /// Row 0 of the restart values; null where there is no restart term (then nothing is read or added).
+    pub rv: *const f32,
+    /// Floats from one restart row to the next.
+    pub rv_stride: usize,
+    /// Factor on the restart row.
+    pub restart: f32,
+}
+
+/// Scattered edges of a block, in three steps with the same record. Edge `e` of query `r` lies at
+/// `offsets[r] - offsets[0] .. offsets[r + 1] - offsets[0]` of `s` and, at the same place plus `offsets[0]`, of
+/// `edge_keys`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct EdgeCall {
+    /// Row 0 of the head's queries (edge score).
+    pub q: *const f32,
+    /// Floats from one query to the next.
+    pub q_stride: usize,
+    /// Row numbers of the queries, or null for rows `0..rows` from `q`.
+    pub q_rows: *const u32,
+    /// Factor on the query, as in [`PackCall`].
+    pub scale: f32,
+    /// Queries, 1 to 64.
+    pub rows: usize,
+    /// Width of keys (edge score).
+    pub d: usize,
+    /// Width of values (edge value).
+    pub dv: usize,
+    /// `[rows + 1]` offsets of the block's queries into the head's edge list.
+    pub offsets: *const u32,
+    /// The head's edge list: key row numbers.
+    pub edge_keys: *const u32,
+    /// Row 0 of the head's keys (edge score) or values (edge value).
+    pub kv: *const f32,
+    /// Floats from one of those rows to the next.
+    pub kv_stride: usize,
+    /// Scores, then probabilities, of the block's edges.
+    pub s: *mut f32,
+    /// Edge score: running maximum `[rows]`, updated. Edge exp: what is subtracted.
+    pub max: *mut f32,
+    /// Edge exp: sums `[rows]`, added to.
+    pub sum: *mut f32,
+    /// Edge value: `acc[r][:] (+)= Σ_e s[e] · v[key(e)][:]`, `[rows][acc_stride]`.
+    pub acc: *mut f32,
+    /// Floats from one row of `acc` to the next.
+    pub acc_stride: usize,
+    /// Edge value, 0: start from zero (rows without edges become 0). 1: start from `acc`.
+    pub accumulate: usize,
+}
+
+/// A tile that returns nothing.
+pub type Tile<Call> = unsafe extern "C" fn(*const Call);
+
+/// The tiles of one instruction set.
+///
+/// A value of this type is proof that the CPU has the instructions.
+#[derive(Debug, Clone, Copy)]
+pub struct Family {
+    /// Which one.
+    pub isa: crate::target::Isa,
+    /// See [`PackCall`].
+    pub pack: Tile<PackCall>,
+    /// See [`ScoreCall`].
+    pub score: Tile<ScoreCall>,
+    /// See [`ExpCall`].
+    pub exp: Tile<ExpCall>,
+    /// See [`ValueCall`]. Returns 1 when `out` was given and a value written to it is not finite, else 0.
+    pub value: unsafe extern "C" fn(*const ValueCall) -> u64,
+    /// See [`EdgeCall`]: `s[e] = scale · q[r] · k[key(e)]`.
+    pub edge_score: Tile<EdgeCall>,
+    /// See [`EdgeCall`]: `s[e] = 2^(s[e] − max[r])`.
+    pub edge_exp: Tile<EdgeCall>,
+    /// See [`EdgeCall`].
+    pub edge_value: Tile<EdgeCall>,
+}
