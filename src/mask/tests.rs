@@ -247,10 +247,27 @@ fn decoded_masks_equal_points() {
     for n in LENGTHS {
         for (name, tree) in trees(n) {
             let pattern = pattern(tree, n);
-            let mask = build(&pattern, LIMIT).unwrap();
-            assert_equal_to_points(name, &pattern, &mask);
+            assert_equal_through_passes(name, &pattern);
         }
     }
+}
+
+/// The mask as built, after each pass, and after its text, with the rules checked each time.
+fn assert_equal_through_passes(name: &str, pattern: &Pattern) {
+    let mut mask = build(pattern, LIMIT).unwrap();
+    let check = |mask: &BlockMask| {
+        verify(mask).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_equal_to_points(name, pattern, mask);
+        assert_eq!(parse(&mask.print()).unwrap(), *mask, "{name}");
+    };
+    check(&mask);
+    mask.masks.iter_mut().for_each(|head| coalesce(head, pattern.q_len));
+    check(&mask);
+    let again = mask.clone();
+    mask.masks.iter_mut().for_each(|head| coalesce(head, pattern.q_len));
+    assert_eq!(mask, again, "{name}: coalesce twice");
+    mask.masks.iter_mut().for_each(gather_columns);
+    check(&mask);
 }
 
 fn some_tree() -> impl Strategy<Value = Tree> {
@@ -277,8 +294,7 @@ proptest! {
     #[test]
     fn random_trees_equal_points(tree in some_tree(), q_len in 0usize..400, kv_len in 0usize..400) {
         let pattern = Pattern { q_len, kv_len, heads: 2, tree };
-        let mask = build(&pattern, LIMIT).unwrap();
-        assert_equal_to_points("random tree", &pattern, &mask);
+        assert_equal_through_passes("random tree", &pattern);
     }
 }
 
@@ -313,6 +329,106 @@ fn heads_share_a_mask_unless_they_differ() {
     assert_eq!((shared.masks.len(), shared.mask_of_head.as_slice()), (1, &[0, 0][..]));
     let own = build(&pattern(random(4, 200, true), 200), LIMIT).unwrap();
     assert_eq!((own.masks.len(), own.mask_of_head.as_slice()), (2, &[0, 1][..]));
+}
+
+#[test]
+fn scattered_globals_share_one_list() {
+    let tokens: Vec<u32> = (100..2000).step_by(50).collect();
+    let n = 6400;
+    let tree = Tree::Any(vec![window(40, 40), leaf(Global { tokens: tokens.clone() })]);
+    let mut mask = build(&pattern(tree, n), LIMIT).unwrap().masks.remove(0);
+    coalesce(&mut mask, n);
+    let before = mask.counts(n);
+    gather_columns(&mut mask);
+    let after = mask.counts(n);
+    assert_eq!((before.nnz(), before.empty_rows), (after.nnz(), after.empty_rows));
+    assert!(mask.lists.contains(&tokens), "rows far from all tokens have them all in one list");
+    assert!(after.row_runs < 50 && after.full_segments < before.full_segments / 10, "{after:?}");
+}
+
+#[test]
+fn short_neighbors_join() {
+    let range = |start, len, mask| Segment { keys: Keys::Range { start, len, start_step: 0, len_step: 0 }, mask };
+    let segments = vec![range(0, 2, Some(0)), range(2, 3, None), range(5, 2, Some(0)), range(7, 90, None)];
+    let mut mask = HeadMask {
+        order: RowOrder::Identity,
+        rows: vec![RowRun { first: 0, count: 1, segments }],
+        words: vec![vec![1, 2]],
+        lists: Vec::new(),
+        edges: Edges::default(),
+    };
+    coalesce(&mut mask, 3);
+    assert_eq!(mask.rows[0].segments, [range(0, 7, Some(0)), range(7, 90, None)]);
+    assert_eq!(mask.words, [vec![1, 2, 7, 7, 7, 1, 2]]);
+}
+
+#[test]
+fn text_is_readable() {
+    let mut tree = vec![window(70, 0), leaf(Sink { end: 4 })];
+    tree.push(leaf(Global { tokens: vec![600] }));
+    let mask = build(&pattern(Tree::Any(tree), 640), LIMIT).unwrap();
+    let text = mask.print();
+    assert!(
+        text.starts_with("mask q_len 640 kv_len 640 heads 0*2\nhead mask 0\norder 0..600 601..640 600\n"),
+        "{text}"
+    );
+    assert!(text.contains("\nrows 2..9: [0 +4] [64t-70 +63 mask"), "{text}");
+}
+
+#[test]
+fn broken_texts_are_refused_with_their_line() {
+    let good = build(&pattern(window(70, 3), 300), LIMIT).unwrap().print();
+    let broken = [
+        ("", "", 0),
+        (good.as_str(), "", 0),
+        ("heads 0*2", "heads 0*99999999999", 1),
+        ("rows 0..1:", "rows 0..0:", 4),
+        ("rows 0..1:", "rows 0:", 4),
+        ("order identity", "order 1 2 3", 0),
+        ("order identity", "ordering", 3),
+        ("[0 +", "[400 +", 0),
+        ("mask0 =", "mask7 =", 0),
+        ("head mask 0", "head mask 1", 2),
+    ];
+    for (from, to, line) in broken {
+        let text = if from.is_empty() { String::new() } else { good.replacen(from, to, 1) };
+        match parse(&text) {
+            Err(crate::error::Error::Text { line: found, .. }) => assert!(line == 0 || line == found, "{to}: {found}"),
+            other => panic!("`{to}` gave {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn verify_finds_each_broken_rule() {
+    let n = 300;
+    let tree = Tree::Any(vec![window(10, 10), random(3, n, false), leaf(Global { tokens: vec![7, 90, 200] })]);
+    let good = build(&pattern(tree, n), LIMIT).unwrap();
+    type Breaker = fn(&mut HeadMask);
+    let breakers: Vec<(&str, Breaker)> = vec![
+        ("row", |mask| mask.rows[1].first += 1),
+        ("reach", |mask| drop(mask.rows.pop())),
+        ("share", |mask| {
+            let again = mask.rows[0].segments[0];
+            mask.rows[0].segments.insert(0, again);
+        }),
+        ("permutation", |mask| mask.order = RowOrder::Permuted(vec![0; 300])),
+        ("words", |mask| mask.words.iter_mut().for_each(|words| words.push(1))),
+        ("beyond the last query", |mask| mask.words.iter_mut().for_each(|words| words.fill(u64::MAX))),
+        ("ascending", |mask| mask.edges.keys.fill(299)),
+        ("offsets", |mask| mask.edges.offsets.truncate(300)),
+        ("beyond", |mask| {
+            mask.rows[0].segments[0].keys = Keys::Range { start: 299, len: 2, start_step: 0, len_step: 0 };
+        }),
+        ("no list", |mask| mask.rows[0].segments[0].keys = Keys::List { list: 9 }),
+    ];
+    verify(&good).unwrap();
+    for (message, break_it) in breakers {
+        let mut mask = good.clone();
+        break_it(&mut mask.masks[0]);
+        let error = verify(&mask).unwrap_err().to_string();
+        assert!(error.contains(message), "expected `{message}` in {error}");
+    }
 }
 
 #[test]
