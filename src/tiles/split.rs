@@ -177,7 +177,7 @@ pub(super) unsafe fn value<const C: usize, const W: usize>(
                 let begin = from.max(front as usize).min(to);
                 let end = to.min(call.nkeys.saturating_sub(back as usize)).max(begin);
                 let keep = from > 0 || call.accumulate != 0;
-                if begin == end && keep && !(last && !call.out.is_null()) {
+                if begin == end && keep && (!last || call.out.is_null()) {
                     continue;
                 }
                 // SAFETY: `row < rows`, `column < dv` and `begin < nkeys` (or no key is read), so that every pointer
