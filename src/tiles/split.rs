@@ -14,16 +14,18 @@ pub(super) const VALUE_ROWS: usize = 6;
 /// columns) and probabilities then come from L1 for all but the first row block. The sums wait in `acc`.
 pub(super) const VALUE_KEYS: usize = 64;
 
-/// One score register tile: up to 6 keys times some groups of 16 queries.
+/// One row of score register tiles: up to 6 keys times the groups that see any of them.
 pub(super) struct ScoreTile {
     /// First group's packed queries.
     pub qt: *const f32,
     /// Floats from one group's packed queries to the next.
     pub qt_stride: usize,
-    /// The tile's keys; those beyond its count repeat the first.
+    /// The tile's keys; those beyond its count are not read.
     pub keys: [*const f32; SCORE_KEYS],
     /// Width of a key.
     pub d: usize,
+    /// Groups.
+    pub groups: usize,
     /// The first group's scores of the first key.
     pub s: *mut f32,
     /// Floats from one group's panel to the next.
@@ -34,14 +36,14 @@ pub(super) struct ScoreTile {
     pub max: *mut f32,
 }
 
-/// A score micro-kernel; its shape is its place in the table.
+/// A score micro-kernel; its count of keys is its place in the table.
 pub(super) type ScoreKernel = unsafe fn(&ScoreTile);
 
-/// Runs a score call over `kernels[keys - 1][groups - 1]`.
+/// Runs a score call over `kernels[keys - 1]`.
 ///
 /// # Safety
 /// `call` keeps the contract of [`super`], and the CPU has the kernels' instructions.
-pub(super) unsafe fn score<const G: usize>(call: &ScoreCall, kernels: &[[ScoreKernel; G]; SCORE_KEYS]) {
+pub(super) unsafe fn score(call: &ScoreCall, kernels: &[ScoreKernel; SCORE_KEYS]) {
     let mut first = 0;
     while first < call.nkeys {
         let left = call.nkeys - first;
@@ -62,36 +64,31 @@ pub(super) unsafe fn score<const G: usize>(call: &ScoreCall, kernels: &[[ScoreKe
             group = any.trailing_zeros() as usize / LANES;
             end = (63 - any.leading_zeros() as usize) / LANES + 1;
         }
-        let mut keys = [call.k; SCORE_KEYS];
-        for (i, key) in keys.iter_mut().enumerate() {
-            let at = first + if i < count { i } else { 0 };
-            // SAFETY: `at < nkeys`; `keys` holds `nkeys` row numbers of rows that lie at `k`.
-            *key = unsafe {
-                let row = if call.keys.is_null() { at } else { *call.keys.add(at) as usize };
-                call.k.add(row * call.k_stride)
+        // SAFETY: `group < groups` and `first < nkeys`, so that every pointer stays in the record's arrays; `keys`
+        // holds `nkeys` row numbers of rows that lie at `k`.
+        unsafe {
+            let mut tile = ScoreTile {
+                qt: call.qt.add(group * call.d * LANES),
+                qt_stride: call.d * LANES,
+                keys: [call.k; SCORE_KEYS],
+                d: call.d,
+                groups: end - group,
+                s: call.s.add(group * call.s_stride + first * LANES),
+                s_stride: call.s_stride,
+                words: call.words.wrapping_add(first).cast::<u16>().wrapping_add(group),
+                max: call.max.wrapping_add(group * LANES),
             };
-        }
-        while group < end {
-            let groups = (end - group).min(G);
-            // SAFETY: `group < groups` and `first < nkeys`, so that every pointer stays in the record's arrays.
-            unsafe {
-                let tile = ScoreTile {
-                    qt: call.qt.add(group * call.d * LANES),
-                    qt_stride: call.d * LANES,
-                    keys,
-                    d: call.d,
-                    s: call.s.add(group * call.s_stride + first * LANES),
-                    s_stride: call.s_stride,
-                    words: if call.words.is_null() {
-                        std::ptr::null()
-                    } else {
-                        call.words.add(first).cast::<u16>().add(group)
-                    },
-                    max: if call.max.is_null() { call.max } else { call.max.add(group * LANES) },
-                };
-                kernels[count - 1][groups - 1](&tile);
+            if call.words.is_null() {
+                tile.words = std::ptr::null();
             }
-            group += groups;
+            if call.max.is_null() {
+                tile.max = std::ptr::null_mut();
+            }
+            for (i, key) in tile.keys.iter_mut().take(count).enumerate() {
+                let row = if call.keys.is_null() { first + i } else { *call.keys.add(first + i) as usize };
+                *key = call.k.add(row * call.k_stride);
+            }
+            kernels[count - 1](&tile);
         }
         first += count;
     }
