@@ -6,8 +6,8 @@
 
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::{
-    AbiParam, BlockArg, Function, InstBuilder, MemFlagsData, Signature, StackSlotData, StackSlotKind, Type, Value,
-    types,
+    AbiParam, BlockArg, Endianness, Function, InstBuilder, MemFlagsData, Signature, StackSlotData, StackSlotKind, Type,
+    Value, types,
 };
 use cranelift_codegen::isa::{CallConv, TargetFrontendConfig, TargetIsa};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
@@ -174,7 +174,7 @@ impl<'a> Emit<'a> {
 
     /// `2^x` of several independent vectors, interleaved step by step so that their latencies overlap.
     ///
-    /// Below -126 the result is 0 (no subnormals), above 128 it is infinite, and NaN stays NaN. The largest
+    /// Below -126 the result is 0 (no subnormals), above 127.5 it is infinite, and NaN stays NaN. The largest
     /// relative error between is 2e-7.
     pub fn exp2(&mut self, xs: &[Value]) -> Vec<Value> {
         // Adding 1.5 · 2^23 rounds to an integer n and leaves it in the low bits; with the exponent's bias
@@ -215,6 +215,27 @@ impl<'a> Emit<'a> {
                 self.b.ins().band(product, kept)
             })
             .collect()
+    }
+
+    /// The transpose of a 4 × 4 matrix given by its rows.
+    pub fn transpose(&mut self, rows: [Value; 4]) -> [Value; 4] {
+        let bytes = MemFlagsData::new().with_endianness(Endianness::Little);
+        let rows = rows.map(|row| self.b.ins().bitcast(types::I8X16, bytes, row));
+        // Lanes (of 32 bits) of two vectors, those of the second from 4 on.
+        let mut pick = |a: Value, b: Value, lanes: [u8; 4]| {
+            let mask: Vec<u8> = lanes.iter().flat_map(|lane| (0..4).map(move |byte| 4 * lane + byte)).collect();
+            let mask = self.b.func.dfg.immediates.push(mask.into());
+            self.b.ins().shuffle(a, b, mask)
+        };
+        let [low01, high01] = [[0, 4, 1, 5], [2, 6, 3, 7]].map(|lanes| pick(rows[0], rows[1], lanes));
+        let [low23, high23] = [[0, 4, 1, 5], [2, 6, 3, 7]].map(|lanes| pick(rows[2], rows[3], lanes));
+        let columns = [
+            pick(low01, low23, [0, 1, 4, 5]),
+            pick(low01, low23, [2, 3, 6, 7]),
+            pick(high01, high23, [0, 1, 4, 5]),
+            pick(high01, high23, [2, 3, 6, 7]),
+        ];
+        columns.map(|column| self.b.ins().bitcast(types::F32X4, bytes, column))
     }
 
     /// The sum of a vector's four lanes, as a scalar.
