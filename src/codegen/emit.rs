@@ -137,20 +137,19 @@ impl<'a> Emit<'a> {
         self.b.ins().fadd(product, z)
     }
 
-    /// Lane by lane the larger of `x` and `y`; `y` where either is NaN. One instruction on x86-64.
+    /// Lane by lane the larger of `x` and `y`; `y` where either is NaN.
     pub fn max(&mut self, x: Value, y: Value) -> Value {
-        self.pick(FloatCC::GreaterThan, x, y)
+        // The comparison must read "less" with `y` first: only this form becomes one instruction on x86-64.
+        let greater = self.b.ins().fcmp(FloatCC::LessThan, y, x);
+        let greater = self.as_f32(greater);
+        self.b.ins().bitselect(greater, x, y)
     }
 
-    /// Lane by lane the smaller of `x` and `y`; `y` where either is NaN. One instruction on x86-64.
+    /// Lane by lane the smaller of `x` and `y`; `y` where either is NaN.
     pub fn min(&mut self, x: Value, y: Value) -> Value {
-        self.pick(FloatCC::LessThan, x, y)
-    }
-
-    fn pick(&mut self, condition: FloatCC, x: Value, y: Value) -> Value {
-        let mask = self.b.ins().fcmp(condition, x, y);
-        let mask = self.as_f32(mask);
-        self.b.ins().bitselect(mask, x, y)
+        let less = self.b.ins().fcmp(FloatCC::LessThan, x, y);
+        let less = self.as_f32(less);
+        self.b.ins().bitselect(less, x, y)
     }
 
     /// Reinterprets 128 bits as floats.
@@ -163,13 +162,26 @@ impl<'a> Emit<'a> {
         self.b.ins().bitcast(types::I32X4, MemFlagsData::new(), value)
     }
 
-    /// Lane `i` all ones where bit `first + i` of the 32-bit `bits` is set, as floats for a select.
+    /// Lane `i` all ones where bit `first + i` of the 32-bit `bits` is set, else all zeros; integers.
     pub fn lane_mask(&mut self, bits: Value, first: u32) -> Value {
         let wide = self.b.ins().splat(types::I32X4, bits);
         let probe = self.lanes([1 << first, 2 << first, 4 << first, 8 << first], types::I32X4);
         let hit = self.b.ins().band(wide, probe);
-        let mask = self.b.ins().icmp(IntCC::Equal, hit, probe);
-        self.as_f32(mask)
+        self.b.ins().icmp(IntCC::Equal, hit, probe)
+    }
+
+    /// Floats `x` where the integer `mask` is all ones, `y` where it is all zeros.
+    pub fn select(&mut self, mask: Value, x: Value, y: Value) -> Value {
+        // In integers, where the instruction selector sees that the mask comes from a comparison.
+        let (x, y) = (self.as_i32(x), self.as_i32(y));
+        let selected = self.b.ins().bitselect(mask, x, y);
+        self.as_f32(selected)
+    }
+
+    /// Floats `x` where the integer `mask` is all ones, 0 where it is all zeros, whatever `x` is there.
+    pub fn keep(&mut self, mask: Value, x: Value) -> Value {
+        let mask = self.as_f32(mask);
+        self.b.ins().band(x, mask)
     }
 
     /// `2^x` of several independent vectors, interleaved step by step so that their latencies overlap.

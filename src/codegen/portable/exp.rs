@@ -74,7 +74,7 @@ fn keys(
             let bits = e.b.ins().ireduce(types::I32, bits);
             for side in 0..2 {
                 let allowed = e.lane_mask(bits, 4 * side as u32);
-                powers[2 * k + side] = e.b.ins().band(powers[2 * k + side], allowed);
+                powers[2 * k + side] = e.keep(allowed, powers[2 * k + side]);
             }
         }
     }

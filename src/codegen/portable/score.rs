@@ -17,12 +17,17 @@ const UNROLL: usize = 4;
 ///
 /// The last block repeats the last key in its free places: the same scores are stored to the same place again,
 /// so no code for shorter blocks exists.
+///
+/// What a key block needs after its inner loop (places, words) waits in the frame rather than in values: kept in
+/// values it takes the registers of the key addresses, and the inner loop reloads those at every step.
 pub(super) fn emit(e: &mut Emit, record: Value, d: usize) -> Vec<Value> {
-    let qt = field!(e, record, ScoreCall, qt);
-    let s = field!(e, record, ScoreCall, s);
     let nkeys = field!(e, record, ScoreCall, nkeys);
-    let groups = field!(e, record, ScoreCall, groups);
-    let halves = e.b.ins().ishl_imm_u(groups, 1);
+    let block = Block {
+        record,
+        keys: e.stack(8 * KEYS as u32),
+        places: e.stack(8 * KEYS as u32),
+        words: e.stack(8 * KEYS as u32),
+    };
     let zero = e.int(0);
     e.for_range(zero, nkeys, KEYS as i64, &[], |e, first, _| {
         let last = e.b.ins().iadd_imm_s(nkeys, -1);
@@ -35,31 +40,59 @@ pub(super) fn emit(e: &mut Emit, record: Value, d: usize) -> Vec<Value> {
         let keys = key_addresses(e, record, &places);
         let words = words(e, record, &places);
         let union = words[1..].iter().fold(words[0], |union, &word| e.b.ins().bor(union, word));
+        for r in 0..KEYS {
+            e.store(keys[r], block.keys, 8 * r as i32);
+            let place = e.b.ins().ishl_imm_u(places[r], 6);
+            e.store(place, block.places, 8 * r as i32);
+            e.store(words[r], block.words, 8 * r as i32);
+        }
+        let groups = field!(e, record, ScoreCall, groups);
+        let halves = e.b.ins().ishl_imm_u(groups, 1);
         e.for_range(zero, halves, 1, &[], |e, half, _| {
             let shift = e.b.ins().ishl_imm_u(half, 3);
             let wanted = e.b.ins().ushr(union, shift);
             let wanted = e.b.ins().band_imm_u(wanted, 0xff);
-            e.if_true(wanted, |e| {
-                let group = e.b.ins().ushr_imm_u(half, 1);
-                let odd = e.b.ins().band_imm_u(half, 1);
-                let packed = e.offset(qt, group, 64 * d as i64);
-                let packed = e.offset(packed, odd, 32);
-                let sums = products(e, &keys, packed, d);
-                let stride = field!(e, record, ScoreCall, s_stride);
-                let panel = e.row(s, group, stride);
-                let panel = e.offset(panel, odd, 32);
-                for (r, &place) in places.iter().enumerate() {
-                    let at = e.offset(panel, place, 64);
-                    e.store(sums[2 * r], at, 0);
-                    e.store(sums[2 * r + 1], at, 16);
-                }
-                update_max(e, record, half, shift, &words, &sums);
-            });
+            e.if_true(wanted, |e| emit_half(e, &block, half, d));
             Vec::new()
         });
         Vec::new()
     });
     Vec::new()
+}
+
+/// A block of keys, its parts in the frame, [`KEYS`] of each.
+struct Block {
+    record: Value,
+    /// Addresses of the keys.
+    keys: Value,
+    /// Byte offsets of their scores within a group's panel.
+    places: Value,
+    /// Their words.
+    words: Value,
+}
+
+/// Scores of one key block with the eight queries of `half`.
+fn emit_half(e: &mut Emit, block: &Block, half: Value, d: usize) {
+    let group = e.b.ins().ushr_imm_u(half, 1);
+    let odd = e.b.ins().band_imm_u(half, 1);
+    let qt = field!(e, block.record, ScoreCall, qt);
+    let packed = e.offset(qt, group, 64 * d as i64);
+    let packed = e.offset(packed, odd, 32);
+    let keys: Vec<Value> = (0..KEYS as i32).map(|r| e.load(e.ptr, block.keys, 8 * r)).collect();
+    let sums = products(e, &keys, packed, d);
+    let s = field!(e, block.record, ScoreCall, s);
+    let stride = field!(e, block.record, ScoreCall, s_stride);
+    let group = e.b.ins().ushr_imm_u(half, 1);
+    let panel = e.row(s, group, stride);
+    let odd = e.b.ins().band_imm_u(half, 1);
+    let panel = e.offset(panel, odd, 32);
+    for r in 0..KEYS {
+        let place = e.load(e.ptr, block.places, 8 * r as i32);
+        let at = e.b.ins().iadd(panel, place);
+        e.store(sums[2 * r], at, 0);
+        e.store(sums[2 * r + 1], at, 16);
+    }
+    update_max(e, block, half, &sums);
 }
 
 /// Where the keys at `places` begin.
@@ -129,29 +162,33 @@ fn accumulate(e: &mut Emit, keys: &[Value], key_offset: i32, packed: Value, offs
     let low = e.load(types::F32X4, packed, offset);
     let high = e.load(types::F32X4, packed, offset + 16);
     for (r, &key) in keys.iter().enumerate() {
-        let key = e.load_splat(key, key_offset);
-        sums[2 * r] = e.mul_add(low, key, sums[2 * r]);
-        sums[2 * r + 1] = e.mul_add(key, high, sums[2 * r + 1]);
+        // Broadcast twice: a load folds into a broadcast that is used once, and its register then takes the sum.
+        for (side, queries) in [low, high].into_iter().enumerate() {
+            let key = e.load_splat(key, key_offset);
+            sums[2 * r + side] = e.mul_add(key, queries, sums[2 * r + side]);
+        }
     }
 }
 
 /// Raises the running maximum of eight queries, where the record has one, by the allowed scores.
-fn update_max(e: &mut Emit, record: Value, half: Value, shift: Value, words: &[Value], sums: &[Value]) {
-    let max = field!(e, record, ScoreCall, max);
+fn update_max(e: &mut Emit, block: &Block, half: Value, sums: &[Value]) {
+    let max = field!(e, block.record, ScoreCall, max);
     e.if_true(max, |e| {
         let at = e.offset(max, half, 32);
         let before = [e.load(types::F32X4, at, 0), e.load(types::F32X4, at, 16)];
-        let masked = field!(e, record, ScoreCall, words);
+        let masked = field!(e, block.record, ScoreCall, words);
         let after = e.if_else(
             masked,
             |e| {
+                let shift = e.b.ins().ishl_imm_u(half, 3);
                 let mut best = before.to_vec();
-                for (r, &word) in words.iter().enumerate() {
+                for (r, pair) in sums.chunks(2).enumerate() {
+                    let word = e.load(types::I64, block.words, 8 * r as i32);
                     let bits = e.b.ins().ushr(word, shift);
                     let bits = e.b.ins().ireduce(types::I32, bits);
-                    for (side, best) in best.iter_mut().enumerate() {
+                    for (side, (&score, best)) in pair.iter().zip(&mut best).enumerate() {
                         let allowed = e.lane_mask(bits, 4 * side as u32);
-                        let score = e.b.ins().bitselect(allowed, sums[2 * r + side], *best);
+                        let score = e.select(allowed, score, *best);
                         *best = e.max(score, *best);
                     }
                 }

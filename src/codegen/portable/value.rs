@@ -47,7 +47,7 @@ pub(super) fn define(compiler: &mut Compiler, dv: usize) -> Result<FuncId> {
             Vec::new()
         })?)
     };
-    compiler.add("value", &[pointer], &[types::I64], Kind::Cold, |e, p, module| {
+    compiler.add("value", &[pointer], &[types::I64], Kind::Hot, |e, p, module| {
         let mut import = |id: Option<FuncId>| id.map(|id| module.declare_func_in_func(id, e.b.func));
         let (six, five, narrow) = (import(six), import(five), import(narrow));
         let mut call = |e: &mut Emit, block: usize, rows: &Rows| {
