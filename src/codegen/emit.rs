@@ -162,12 +162,30 @@ impl<'a> Emit<'a> {
         self.b.ins().bitcast(types::I32X4, MemFlagsData::new(), value)
     }
 
-    /// Lane `i` all ones where bit `first + i` of the 32-bit `bits` is set, else all zeros; integers.
-    pub fn lane_mask(&mut self, bits: Value, first: u32) -> Value {
+    /// For eight queries of a mask word: what [`Self::lane_mask`] compares with, for queries 0 to 3 and 4 to 7 of
+    /// `half`, counted in eights from the start of the block.
+    pub fn lane_probes(&mut self, half: Value) -> [Value; 2] {
+        let within = self.b.ins().band_imm_u(half, 3);
+        let shift = self.b.ins().ishl_imm_u(within, 3);
+        let shift = self.b.ins().ireduce(types::I32, shift);
+        [1, 1 << 4].map(|low| {
+            let lanes = self.lanes([low, low << 1, low << 2, low << 3], types::I32X4);
+            self.b.ins().ishl(lanes, shift)
+        })
+    }
+
+    /// For the eight queries of `half`: lanes all ones where the mask word at `word` (whose address may differ
+    /// from the word's by `offset`) has the query's bit set, else all zeros; integers.
+    pub fn lane_masks(&mut self, word: Value, offset: i32, half: Value, probes: [Value; 2]) -> [Value; 2] {
+        // The 32 bits that hold the eight, broadcast from memory (the machine is little-endian).
+        let upper = self.b.ins().ushr_imm_u(half, 2);
+        let at = self.offset(word, upper, 4);
+        let bits = self.load(types::I32, at, offset);
         let wide = self.b.ins().splat(types::I32X4, bits);
-        let probe = self.lanes([1 << first, 2 << first, 4 << first, 8 << first], types::I32X4);
-        let hit = self.b.ins().band(wide, probe);
-        self.b.ins().icmp(IntCC::Equal, hit, probe)
+        probes.map(|probe| {
+            let hit = self.b.ins().band(wide, probe);
+            self.b.ins().icmp(IntCC::Equal, hit, probe)
+        })
     }
 
     /// Floats `x` where the integer `mask` is all ones, `y` where it is all zeros.
@@ -186,17 +204,15 @@ impl<'a> Emit<'a> {
 
     /// `2^x` of several independent vectors, interleaved step by step so that their latencies overlap.
     ///
-    /// Below -126 the result is 0 (no subnormals), above 127.5 it is infinite, and NaN stays NaN. The largest
-    /// relative error between is 2e-7.
+    /// For `x` up to 127 (beyond, the result is unspecified): below -126.5 it is 0, NaN stays NaN, and the
+    /// relative error is at most 2e-7 where the result is a normal number.
     pub fn exp2(&mut self, xs: &[Value]) -> Vec<Value> {
         // Adding 1.5 · 2^23 rounds to an integer n and leaves it in the low bits; with the exponent's bias
-        // already added there, a shift makes it 2^n.
+        // already added there, a shift makes it 2^n. At n = -127 that is the float 0.
         let magic = self.constant(12_582_912.0 + 127.0);
-        let lowest = self.constant(-126.0);
-        let highest = self.constant(128.0);
-        // `max` and `min` give their second operand where one is NaN, so a NaN in x passes both.
+        let lowest = self.constant(-127.0);
+        // `max` gives its second operand where one is NaN, so a NaN in x passes.
         let ts: Vec<Value> = xs.iter().map(|&x| self.max(lowest, x)).collect();
-        let ts: Vec<Value> = ts.iter().map(|&t| self.min(highest, t)).collect();
         let rounded: Vec<Value> = ts.iter().map(|&t| self.b.ins().fadd(t, magic)).collect();
         let wholes: Vec<Value> = rounded.iter().map(|&r| self.b.ins().fsub(r, magic)).collect();
         let fractions: Vec<Value> = ts.iter().zip(&wholes).map(|(&t, &n)| self.b.ins().fsub(t, n)).collect();
@@ -217,16 +233,7 @@ impl<'a> Emit<'a> {
                 self.as_f32(shifted)
             })
             .collect();
-        let products: Vec<Value> = sums.iter().zip(&scales).map(|(&sum, &s)| self.b.ins().fmul(sum, s)).collect();
-        products
-            .iter()
-            .zip(xs)
-            .map(|(&product, &x)| {
-                let kept = self.b.ins().fcmp(FloatCC::UnorderedOrGreaterThanOrEqual, x, lowest);
-                let kept = self.as_f32(kept);
-                self.b.ins().band(product, kept)
-            })
-            .collect()
+        sums.iter().zip(&scales).map(|(&sum, &scale)| self.b.ins().fmul(sum, scale)).collect()
     }
 
     /// The transpose of a 4 × 4 matrix given by its rows.

@@ -29,14 +29,13 @@ pub(super) fn emit(e: &mut Emit, record: Value) -> Vec<Value> {
         let sums = [e.load(types::F32X4, sum, 0), e.load(types::F32X4, sum, 16)];
         let words = field!(e, record, ExpCall, words);
         let nkeys = field!(e, record, ExpCall, nkeys);
-        let shift = e.b.ins().ishl_imm_u(half, 3);
         let run = |e: &mut Emit, words: Option<Value>| {
+            let mask = words.map(|words| Mask { words, half, probes: e.lane_probes(half) });
             let (next, sums) = e.while_less(zero, nkeys, KEYS, KEYS - 1, &sums, |e, key, sums| {
-                keys(e, panel, key, KEYS, words.map(|words| (words, shift)), max, sums)
+                keys(e, panel, key, KEYS, mask.as_ref(), max, sums)
             });
-            let (_, sums) = e.while_less(next, nkeys, 1, 0, &sums, |e, key, sums| {
-                keys(e, panel, key, 1, words.map(|words| (words, shift)), max, sums)
-            });
+            let (_, sums) =
+                e.while_less(next, nkeys, 1, 0, &sums, |e, key, sums| keys(e, panel, key, 1, mask.as_ref(), max, sums));
             sums
         };
         let sums = e.if_else(words, |e| run(e, Some(words)), |e| run(e, None));
@@ -47,13 +46,20 @@ pub(super) fn emit(e: &mut Emit, record: Value) -> Vec<Value> {
     Vec::new()
 }
 
+/// Mask words, and which eight of their bits are meant.
+struct Mask {
+    words: Value,
+    half: Value,
+    probes: [Value; 2],
+}
+
 /// The probabilities of `count` keys from `key` on for eight queries; returns the raised sums.
 fn keys(
     e: &mut Emit,
     panel: Value,
     key: Value,
     count: i64,
-    words: Option<(Value, Value)>,
+    mask: Option<&Mask>,
     max: [Value; 2],
     sums: &[Value],
 ) -> Vec<Value> {
@@ -66,15 +72,12 @@ fn keys(
         }
     }
     let mut powers = e.exp2(&shifted);
-    if let Some((words, shift)) = words {
-        let at = e.offset(words, key, 8);
-        for k in 0..count as usize {
-            let word = e.load(types::I64, at, 8 * k as i32);
-            let bits = e.b.ins().ushr(word, shift);
-            let bits = e.b.ins().ireduce(types::I32, bits);
-            for side in 0..2 {
-                let allowed = e.lane_mask(bits, 4 * side as u32);
-                powers[2 * k + side] = e.keep(allowed, powers[2 * k + side]);
+    if let Some(&Mask { words, half, probes }) = mask {
+        let word = e.offset(words, key, 8);
+        for (k, pair) in powers.chunks_mut(2).enumerate() {
+            let allowed = e.lane_masks(word, 8 * k as i32, half, probes);
+            for (power, allowed) in pair.iter_mut().zip(allowed) {
+                *power = e.keep(allowed, *power);
             }
         }
     }

@@ -180,14 +180,11 @@ fn update_max(e: &mut Emit, block: &Block, half: Value, sums: &[Value]) {
         let after = e.if_else(
             masked,
             |e| {
-                let shift = e.b.ins().ishl_imm_u(half, 3);
+                let probes = e.lane_probes(half);
                 let mut best = before.to_vec();
                 for (r, pair) in sums.chunks(2).enumerate() {
-                    let word = e.load(types::I64, block.words, 8 * r as i32);
-                    let bits = e.b.ins().ushr(word, shift);
-                    let bits = e.b.ins().ireduce(types::I32, bits);
-                    for (side, (&score, best)) in pair.iter().zip(&mut best).enumerate() {
-                        let allowed = e.lane_mask(bits, 4 * side as u32);
+                    let allowed = e.lane_masks(block.words, 8 * r as i32, half, probes);
+                    for ((&score, &allowed), best) in pair.iter().zip(&allowed).zip(&mut best) {
                         let score = e.select(allowed, score, *best);
                         *best = e.max(score, *best);
                     }

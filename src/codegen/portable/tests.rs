@@ -297,7 +297,7 @@ fn probabilities_and_sums_match_plain_loops() {
                 let len = (groups - 1) * s_stride + nkeys * LANES;
                 let mut scores: Vec<f32> = (0..len).map(|_| 20.0 * random.float()).collect();
                 for (index, special) in
-                    [f32::NEG_INFINITY, f32::NAN, f32::INFINITY, -130.0, -1e30, 300.0].into_iter().enumerate()
+                    [f32::NEG_INFINITY, f32::NAN, f32::INFINITY, -130.0, -1e30, 100.0].into_iter().enumerate()
                 {
                     scores[(index * 5 + 3) % (nkeys * LANES)] = special;
                 }
@@ -333,13 +333,13 @@ fn probabilities_and_sums_match_plain_loops() {
     }
 }
 
-/// Probabilities below 2^-126 are 0, those that round to 2^128 infinite.
+/// Probabilities below 2^-126.5 are 0; +inf, which a row that has it turns into NaN anyway, gives NaN.
 fn probability(score: f32, max: f32, allowed: bool) -> f64 {
     let x = f64::from(score - max);
     match x {
         _ if !allowed => 0.0,
-        x if x < -126.0 => 0.0,
-        x if x >= 127.5 => f64::INFINITY,
+        x if x <= -126.5 => 0.0,
+        x if x == f64::INFINITY => f64::NAN,
         x => x.exp2(),
     }
 }
@@ -348,7 +348,7 @@ fn probability(score: f32, max: f32, allowed: bool) -> f64 {
 fn powers_of_two_are_exact_and_others_close() {
     let tiles = Tiles::new(1, 1);
     let mut worst = 0.0f64;
-    for base in -126..128 {
+    for base in -126..127 {
         let mut s = Panel::new(LANES, 0.0);
         for (lane, value) in s.values_mut().iter_mut().enumerate() {
             *value = base as f32 + lane as f32 / LANES as f32;
@@ -367,7 +367,7 @@ fn powers_of_two_are_exact_and_others_close() {
         };
         tiles.call(tiles.symbols.exp, &call);
         assert_eq!(f64::from(s.values()[0]), f64::from(base).exp2());
-        for (&found, &score) in s.values().iter().zip(&scores).filter(|&(_, &score)| score < 127.5) {
+        for (&found, &score) in s.values().iter().zip(&scores) {
             worst = worst.max((f64::from(found) / f64::from(score).exp2() - 1.0).abs());
         }
     }

@@ -376,7 +376,7 @@ fn finish_rows(e: &mut Emit, record: Value, dv: usize, restarts: bool) -> Value 
         let factor = e.load(types::F32, factor, 0);
         let restart = e.load(types::F32, record, offset_of!(ValueCall, restart) as i32);
         let scale = [e.splat(factor), e.splat(restart)];
-        // x - x is 0 for a finite x and NaN otherwise; a sum of them keeps the NaN.
+        // x - x is 0 for a finite x and NaN otherwise, and a NaN's bits stay those of a NaN whatever is or-ed in.
         let finish = |e: &mut Emit, ty: Type, byte: Value, offset: i32, scale: [Value; 2], seen: Value| {
             let at = e.b.ins().iadd(acc, byte);
             let sum = e.load(ty, at, offset);
@@ -390,19 +390,22 @@ fn finish_rows(e: &mut Emit, record: Value, dv: usize, restarts: bool) -> Value 
             let at = e.b.ins().iadd(out, byte);
             e.store(result, at, offset);
             let difference = e.b.ins().fsub(result, result);
-            e.b.ins().fadd(seen, difference)
+            e.b.ins().bor(seen, difference)
         };
-        let whole = dv / 4 * 4;
         let (mut vector, mut scalar) = (seen[0], seen[1]);
-        if whole > 0 {
-            let (start, end) = (e.int(0), e.int(4 * whole as i64));
-            vector = e.for_range(start, end, 16, &[vector], |e, byte, seen| {
-                vec![finish(e, types::F32X4, byte, 0, scale, seen[0])]
+        let (runs, whole) = (dv / 16 * 16, dv / 4 * 4);
+        let zero = e.int(0);
+        if runs > 0 {
+            let end = e.int(4 * runs as i64);
+            vector = e.for_range(zero, end, 64, &[vector], |e, byte, seen| {
+                vec![(0..4).fold(seen[0], |seen, index| finish(e, types::F32X4, byte, 16 * index, scale, seen))]
             })[0];
         }
+        for column in (runs..whole).step_by(4) {
+            vector = finish(e, types::F32X4, zero, 4 * column as i32, scale, vector);
+        }
         for column in whole..dv {
-            let start = e.int(0);
-            scalar = finish(e, types::F32, start, 4 * column as i32, [factor, restart], scalar);
+            scalar = finish(e, types::F32, zero, 4 * column as i32, [factor, restart], scalar);
         }
         vec![vector, scalar]
     });
