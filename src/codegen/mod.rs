@@ -1,1 +1,4 @@
 //! From a plan to Cranelift functions.
+
+pub mod emit;
+pub mod portable;
