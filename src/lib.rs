@@ -4,10 +4,18 @@
 //! diffuses (Feng et al., "Diffuser", AAAI 2023, arXiv 2210.11794).
 
 pub mod codegen;
+pub mod compiler;
 pub mod error;
+pub mod jit;
+pub mod machine;
 pub mod mask;
+pub mod passes;
 pub mod pattern;
+pub mod plan;
+pub mod runtime;
 pub mod schedule;
 pub mod spec;
 pub mod target;
 pub mod tiles;
+
+pub use error::{Error, Result};
