@@ -4,6 +4,7 @@
 //! diffuses (Feng et al., "Diffuser", AAAI 2023, arXiv 2210.11794).
 
 pub mod error;
+pub mod interpreter;
 pub mod mask;
 pub mod pattern;
 pub mod schedule;
