@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub mod keyset;
+pub mod tree;
 
 pub use keyset::KeySet;
 

@@ -1,0 +1,173 @@
+//! The questions of [`Leaf`] asked of a whole tree.
+//!
+//! Unions, intersections and complements of leaves are combined by interval algebra (bounds) and bit by bit
+//! (exact words). Bounds stay bounds: a union of two leaves that together allow a key to every query, each to
+//! half of them, reports the key as undecided, and the caller decides it from the words.
+
+use std::ops::Range;
+
+use smallvec::SmallVec;
+
+use super::{Cover, KeySet, Leaf, Pattern, Tree};
+
+/// Words of one query over a handful of key blocks, without allocating.
+type Words = SmallVec<[u64; 64]>;
+
+impl Pattern {
+    /// Whether query `q` of `head` may attend to key `k`: the definition.
+    pub fn allows(&self, head: usize, q: usize, k: usize) -> bool {
+        self.tree.allows(head, q, k)
+    }
+
+    /// Bounds on the keys of all queries in `queries` (not empty); may reach beyond `0..kv_len`.
+    pub fn cover(&self, head: usize, queries: Range<usize>) -> Cover {
+        self.tree.cover(head, queries)
+    }
+
+    /// Writes to bit `j` of `out[i]` whether query `q` may attend to key `64 * blocks[i] + j`. `blocks`
+    /// ascend; bits at keys beyond `kv_len` may have any value.
+    pub fn words(&self, head: usize, q: usize, blocks: &[u32], out: &mut [u64]) {
+        out.fill(0);
+        self.tree.words(head, q, blocks, out);
+    }
+
+    /// Whether two heads may differ.
+    pub fn depends_on_head(&self) -> bool {
+        self.tree.any_leaf(&mut |leaf| leaf.depends_on_head())
+    }
+
+    /// A shift of query and key together that changes no answer (both staying in range); `None` where none is
+    /// known.
+    pub fn period(&self) -> Option<u64> {
+        self.tree.period()
+    }
+
+    /// Queries that may attend to most keys, ascending: those of the leaves that stand in unions only, since
+    /// an intersection or a complement takes the property away.
+    pub fn dense_queries(&self, head: usize) -> Vec<u32> {
+        // The hint of a leaf does not depend on the head; the argument keeps room for those that will.
+        let _ = head;
+        let mut queries = Vec::new();
+        self.tree.collect_dense(&mut queries);
+        queries.retain(|&q| (q as usize) < self.q_len);
+        queries.sort_unstable();
+        queries.dedup();
+        queries
+    }
+}
+
+impl Tree {
+    /// See [`Pattern::allows`].
+    pub fn allows(&self, head: usize, q: usize, k: usize) -> bool {
+        match self {
+            Self::Any(children) => children.iter().any(|child| child.allows(head, q, k)),
+            Self::All(children) => children.iter().all(|child| child.allows(head, q, k)),
+            Self::Not(child) => !child.allows(head, q, k),
+            Self::Leaf(leaf) => leaf.allows(head, q, k),
+        }
+    }
+
+    /// See [`Pattern::cover`].
+    pub fn cover(&self, head: usize, queries: Range<usize>) -> Cover {
+        match self {
+            Self::Any(children) => fold(children, head, queries, KeySet::union).unwrap_or_default(),
+            Self::All(children) => fold(children, head, queries, KeySet::intersection)
+                .unwrap_or_else(|| Cover { some: KeySet::everything(), all: KeySet::everything() }),
+            Self::Not(child) => {
+                let inner = child.cover(head, queries);
+                Cover { some: inner.all.complement(), all: inner.some.complement() }
+            }
+            Self::Leaf(leaf) => leaf.cover(head, queries),
+        }
+    }
+
+    /// See [`Pattern::words`]; `out` comes zeroed.
+    pub fn words(&self, head: usize, q: usize, blocks: &[u32], out: &mut [u64]) {
+        match self {
+            Self::Any(children) => combine(children, head, q, blocks, out, |word, more| *word |= more),
+            Self::All(children) => combine(children, head, q, blocks, out, |word, more| *word &= more),
+            Self::Not(child) => {
+                child.words(head, q, blocks, out);
+                out.iter_mut().for_each(|word| *word = !*word);
+            }
+            Self::Leaf(leaf) => leaf.words(head, q, blocks, out),
+        }
+    }
+
+    /// See [`Pattern::period`].
+    pub fn period(&self) -> Option<u64> {
+        match self {
+            Self::Any(children) | Self::All(children) => {
+                children.iter().try_fold(1, |period, child| lcm(period, child.period()?))
+            }
+            Self::Not(child) => child.period(),
+            Self::Leaf(leaf) => leaf.period(),
+        }
+    }
+
+    /// A period of the tree where only `keys` (not empty) and `queries` (not empty) count: a leaf that is
+    /// decided there (all or nothing) is constant and has every period.
+    pub fn period_within(&self, head: usize, queries: &Range<usize>, keys: &Range<i64>) -> Option<u64> {
+        match self {
+            Self::Any(children) | Self::All(children) => {
+                children.iter().try_fold(1, |period, child| lcm(period, child.period_within(head, queries, keys)?))
+            }
+            Self::Not(child) => child.period_within(head, queries, keys),
+            Self::Leaf(leaf) => leaf.period().or_else(|| {
+                let cover = leaf.cover(head, queries.clone());
+                let decided = !cover.some.meets(keys.start, keys.end) || cover.all.covers(keys.start, keys.end);
+                decided.then_some(1)
+            }),
+        }
+    }
+
+    /// Whether `property` holds for some leaf.
+    pub fn any_leaf(&self, property: &mut impl FnMut(&dyn Leaf) -> bool) -> bool {
+        match self {
+            Self::Any(children) | Self::All(children) => children.iter().any(|child| child.any_leaf(property)),
+            Self::Not(child) => child.any_leaf(property),
+            Self::Leaf(leaf) => property(leaf.as_ref()),
+        }
+    }
+
+    fn collect_dense(&self, queries: &mut Vec<u32>) {
+        match self {
+            Self::Any(children) => children.iter().for_each(|child| child.collect_dense(queries)),
+            Self::Leaf(leaf) => queries.extend_from_slice(leaf.dense_queries()),
+            Self::All(_) | Self::Not(_) => {}
+        }
+    }
+}
+
+fn fold(
+    children: &[Tree],
+    head: usize,
+    queries: Range<usize>,
+    join: impl Fn(&KeySet, &KeySet) -> KeySet,
+) -> Option<Cover> {
+    children
+        .iter()
+        .map(|child| child.cover(head, queries.clone()))
+        .reduce(|left, right| Cover { some: join(&left.some, &right.some), all: join(&left.all, &right.all) })
+}
+
+fn combine(children: &[Tree], head: usize, q: usize, blocks: &[u32], out: &mut [u64], join: impl Fn(&mut u64, u64)) {
+    let Some((first, others)) = children.split_first() else { return };
+    first.words(head, q, blocks, out);
+    // A leaf may assign rather than or, so that each further child gets zeroed words of its own.
+    let mut more = Words::new();
+    for child in others {
+        more.clear();
+        more.resize(out.len(), 0);
+        child.words(head, q, blocks, &mut more);
+        out.iter_mut().zip(&more).for_each(|(word, &more)| join(word, more));
+    }
+}
+
+fn lcm(a: u64, b: u64) -> Option<u64> {
+    let (mut x, mut y) = (a, b);
+    while y != 0 {
+        (x, y) = (y, x % y);
+    }
+    if x == 0 { None } else { (a / x).checked_mul(b).filter(|&period| period > 0) }
+}
