@@ -3,6 +3,8 @@
 //! A YAML spec says who attends to whom, how scores are scaled, and over how many hops attention
 //! diffuses (Feng et al., "Diffuser", AAAI 2023, arXiv 2210.11794).
 
+pub mod analysis;
+pub mod baselines;
 pub mod error;
 pub mod interpreter;
 pub mod mask;
