@@ -16,7 +16,7 @@ fn exp2(x: f32) -> f32 {
     let f = x - (rounded - ROUND);
     // ln(2)^i / i!, |f| ≤ 1/2.
     let mut p = 1.540_353e-4_f32;
-    for c in [1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 0.240_226_51, core::f32::consts::LN_2, 1.0] {
+    for c in [1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 0.240_226_5, core::f32::consts::LN_2, 1.0] {
         p = p.mul_add(f, c);
     }
     p * f32::from_bits((rounded.to_bits() << 23).wrapping_add(0x3f80_0000))
