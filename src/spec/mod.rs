@@ -7,16 +7,19 @@ use std::sync::Arc;
 
 use crate::error::Span;
 
+mod diffusion;
 pub mod expr;
+mod parse;
+mod print;
+mod read;
+mod set;
+mod source;
+mod yaml;
 
-/// The text a spec came from, for messages that point into it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Source {
-    /// File name as the user gave it, or `<text>`.
-    pub file: String,
-    /// The whole text.
-    pub text: String,
-}
+pub use parse::{parse, parse_node, parse_with};
+pub use print::flow;
+pub use read::{Fields, nearest};
+pub use source::Source;
 
 /// A spec as written, with defaults filled in and nothing evaluated that depends on a length.
 #[derive(Debug, Clone)]

@@ -1,0 +1,196 @@
+//! The general keys of a spec, and the pattern tree down to its leaves.
+//!
+//! In: YAML text and overrides. Out: a [`PatternSpec`]. Refused: everything that is not in the contract, with
+//! the nearest known key, and by name what the contract has but this version has not.
+
+use std::sync::Arc;
+
+use super::{Data, Diffusion, Fields, Node, PatternSpec, Source, Value, diffusion, nearest, set, yaml};
+use crate::error::{Result, Span};
+
+/// Query heads of a spec.
+const MAX_HEADS: u64 = 65_536;
+/// Width of a query, key or value vector.
+const MAX_DIM: u64 = 512;
+/// Nested combinators of a pattern.
+const MAX_DEPTH: usize = 32;
+
+const KEYS: [&str; 12] = [
+    "name",
+    "description",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "value_dim",
+    "dtype",
+    "align",
+    "inputs",
+    "pattern",
+    "score",
+    "diffusion",
+];
+
+/// Reads a spec; `file` is its name in messages.
+pub fn parse(text: &str, file: &str) -> Result<PatternSpec> {
+    parse_with(text, file, &[])
+}
+
+/// Reads a spec with some values replaced: each pair is a path, such as `diffusion.hops` or
+/// `pattern.any.0.window.radius`, and the YAML text of the new value.
+pub fn parse_with(text: &str, file: &str, sets: &[(String, String)]) -> Result<PatternSpec> {
+    let mut source = Source::new(text, file);
+    source.overrides = sets.iter().map(|(path, value)| format!("{path}={value}")).collect();
+    let mut root = yaml::read(&source)?;
+    for (index, (path, value)) in sets.iter().enumerate() {
+        set::apply(&mut root, &source, index, path, value)?;
+    }
+    interpret(Arc::new(source), &root)
+}
+
+/// Reads a pattern tree alone, as [`crate::pattern::Pattern::print`] writes it.
+pub fn parse_node(source: &Source) -> Result<Node> {
+    node(source, &yaml::read(source)?, 0)
+}
+
+fn interpret(source: Arc<Source>, root: &Value) -> Result<PatternSpec> {
+    let top = Span { line: 1, column: 1, width: 1 };
+    let fields = Fields::new(&source, "the spec", top, root, &KEYS)?;
+    let src = source.as_ref();
+    let name = fields.require("name", "my-pattern")?.text(src, "name")?.to_string();
+    let description = match fields.get("description") {
+        Some(value) => Some(value.text(src, "description")?.to_string()),
+        None => None,
+    };
+    let whole = |key: &str, hi: u64, default: u64| match fields.get(key) {
+        Some(value) => value.integer(src, key, 1, hi),
+        None => Ok(default),
+    };
+    let heads = whole("heads", MAX_HEADS, 1)?;
+    if let Some(value) = fields.get("kv_heads") {
+        let kv_heads = value.integer(src, "kv_heads", 1, MAX_HEADS)?;
+        if heads % kv_heads != 0 {
+            let message = format!("`kv_heads` is {kv_heads}, which does not divide {heads} heads");
+            return Err(src.error(value.at, message, "a divisor of `heads`"));
+        }
+        if kv_heads != heads {
+            return Err(src.unsupported(
+                value.at,
+                &format!("kv_heads: {kv_heads}"),
+                format!("{heads}, as many as `heads`"),
+            ));
+        }
+    }
+    let head_dim = fields.require("head_dim", "64")?.integer(src, "head_dim", 1, MAX_DIM)?;
+    let value_dim = whole("value_dim", MAX_DIM, head_dim)?;
+    if let Some(value) = fields.get("dtype") {
+        let dtype = value.choice(src, "dtype", &["f32", "bf16", "f16"])?;
+        if dtype != "f32" {
+            return Err(src.unsupported(value.at, &format!("dtype: {dtype}"), "`f32`"));
+        }
+    }
+    if let Some(value) = fields.get("align")
+        && value.choice(src, "align", &["end", "start"])? == "start"
+    {
+        return Err(src.unsupported(value.at, "align: start", "`end`"));
+    }
+    if fields.get("inputs").is_some() {
+        return Err(src.unsupported(fields.key_at("inputs"), "inputs", "a spec without `inputs`"));
+    }
+    let pattern = root_node(src, fields.require("pattern", "causal")?)?;
+    let scale = score(src, &fields, head_dim)?;
+    let diffusion = match fields.get("diffusion") {
+        Some(value) => diffusion::read(src, fields.key_at("diffusion"), value)?,
+        None => Diffusion::plain(),
+    };
+    Ok(PatternSpec {
+        name,
+        description,
+        heads: heads as usize,
+        head_dim: head_dim as usize,
+        value_dim: value_dim as usize,
+        pattern,
+        scale,
+        diffusion,
+        source: source.clone(),
+    })
+}
+
+fn score(source: &Source, fields: &Fields<'_>, head_dim: u64) -> Result<f64> {
+    let default = 1.0 / (head_dim as f64).sqrt();
+    let Some(value) = fields.get("score") else { return Ok(default) };
+    let fields = Fields::new(source, "score", fields.key_at("score"), value, &["scale", "mods"])?;
+    if let Some(mods) = fields.get("mods")
+        && !mods.list(source, "mods", "a list of score mods")?.is_empty()
+    {
+        return Err(source.unsupported(fields.key_at("mods"), "score.mods", "`mods: []`, or only `scale`"));
+    }
+    match fields.get("scale") {
+        // In f32, where scores are computed, anything beyond would be infinite.
+        Some(value) => value.float(source, "scale", -f64::from(f32::MAX), f64::from(f32::MAX)),
+        None => Ok(default),
+    }
+}
+
+fn root_node(source: &Source, value: &Value) -> Result<Node> {
+    if let Data::Map(entries) = &value.data
+        && let Some((_, at, _)) = entries.iter().find(|(key, _, _)| key == "per_head")
+    {
+        return Err(source.unsupported(*at, "per_head", "one pattern for all heads"));
+    }
+    node(source, value, 0)
+}
+
+fn node(source: &Source, value: &Value, depth: usize) -> Result<Node> {
+    if depth > MAX_DEPTH {
+        return Err(source.error(value.at, "the pattern is nested too deeply", format!("at most {MAX_DEPTH} levels")));
+    }
+    let (name, at, args) = match &value.data {
+        Data::Scalar { text, .. } => {
+            let null = Value { at: value.at, data: Data::Null };
+            return leaf_or_combinator(source, text, value.at, &null, depth);
+        }
+        Data::Map(entries) => match entries.as_slice() {
+            [(name, at, args)] => (name, *at, args),
+            [] => return Err(source.error(value.at, "the node is empty", "a node, such as `causal`")),
+            [(first, ..), (second, at, _), ..] => {
+                let message = format!("a second key `{second}` in the node `{first}`");
+                let expected =
+                    format!("one key; `any: [...]` or `all: [...]` joins nodes, and arguments stand under `{first}`");
+                return Err(source.error(*at, message, expected));
+            }
+        },
+        Data::List(_) => {
+            return Err(source.error(value.at, "a list stands where a node belongs", "`any: [...]` or `all: [...]`"));
+        }
+        Data::Null => {
+            let expected = "a node, such as `causal` or `window: {radius: 128}`";
+            return Err(source.error(value.at, "a node is missing", expected));
+        }
+    };
+    leaf_or_combinator(source, name, at, args, depth)
+}
+
+fn leaf_or_combinator(source: &Source, name: &str, at: Span, args: &Value, depth: usize) -> Result<Node> {
+    match name {
+        "any" | "all" => {
+            let items = args.list(source, name, "a list of nodes, such as [causal, {sink: 4}]")?;
+            if items.is_empty() {
+                return Err(source.error(args.at, format!("`{name}` is empty"), "at least one node"));
+            }
+            let nodes = items.iter().map(|item| node(source, item, depth + 1)).collect::<Result<Vec<_>>>()?;
+            Ok(if name == "any" { Node::Any(nodes) } else { Node::All(nodes) })
+        }
+        "not" => Ok(Node::Not(Box::new(node(source, args, depth + 1)?))),
+        "per_head" => {
+            let message = "`per_head` stands inside another node";
+            Err(source.error(at, message, "`per_head` at the root of the pattern only"))
+        }
+        _ => match nearest(name, ["any", "all", "not"]) {
+            // A misspelt combinator would otherwise be taken for a leaf with a list of arguments.
+            Some(near) if matches!(args.data, Data::List(_)) => {
+                Err(source.error(at, format!("unknown node `{name}`"), format!("`{near}`")))
+            }
+            _ => Ok(Node::Leaf { name: name.to_string(), at, args: args.clone() }),
+        },
+    }
+}

@@ -1,0 +1,63 @@
+//! Where a spec came from, and messages that point into it.
+
+use crate::error::{Error, Span, SpecError};
+
+/// The text a spec came from, with the texts of its overrides.
+///
+/// A [`Span`] has no file of its own; places in the override number `i` have their lines counted from
+/// [`Source::override_line`]`(i)`, far beyond any line of the text, and are told apart by that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// File name as the user gave it, or `<text>`.
+    pub file: String,
+    /// The whole text.
+    pub text: String,
+    /// What was written after each `--set`, `PATH=VALUE`.
+    pub overrides: Vec<String>,
+}
+
+/// More lines than a text within [`super::yaml::MAX_BYTES`] can have.
+const LINES: usize = 1 << 21;
+
+impl Source {
+    /// A text without overrides.
+    pub fn new(text: impl Into<String>, file: impl Into<String>) -> Self {
+        Self { file: file.into(), text: text.into(), overrides: Vec::new() }
+    }
+
+    /// The line that stands for the first line of override `index`.
+    pub(super) fn override_line(index: usize) -> usize {
+        (index + 1) * LINES + 1
+    }
+
+    /// Whether the text is a file, so that paths in it can be taken relative to its folder.
+    pub fn is_file(&self) -> bool {
+        !self.file.is_empty() && self.file != "-" && !self.file.starts_with('<')
+    }
+
+    /// What is wrong at a place, and what was expected there (may be empty).
+    pub fn error(&self, at: Span, message: impl Into<String>, expected: impl Into<String>) -> Error {
+        let line = at.line.max(1);
+        let from_override = ((line - 1) / LINES).checked_sub(1).and_then(|i| self.overrides.get(i));
+        let (file, text, line) = match from_override {
+            Some(text) => {
+                let first = text.lines().next().unwrap_or_default();
+                (format!("--set {first}"), text.as_str(), (line - 1) % LINES + 1)
+            }
+            None => (self.file.clone(), self.text.as_str(), line),
+        };
+        SpecError {
+            file,
+            at: Span { line, column: at.column.max(1), width: at.width.max(1) },
+            source_line: text.lines().nth(line - 1).unwrap_or_default().to_string(),
+            message: message.into(),
+            expected: expected.into(),
+        }
+        .into()
+    }
+
+    /// A construct of the spec language that this version does not have.
+    pub fn unsupported(&self, at: Span, what: &str, instead: impl Into<String>) -> Error {
+        self.error(at, format!("`{what}` is not supported yet"), instead)
+    }
+}
