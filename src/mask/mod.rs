@@ -5,6 +5,19 @@
 //! empty. Consecutive rows that differ only by a shift are one [`RowRun`], so a window over a million tokens
 //! is a handful of runs. No step visits n² points.
 
+mod build;
+mod count;
+mod edge_rule;
+mod row_runs;
+mod shifted_rows;
+mod tables;
+#[cfg(test)]
+mod tests;
+
+pub use build::{build, build_with};
+pub use count::Counts;
+pub use edge_rule::EdgeRule;
+
 /// Queries in a block row.
 pub const QUERY_BLOCK: usize = 64;
 

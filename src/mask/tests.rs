@@ -1,0 +1,361 @@
+//! The mask against its definition: every pair of every test pattern, decoded, and structure at a million.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::pattern::{Cover, KeySet, Leaf, Pattern, Tree};
+
+const LIMIT: u64 = 1 << 30;
+const LENGTHS: [usize; 9] = [0, 1, 2, 63, 64, 65, 127, 251, 1000];
+
+/// `-left <= k - q <= right` and `step` divides `k - q`.
+#[derive(Debug)]
+struct Window {
+    left: i64,
+    right: i64,
+    step: i64,
+}
+
+impl Leaf for Window {
+    fn allows(&self, _: usize, q: usize, k: usize) -> bool {
+        let apart = k as i64 - q as i64;
+        -self.left <= apart && apart <= self.right && apart % self.step == 0
+    }
+
+    fn cover(&self, _: usize, queries: Range<usize>) -> Cover {
+        let (first, last) = (queries.start as i64, queries.end as i64 - 1);
+        let some = KeySet::span(first - self.left, last + self.right + 1);
+        let all = if self.step == 1 { KeySet::span(last - self.left, first + self.right + 1) } else { KeySet::empty() };
+        Cover { some, all }
+    }
+
+    fn period(&self) -> Option<u64> {
+        Some(1)
+    }
+
+    fn print(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+/// `k < end`.
+#[derive(Debug)]
+struct Sink {
+    end: i64,
+}
+
+impl Leaf for Sink {
+    fn allows(&self, _: usize, _: usize, k: usize) -> bool {
+        (k as i64) < self.end
+    }
+
+    fn cover(&self, _: usize, _: Range<usize>) -> Cover {
+        let keys = KeySet::span(-KeySet::BOUND, self.end);
+        Cover { some: keys.clone(), all: keys }
+    }
+
+    fn print(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+/// `q` or `k` is one of `tokens`.
+#[derive(Debug)]
+struct Global {
+    tokens: Vec<u32>,
+}
+
+impl Leaf for Global {
+    fn allows(&self, _: usize, q: usize, k: usize) -> bool {
+        self.tokens.binary_search(&(q as u32)).is_ok() || self.tokens.binary_search(&(k as u32)).is_ok()
+    }
+
+    fn cover(&self, _: usize, queries: Range<usize>) -> Cover {
+        let keys = KeySet::from_sorted_keys(self.tokens.iter().map(|&token| i64::from(token)));
+        let inside = self.tokens.iter().filter(|&&token| queries.contains(&(token as usize))).count();
+        let every = KeySet::everything();
+        Cover {
+            some: if inside > 0 { every.clone() } else { keys.clone() },
+            all: if inside == queries.len() { every } else { keys },
+        }
+    }
+
+    fn dense_queries(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    fn print(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+/// `count` keys a query by a hash of the query, differing by head.
+#[derive(Debug)]
+struct Random {
+    count: u64,
+    keys: u64,
+    by_head: bool,
+}
+
+impl Random {
+    fn drawn(&self, head: usize, q: usize) -> Vec<u32> {
+        let head = if self.by_head { head as u64 + 1 } else { 0 };
+        let mut keys: Vec<u32> = (0..self.count.min(self.keys))
+            .map(|draw| {
+                let mixed = (q as u64 * 7919 + draw * 104_729 + head * 31).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                ((mixed >> 20) % self.keys) as u32
+            })
+            .collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+}
+
+impl Leaf for Random {
+    fn allows(&self, head: usize, q: usize, k: usize) -> bool {
+        self.drawn(head, q).contains(&(k as u32))
+    }
+
+    fn cover(&self, head: usize, queries: Range<usize>) -> Cover {
+        let mut keys: Vec<u32> = queries.clone().flat_map(|q| self.drawn(head, q)).collect();
+        keys.sort_unstable();
+        let some = KeySet::from_sorted_keys(keys.iter().map(|&key| i64::from(key)));
+        Cover { all: if queries.len() == 1 { some.clone() } else { KeySet::empty() }, some }
+    }
+
+    fn words(&self, head: usize, q: usize, blocks: &[u32], out: &mut [u64]) {
+        for key in self.drawn(head, q) {
+            if let Ok(at) = blocks.binary_search(&(key / 64)) {
+                out[at] |= 1 << (key % 64);
+            }
+        }
+    }
+
+    fn depends_on_head(&self) -> bool {
+        self.by_head
+    }
+
+    fn print(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+/// Nothing is known but points; with a period that divides the block, does not, or is missing.
+#[derive(Debug)]
+struct Opaque {
+    modulus: u64,
+    density: u64,
+    period: Option<u64>,
+}
+
+impl Leaf for Opaque {
+    fn allows(&self, _: usize, q: usize, k: usize) -> bool {
+        let (q, k) = match self.period {
+            Some(period) => (q as u64 % period, k as u64 + period * (1 << 20) - (q as u64 / period * period)),
+            None => (q as u64, k as u64),
+        };
+        ((q * 31 + k * 17).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % self.modulus < self.density
+    }
+
+    fn cover(&self, _: usize, _: Range<usize>) -> Cover {
+        Cover { some: KeySet::everything(), all: KeySet::empty() }
+    }
+
+    fn period(&self) -> Option<u64> {
+        self.period
+    }
+
+    fn print(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+fn leaf(leaf: impl Leaf + 'static) -> Tree {
+    Tree::Leaf(Arc::new(leaf))
+}
+
+fn window(left: i64, right: i64) -> Tree {
+    leaf(Window { left, right, step: 1 })
+}
+
+fn causal() -> Tree {
+    window(1 << 40, 0)
+}
+
+fn full() -> Tree {
+    window(1 << 40, 1 << 40)
+}
+
+fn pattern(tree: Tree, n: usize) -> Pattern {
+    Pattern { q_len: n, kv_len: n, heads: 2, tree }
+}
+
+fn random(count: u64, n: usize, by_head: bool) -> Tree {
+    leaf(Random { count, keys: n.max(1) as u64, by_head })
+}
+
+fn trees(n: usize) -> Vec<(&'static str, Tree)> {
+    let global = |step: usize| leaf(Global { tokens: (3..n as u32).step_by(step).collect() });
+    vec![
+        ("full", full()),
+        ("causal", causal()),
+        ("anti-causal", Tree::Not(Box::new(causal()))),
+        ("nothing", Tree::Not(Box::new(full()))),
+        ("window", window(17, 17)),
+        ("wide window", window(128, 100)),
+        ("dilated", leaf(Window { left: 60, right: 30, step: 3 })),
+        ("streaming", Tree::Any(vec![leaf(Sink { end: 4 }), Tree::All(vec![window(70, 3), causal()])])),
+        ("outside a window", Tree::Not(Box::new(window(40, 200)))),
+        ("longformer", Tree::Any(vec![window(32, 32), leaf(Global { tokens: (0..70.min(n as u32)).collect() })])),
+        ("scattered globals", Tree::Any(vec![window(32, 32), global(97)])),
+        ("diffuser", Tree::Any(vec![window(32, 32), global(131), random(9, n, false)])),
+        ("random by head", Tree::Any(vec![window(3, 3), random(5, n, true)])),
+        ("opaque", leaf(Opaque { modulus: 7, density: 3, period: None })),
+        ("opaque, period 32", leaf(Opaque { modulus: 7, density: 6, period: Some(32) })),
+        (
+            "opaque in a band",
+            Tree::All(vec![window(90, 90), leaf(Opaque { modulus: 9, density: 5, period: Some(24) })]),
+        ),
+    ]
+}
+
+/// Every pair of the mask equals the pattern's, for every head.
+fn assert_equal_to_points(name: &str, pattern: &Pattern, mask: &BlockMask) {
+    assert_eq!((mask.q_len, mask.kv_len, mask.mask_of_head.len()), (pattern.q_len, pattern.kv_len, pattern.heads));
+    for head in 0..pattern.heads {
+        let mut nnz = 0;
+        let mut empty = 0;
+        for place in 0..pattern.q_len {
+            let q = mask.head(head).order.query_at(place);
+            let expected: Vec<u32> =
+                (0..pattern.kv_len).filter(|&k| pattern.allows(head, q, k)).map(|k| k as u32).collect();
+            assert_eq!(mask.row_keys(head, place), expected, "{name}: n {}, head {head}, query {q}", pattern.q_len);
+            nnz += expected.len() as u64;
+            empty += u64::from(expected.is_empty());
+        }
+        assert_eq!(mask.nnz(head), nnz, "{name}: pairs");
+        assert_eq!(mask.empty_rows(head), empty, "{name}: empty rows");
+    }
+}
+
+#[test]
+fn decoded_masks_equal_points() {
+    for n in LENGTHS {
+        for (name, tree) in trees(n) {
+            let pattern = pattern(tree, n);
+            let mask = build(&pattern, LIMIT).unwrap();
+            assert_equal_to_points(name, &pattern, &mask);
+        }
+    }
+}
+
+fn some_tree() -> impl Strategy<Value = Tree> {
+    let leaves = prop_oneof![
+        (0i64..200, 0i64..200, 1i64..4).prop_map(|(left, right, step)| leaf(Window { left, right, step })),
+        (0i64..150).prop_map(|end| leaf(Sink { end })),
+        prop::collection::btree_set(0u32..300, 1..40)
+            .prop_map(|tokens| leaf(Global { tokens: tokens.into_iter().collect() })),
+        (1u64..8, any::<bool>()).prop_map(|(count, by_head)| random(count, 300, by_head)),
+        (2u64..9, prop_oneof![Just(None), Just(Some(16)), Just(Some(64)), Just(Some(24))])
+            .prop_map(|(modulus, period)| leaf(Opaque { modulus, density: 2, period })),
+    ];
+    leaves.prop_recursive(3, 8, 3, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 1..4).prop_map(Tree::Any),
+            prop::collection::vec(inner.clone(), 1..4).prop_map(Tree::All),
+            inner.prop_map(|tree| Tree::Not(Box::new(tree))),
+        ]
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+    #[test]
+    fn random_trees_equal_points(tree in some_tree(), q_len in 0usize..400, kv_len in 0usize..400) {
+        let pattern = Pattern { q_len, kv_len, heads: 2, tree };
+        let mask = build(&pattern, LIMIT).unwrap();
+        assert_equal_to_points("random tree", &pattern, &mask);
+    }
+}
+
+#[test]
+fn a_million_tokens_are_a_handful_of_runs() {
+    let n = 1_000_000;
+    let structures = [
+        ("full", full(), 1, n as u64 * n as u64),
+        ("causal", causal(), 3, (n * (n + 1) / 2) as u64),
+        ("window", window(128, 128), 8, 257 * n as u64 - 128 * 129),
+        (
+            "streaming",
+            Tree::Any(vec![leaf(Sink { end: 4 }), Tree::All(vec![window(255, 0), causal()])]),
+            8,
+            // The band cut at key 0, the sink beside it, and the sink's keys ahead of queries 0 to 2.
+            256 * n as u64 - 255 * 256 / 2 + (4..n).map(|q| (q as u64).saturating_sub(255).min(4)).sum::<u64>() + 6,
+        ),
+        ("longformer", Tree::Any(vec![window(128, 128), leaf(Global { tokens: (0..64).collect() })]), 9, 0),
+    ];
+    for (name, tree, runs, nnz) in structures {
+        let mask = build(&pattern(tree, n), LIMIT).unwrap();
+        assert!(mask.masks[0].rows.len() <= runs, "{name}: {} runs", mask.masks[0].rows.len());
+        if nnz > 0 {
+            assert_eq!(mask.nnz(0), nnz, "{name}");
+        }
+    }
+}
+
+#[test]
+fn heads_share_a_mask_unless_they_differ() {
+    let shared = build(&pattern(random(4, 200, false), 200), LIMIT).unwrap();
+    assert_eq!((shared.masks.len(), shared.mask_of_head.as_slice()), (1, &[0, 0][..]));
+    let own = build(&pattern(random(4, 200, true), 200), LIMIT).unwrap();
+    assert_eq!((own.masks.len(), own.mask_of_head.as_slice()), (2, &[0, 1][..]));
+}
+
+#[test]
+fn the_memory_limit_is_kept() {
+    let error = build(&pattern(random(64, 4096, false), 4096), 1 << 16).unwrap_err();
+    assert!(matches!(error, crate::error::Error::Memory { limit: 65536, .. }), "{error}");
+}
+
+#[test]
+fn dense_queries_stand_at_the_end() {
+    let tree = Tree::Any(vec![window(5, 5), leaf(Global { tokens: vec![3, 100, 250] })]);
+    let mask = build(&pattern(tree, 300), LIMIT).unwrap();
+    let RowOrder::Permuted(order) = &mask.masks[0].order else { panic!("dense queries were not gathered") };
+    assert_eq!(order[297..], [3, 100, 250]);
+    assert!(order[..297].is_sorted());
+}
+
+#[test]
+#[ignore = "prints times: cargo test --release --lib mask -- --ignored --nocapture"]
+fn build_times() {
+    let globals = |n: u32| leaf(Global { tokens: (17..n).step_by(n as usize / 64).collect() });
+    let cases = |n: usize| {
+        vec![
+            ("full", full()),
+            ("causal", causal()),
+            ("window", window(128, 128)),
+            ("streaming", Tree::Any(vec![leaf(Sink { end: 4 }), window(255, 0)])),
+            ("longformer", Tree::Any(vec![window(128, 128), leaf(Global { tokens: (0..64).collect() })])),
+            ("scattered globals", Tree::Any(vec![window(128, 128), globals(n as u32)])),
+            ("anti-causal", Tree::Not(Box::new(causal()))),
+            ("diffuser", Tree::Any(vec![window(128, 128), globals(n as u32), random(64, n, false)])),
+        ]
+    };
+    for n in [4096, 16384, 1_000_000] {
+        for (name, tree) in cases(n) {
+            if n > 20_000 && name == "diffuser" {
+                continue;
+            }
+            let pattern = pattern(tree, n);
+            let start = std::time::Instant::now();
+            let mask = build(&pattern, 1 << 34).unwrap();
+            let took = start.elapsed();
+            println!("{name:20} n {n:8} {took:>12.1?}  {:?}", mask.head_counts(0));
+        }
+    }
+}
