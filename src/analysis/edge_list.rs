@@ -68,11 +68,4 @@ impl KeyFinder {
             }
         }
     }
-
-    /// Keys of query `q`, counted.
-    pub fn count(&mut self, pattern: &Pattern, head: usize, q: usize) -> u64 {
-        let mut count = 0;
-        self.each_word(pattern, head, q, |_, word| count += u64::from(word.count_ones()));
-        count
-    }
 }

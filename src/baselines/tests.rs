@@ -45,7 +45,7 @@ fn problem(n: usize, d: usize, dv: usize, hops: &[(f64, f64)]) -> (Pattern, Patt
             initial: 1.0,
             hops: hops.iter().map(|&(step, restart)| HopFactors { step, restart }).collect(),
         },
-        source: Arc::new(Source { file: "<text>".into(), text: String::new() }),
+        source: Arc::new(Source::new("", "<text>")),
     };
     (Pattern { q_len: n, kv_len: n, heads: 2, tree: Tree::Leaf(Arc::new(Uneven)) }, spec)
 }

@@ -44,7 +44,7 @@ fn spec(width: usize, initial: f64, hops: &[(f64, f64)]) -> PatternSpec {
             initial,
             hops: hops.iter().map(|&(step, restart)| HopFactors { step, restart }).collect(),
         },
-        source: Arc::new(Source { file: "<text>".into(), text: String::new() }),
+        source: Arc::new(Source::new("", "<text>")),
     }
 }
 
