@@ -5,6 +5,7 @@
 
 pub mod analysis;
 pub mod baselines;
+pub mod cli;
 pub mod error;
 pub mod interpreter;
 pub mod machine;

@@ -111,7 +111,7 @@ pub fn write_all(files: &[(&Path, ArrayViewD<'_, f32>)]) -> Result<()> {
 pub fn check_output(path: &Path) -> Result<()> {
     let wrong = |message: String| Err(Error::Input { path: path.into(), message });
     if path.is_dir() {
-        return wrong("is a folder; expected the name of a .npy file".into());
+        return wrong("is a folder; expected the name of a file".into());
     }
     if path.file_name().is_none() {
         return wrong("names no file".into());
@@ -138,16 +138,17 @@ fn folder(path: &Path) -> PathBuf {
     }
 }
 
-/// Temporary files are private; an output gets the mode of the file it replaces, or what a new file has.
+/// Temporary files are private; an output gets the mode of the file it replaces, or that of a file that
+/// everyone may read.
 #[cfg(unix)]
-fn share_mode(temporary: &NamedTempFile, path: &Path) -> std::io::Result<()> {
+pub(crate) fn share_mode(temporary: &NamedTempFile, path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let mode = fs::metadata(path).map_or(0o644, |data| data.permissions().mode() & 0o777);
     temporary.as_file().set_permissions(fs::Permissions::from_mode(mode))
 }
 
 #[cfg(not(unix))]
-fn share_mode(_: &NamedTempFile, _: &Path) -> std::io::Result<()> {
+pub(crate) fn share_mode(_: &NamedTempFile, _: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
