@@ -10,10 +10,50 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
+mod bits;
+mod blocks;
+mod chunk;
+mod draw;
+mod full;
+mod global;
 pub mod keyset;
+mod layout;
+pub mod node;
+mod predicate;
+mod random;
+mod resolve;
+mod rows;
+mod sink;
+mod strided;
+mod text;
+mod tokens;
 pub mod tree;
+mod window;
 
 pub use keyset::KeySet;
+pub use node::{ArgDef, COMBINATORS, CombinatorDef, NodeDef};
+pub use resolve::{check, resolve};
+pub use text::parse_text;
+
+/// Longest sequence: positions and their sums stay far from the ends of every integer type in use.
+pub const MAX_LENGTH: usize = (1 << 31) - 64;
+
+/// Every leaf of the spec language. Reader, listing, schema and tests find a leaf through its line here.
+pub const NODES: &[NodeDef] = &[
+    full::FULL,
+    full::CAUSAL,
+    window::WINDOW,
+    chunk::CHUNK,
+    global::GLOBAL,
+    sink::SINK,
+    sink::PREFIX,
+    strided::STRIDED,
+    random::RANDOM,
+    random::RANDOM_CELLS,
+    blocks::RANDOM_BLOCKS,
+    blocks::BLOCKS,
+    predicate::WHERE,
+];
 
 /// What a leaf knows about the keys of a range of queries. Intervals may reach beyond `0..kv_len`; the
 /// caller clips.
@@ -91,3 +131,6 @@ pub struct Pattern {
     /// The tree.
     pub tree: Tree,
 }
+
+#[cfg(test)]
+mod tests;

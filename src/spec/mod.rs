@@ -17,7 +17,7 @@ mod source;
 mod yaml;
 
 pub use parse::{parse, parse_node, parse_with};
-pub use print::flow;
+pub use print::{flow, quoted};
 pub use read::{Fields, nearest};
 pub use source::Source;
 

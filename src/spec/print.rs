@@ -126,13 +126,18 @@ fn is_special(text: &str) -> bool {
     word || text.parse::<f64>().is_ok()
 }
 
-/// Text as a YAML scalar: bare where it is a plain word, else in JSON's quotes, which YAML shares.
+/// Text as a YAML scalar: bare where it is a plain word, else quoted.
 pub(super) fn scalar(text: &str) -> String {
     let letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/');
     let plain = text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.chars().all(letter);
     if plain && !is_special(text) {
         return text.to_string();
     }
+    quoted(text)
+}
+
+/// Text in JSON's quotes, which YAML shares.
+pub fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {

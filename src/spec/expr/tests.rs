@@ -101,7 +101,6 @@ fn limits_hold() {
     assert!(value(&"(".repeat(101)).unwrap_err().message.contains("too deeply"));
     assert!(value(&format!("{}1{}", "(".repeat(100), ")".repeat(100))).is_ok());
     assert!(value(&"-".repeat(3000)).unwrap_err().message.contains("too deeply"));
-    assert!(value(&"1+".repeat(2047)).unwrap_err().message.contains("where a value"));
     assert!(value(&format!("{}1", "1+".repeat(2047))).unwrap_err().message.contains("in a row"));
     assert!(value(&"n".repeat(5000)).unwrap_err().expected.contains("4096"));
 }

@@ -1,0 +1,156 @@
+//! `random_blocks` and `blocks`: whole blocks of queries against whole blocks of keys, drawn (Zaheer et al.,
+//! "Big Bird", NeurIPS 2020) or given as a layout.
+
+use std::ops::Range;
+
+use super::bits::fill;
+use super::draw::Draw;
+use super::layout::Layout;
+use super::node::{ArgDef, Args, Draft, NodeDef, leaf};
+use super::random::check_edges;
+use super::rows::Rows;
+use super::{Cover, KeySet, Leaf, MAX_LENGTH};
+use crate::error::Result;
+
+/// `random_blocks`
+pub const RANDOM_BLOCKS: NodeDef = NodeDef {
+    name: "random_blocks",
+    meaning: "a block of queries attends to that many distinct blocks of keys drawn for it (all where fewer exist)",
+    args: &[
+        ArgDef { name: "block", kind: "integer", default: None, meaning: "tokens in a block" },
+        ArgDef { name: "blocks_per_row", kind: "integer", default: None, meaning: "key blocks drawn per query block" },
+        ArgDef { name: "seed", kind: "integer", default: None, meaning: "another seed, another choice" },
+        ArgDef { name: "per_head", kind: "true | false", default: Some("false"), meaning: "every head draws its own" },
+        ArgDef {
+            name: "among",
+            kind: "all | past",
+            default: Some("all"),
+            meaning: "past: only from key blocks up to the query block",
+        },
+    ],
+    example: "random_blocks: {block: 64, blocks_per_row: 3, seed: 1}",
+    read: read_random,
+};
+
+/// `blocks`
+pub const BLOCKS: NodeDef = NodeDef {
+    name: "blocks",
+    meaning: "(q, k) is allowed where layout[q / block][k / block] is not zero",
+    args: &[
+        ArgDef { name: "block", kind: "integer", default: None, meaning: "tokens in a block" },
+        ArgDef {
+            name: "layout",
+            kind: "[[0, 1], ...]",
+            default: None,
+            meaning: "query blocks by key blocks; or a file",
+        },
+        ArgDef {
+            name: "file",
+            kind: "layout.npy",
+            default: None,
+            meaning: "an array beside the spec, [query blocks, key blocks], possibly [heads, ...]",
+        },
+    ],
+    example: "blocks: {block: \"max(1, ceil(n/2))\", layout: [[1, 0], [1, 1]]}",
+    read: read_layout,
+};
+
+fn read_random<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
+    let args = *args;
+    let (block, per_row) = (args.int("block", 1, None)?, args.int("blocks_per_row", 0, None)?);
+    let (seed, per_head) = (args.seed()?, args.flag("per_head")?);
+    let past = args.choice("among", &["all", "past"])? == "past";
+    Ok(Box::new(move |scope| {
+        let block = block.at_most(scope, MAX_LENGTH as i64)? as usize;
+        let (q_blocks, k_blocks) = (scope.q_len.div_ceil(block), scope.kv_len.div_ceil(block) as u32);
+        let per_row = per_row.at_most(scope, i64::from(k_blocks))? as u32;
+        let heads = if per_head { scope.heads } else { 1 };
+        let edges = q_blocks * per_row as usize;
+        check_edges(&args, edges as u128 * heads as u128)?;
+        let draw_head = |head: usize| {
+            let mut draw = Draw::new(seed, Draw::BLOCKS + head as u64);
+            Rows::build(q_blocks, edges, |row, keys| {
+                let bound = if past { k_blocks.min(row as u32 + 1) } else { k_blocks };
+                draw.distinct(per_row, bound, keys);
+            })
+        };
+        let rows = (0..heads).map(draw_head).collect();
+        let among = if past { "past" } else { "all" };
+        let text = format!(
+            "random_blocks: {{block: {block}, blocks_per_row: {per_row}, seed: {seed}, per_head: {per_head}, among: {among}}}"
+        );
+        leaf(BlockRows { block, rows, text })
+    }))
+}
+
+fn read_layout<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
+    let args = *args;
+    let block = args.int("block", 1, None)?;
+    let layout = Layout::read(&args)?;
+    Ok(Box::new(move |scope| {
+        let block = block.at_most(scope, MAX_LENGTH as i64)? as usize;
+        let rows = layout.at(&args, scope, block)?;
+        let text = format!("blocks: {{block: {block}, layout: {}}}", layout.text());
+        leaf(BlockRows { block, rows, text })
+    }))
+}
+
+/// Key blocks by query block.
+#[derive(Debug)]
+struct BlockRows {
+    block: usize,
+    /// By head; one entry where heads agree.
+    rows: Vec<Rows>,
+    text: String,
+}
+
+impl BlockRows {
+    fn head(&self, head: usize) -> &Rows {
+        &self.rows[head.min(self.rows.len() - 1)]
+    }
+
+    fn keys(&self, blocks: &[u32]) -> KeySet {
+        let mut keys = KeySet::empty();
+        for &block in blocks {
+            let start = i64::from(block) * self.block as i64;
+            keys.push(start, start + self.block as i64);
+        }
+        keys
+    }
+}
+
+impl Leaf for BlockRows {
+    fn allows(&self, head: usize, q: usize, k: usize) -> bool {
+        self.head(head).row(q / self.block).binary_search(&((k / self.block) as u32)).is_ok()
+    }
+
+    fn cover(&self, head: usize, queries: Range<usize>) -> Cover {
+        let rows = queries.start / self.block..(queries.end - 1) / self.block + 1;
+        let head = self.head(head);
+        if rows.len() == 1 {
+            let keys = self.keys(head.row(rows.start));
+            return Cover { some: keys.clone(), all: keys };
+        }
+        Cover { some: self.keys(&head.union(rows.clone())), all: self.keys(&head.common(rows)) }
+    }
+
+    fn words(&self, head: usize, q: usize, blocks: &[u32], out: &mut [u64]) {
+        let row = self.head(head).row(q / self.block);
+        for (i, &block) in blocks.iter().enumerate() {
+            let (first, end) = (block as usize * 64, block as usize * 64 + 64);
+            let from = row.partition_point(|&b| (b as usize + 1) * self.block <= first);
+            for &b in row[from..].iter().take_while(|&&b| b as usize * self.block < end) {
+                let start = (b as usize * self.block) as i64;
+                fill(&blocks[i..=i], &mut out[i..=i], start, start + self.block as i64);
+            }
+        }
+    }
+
+    fn depends_on_head(&self) -> bool {
+        self.rows.len() > 1
+    }
+
+    fn print(&self) -> String {
+        self.text.clone()
+    }
+}

@@ -1,0 +1,82 @@
+//! `full` and `causal`: everything, and the past.
+
+use std::ops::Range;
+
+use super::bits::fill;
+use super::node::{Args, Draft, NodeDef, leaf};
+use super::{Cover, KeySet, Leaf};
+use crate::error::Result;
+
+/// `full`
+pub const FULL: NodeDef =
+    NodeDef { name: "full", meaning: "every query attends to every key", args: &[], example: "full", read: read_full };
+
+/// `causal`
+pub const CAUSAL: NodeDef = NodeDef {
+    name: "causal",
+    meaning: "a query attends to itself and to what stands before it",
+    args: &[],
+    example: "causal",
+    read: read_causal,
+};
+
+fn read_full<'a>(_: &Args<'a>) -> Result<Draft<'a>> {
+    Ok(Box::new(|scope| leaf(Full { kv_len: scope.kv_len as i64 })))
+}
+
+fn read_causal<'a>(_: &Args<'a>) -> Result<Draft<'a>> {
+    Ok(Box::new(|_| leaf(Causal)))
+}
+
+#[derive(Debug)]
+struct Full {
+    kv_len: i64,
+}
+
+impl Leaf for Full {
+    fn allows(&self, _: usize, _: usize, _: usize) -> bool {
+        true
+    }
+
+    fn cover(&self, _: usize, _: Range<usize>) -> Cover {
+        let keys = KeySet::span(0, self.kv_len);
+        Cover { some: keys.clone(), all: keys }
+    }
+
+    fn words(&self, _: usize, _: usize, _: &[u32], out: &mut [u64]) {
+        out.fill(u64::MAX);
+    }
+
+    fn period(&self) -> Option<u64> {
+        Some(1)
+    }
+
+    fn print(&self) -> String {
+        "full".into()
+    }
+}
+
+#[derive(Debug)]
+struct Causal;
+
+impl Leaf for Causal {
+    fn allows(&self, _: usize, q: usize, k: usize) -> bool {
+        k <= q
+    }
+
+    fn cover(&self, _: usize, queries: Range<usize>) -> Cover {
+        Cover { some: KeySet::span(0, queries.end as i64), all: KeySet::span(0, queries.start as i64 + 1) }
+    }
+
+    fn words(&self, _: usize, q: usize, blocks: &[u32], out: &mut [u64]) {
+        fill(blocks, out, 0, q as i64 + 1);
+    }
+
+    fn period(&self) -> Option<u64> {
+        Some(1)
+    }
+
+    fn print(&self) -> String {
+        "causal".into()
+    }
+}

@@ -1,0 +1,98 @@
+//! `global`: tokens that everyone sees, that see everyone, or both.
+
+use std::ops::Range;
+
+use super::bits::fill_set;
+use super::node::{ArgDef, Args, Draft, NodeDef, leaf};
+use super::tokens::{TokenArg, Tokens};
+use super::{Cover, KeySet, Leaf};
+use crate::error::Result;
+
+/// `global`
+pub const GLOBAL: NodeDef = NodeDef {
+    name: "global",
+    meaning: "the tokens attend to every key and every query attends to them",
+    args: &[
+        ArgDef {
+            name: "tokens",
+            kind: "positions",
+            default: None,
+            meaning: "[0, 5], {first: E}, {last: E}, {every: E, offset: E} or {random: {count: E, seed: S, from: E}}",
+        },
+        ArgDef {
+            name: "axis",
+            kind: "both | keys | queries",
+            default: Some("both"),
+            meaning: "keys: everyone attends to the tokens; queries: the tokens attend to everyone",
+        },
+    ],
+    example: "global: {tokens: {first: 2}}",
+    read,
+};
+
+fn read<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
+    let tokens = TokenArg::read(args)?;
+    let axis = args.choice("axis", &["both", "keys", "queries"])?;
+    Ok(Box::new(move |scope| {
+        let tokens = tokens.at(scope)?;
+        let mut rows = Vec::new();
+        if axis != "keys" {
+            for &(lo, hi) in tokens.set.intervals() {
+                rows.extend(lo as u32..hi as u32);
+            }
+        }
+        leaf(Global { tokens, axis, rows, kv_len: scope.kv_len as i64 })
+    }))
+}
+
+#[derive(Debug)]
+struct Global {
+    tokens: Tokens,
+    axis: &'static str,
+    /// Queries that attend to everything.
+    rows: Vec<u32>,
+    kv_len: i64,
+}
+
+impl Global {
+    fn keys(&self) -> KeySet {
+        if self.axis == "queries" { KeySet::empty() } else { self.tokens.set.clone() }
+    }
+}
+
+impl Leaf for Global {
+    fn allows(&self, _: usize, q: usize, k: usize) -> bool {
+        let is_token = |x: usize| self.tokens.set.contains(x as i64);
+        match self.axis {
+            "keys" => is_token(k),
+            "queries" => is_token(q),
+            _ => is_token(q) || is_token(k),
+        }
+    }
+
+    fn cover(&self, _: usize, queries: Range<usize>) -> Cover {
+        let everything = || KeySet::span(0, self.kv_len);
+        let (first, end) = (queries.start as i64, queries.end as i64);
+        if self.axis == "keys" || !self.tokens.set.meets(first, end) {
+            return Cover { some: self.keys(), all: self.keys() };
+        }
+        let all = if self.tokens.set.covers(first, end) { everything() } else { self.keys() };
+        Cover { some: everything(), all }
+    }
+
+    fn words(&self, _: usize, q: usize, blocks: &[u32], out: &mut [u64]) {
+        if self.axis != "keys" && self.tokens.set.contains(q as i64) {
+            out.fill(u64::MAX);
+        } else if self.axis != "queries" {
+            fill_set(blocks, out, &self.tokens.set);
+        }
+    }
+
+    fn dense_queries(&self) -> &[u32] {
+        &self.rows
+    }
+
+    fn print(&self) -> String {
+        format!("global: {{tokens: {}, axis: {}}}", self.tokens.text, self.axis)
+    }
+}

@@ -1,0 +1,107 @@
+//! `where`: whatever a predicate says.
+//!
+//! Where its evaluation at a point is undefined (a division by zero, a root of a negative number, an
+//! overflow), the point is not allowed; `and` and `or` leave their right side alone where the left decides.
+
+use std::ops::Range;
+
+use super::node::{ArgDef, Args, Draft, NodeDef, leaf};
+use super::{Cover, KeySet, Leaf};
+use crate::error::Result;
+use crate::spec::expr::{Bounds, Env, Expr, Truth, Var};
+use crate::spec::quoted;
+
+/// `where`
+pub const WHERE: NodeDef = NodeDef {
+    name: "where",
+    meaning: "(q, k) is allowed where the condition holds",
+    args: &[ArgDef { name: "", kind: "condition", default: None, meaning: "over q, k, h, n and m" }],
+    example: "where: \"k <= q and (q - k) % 16 == 0\"",
+    read,
+};
+
+fn read<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
+    let predicate = args.value.predicate(args.source, "where", &Var::ALL)?;
+    Ok(Box::new(move |scope| {
+        let predicate = predicate.substitute(&Var::LENGTHS, &scope.env());
+        leaf(Where { by_head: predicate.uses(Var::H), predicate, kv_len: scope.kv_len })
+    }))
+}
+
+/// Key ranges that interval arithmetic leaves undecided are not split below this: the exact bits of a block
+/// cost less than deciding its parts.
+const GRAIN: usize = 64;
+
+#[derive(Debug)]
+struct Where {
+    /// Over q, k and h; the lengths are put in.
+    predicate: Expr,
+    by_head: bool,
+    kv_len: usize,
+}
+
+impl Where {
+    fn truth(&self, head: usize, queries: &Range<usize>, keys: &Range<usize>) -> Truth {
+        let ranges = Bounds::at(&Env::default().with(Var::H, head))
+            .with(Var::Q, queries.start as i64, queries.end as i64 - 1)
+            .with(Var::K, keys.start as i64, keys.end as i64 - 1);
+        self.predicate.truth_bounds(&ranges)
+    }
+
+    fn split(&self, head: usize, queries: &Range<usize>, keys: Range<usize>, cover: &mut Cover) {
+        let truth = self.truth(head, queries, &keys);
+        if truth.never() {
+            return;
+        }
+        if truth.always() || keys.len() <= GRAIN {
+            cover.some.push(keys.start as i64, keys.end as i64);
+            if truth.always() {
+                cover.all.push(keys.start as i64, keys.end as i64);
+            }
+            return;
+        }
+        // Split at a multiple of the grain, so that what stays undecided are whole blocks.
+        let middle = keys.start + (keys.len() / 2).next_multiple_of(GRAIN);
+        self.split(head, queries, keys.start..middle, cover);
+        if middle < keys.end {
+            self.split(head, queries, middle..keys.end, cover);
+        }
+    }
+}
+
+impl Leaf for Where {
+    fn allows(&self, head: usize, q: usize, k: usize) -> bool {
+        self.predicate.holds(&Env::default().with(Var::H, head).with(Var::Q, q).with(Var::K, k))
+    }
+
+    fn cover(&self, head: usize, queries: Range<usize>) -> Cover {
+        let mut cover = Cover { some: KeySet::empty(), all: KeySet::empty() };
+        if self.kv_len > 0 {
+            self.split(head, &queries, 0..self.kv_len, &mut cover);
+        }
+        cover
+    }
+
+    fn words(&self, head: usize, q: usize, blocks: &[u32], out: &mut [u64]) {
+        let env = Env::default().with(Var::H, head).with(Var::Q, q);
+        for (&block, word) in blocks.iter().zip(out) {
+            let first = block as usize * 64;
+            let truth = self.truth(head, &(q..q + 1), &(first..first + 64));
+            if truth.always() {
+                *word = u64::MAX;
+            } else if !truth.never() {
+                for bit in 0..64 {
+                    *word |= u64::from(self.predicate.holds(&env.with(Var::K, first + bit))) << bit;
+                }
+            }
+        }
+    }
+
+    fn depends_on_head(&self) -> bool {
+        self.by_head
+    }
+
+    fn print(&self) -> String {
+        format!("where: {}", quoted(&self.predicate.to_string()))
+    }
+}

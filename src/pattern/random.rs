@@ -1,0 +1,179 @@
+//! `random` and `random_cells`: drawn keys for every query, and cells drawn from the whole matrix.
+
+use std::ops::Range;
+
+use super::bits::fill_sorted;
+use super::draw::Draw;
+use super::node::{ArgDef, Args, Draft, NodeDef, Scope, leaf};
+use super::rows::{MAX_EDGES, Rows};
+use super::{Cover, KeySet, Leaf};
+use crate::error::Result;
+
+/// `random`
+pub const RANDOM: NodeDef = NodeDef {
+    name: "random",
+    meaning: "a query attends to that many distinct keys drawn for it (all where fewer exist)",
+    args: &[
+        ArgDef { name: "keys_per_query", kind: "integer", default: None, meaning: "keys drawn for each query" },
+        ArgDef { name: "seed", kind: "integer", default: None, meaning: "another seed, another choice" },
+        ArgDef { name: "per_head", kind: "true | false", default: Some("false"), meaning: "every head draws its own" },
+        ArgDef { name: "among", kind: "all | past", default: Some("all"), meaning: "past: only from k <= q" },
+    ],
+    example: "random: {keys_per_query: 8, seed: 1}",
+    read: read_random,
+};
+
+/// `random_cells`
+pub const RANDOM_CELLS: NodeDef = NodeDef {
+    name: "random_cells",
+    meaning: "that many distinct (query, key) pairs drawn from the whole matrix",
+    args: &[
+        ArgDef { name: "count", kind: "integer", default: None, meaning: "pairs in all" },
+        ArgDef { name: "seed", kind: "integer", default: None, meaning: "another seed, another choice" },
+    ],
+    example: "random_cells: {count: \"8*n\", seed: 1}",
+    read: read_cells,
+};
+
+/// Refuses to draw more than memory is meant for, before any is taken.
+pub(super) fn check_edges(args: &Args<'_>, count: u128) -> Result<()> {
+    if count <= u128::from(MAX_EDGES) {
+        return Ok(());
+    }
+    let message = format!("`{}` would draw {count} keys at this length", args.node);
+    Err(args.refuse(message, format!("at most {MAX_EDGES}")))
+}
+
+fn read_random<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
+    let args = *args;
+    let count = args.int("keys_per_query", 0, None)?;
+    let (seed, per_head) = (args.seed()?, args.flag("per_head")?);
+    let past = args.choice("among", &["all", "past"])? == "past";
+    Ok(Box::new(move |scope| {
+        let kv_len = scope.kv_len as u32;
+        let count = count.at_most(scope, i64::from(kv_len))? as u32;
+        let heads = if per_head { scope.heads } else { 1 };
+        let edges = scope.q_len * count as usize;
+        check_edges(&args, edges as u128 * heads as u128)?;
+        let draw_head = |head: usize| {
+            let mut draw = Draw::new(seed, Draw::KEYS + head as u64);
+            Rows::build(scope.q_len, edges, |q, keys| {
+                let bound = if past { kv_len.min(q as u32 + 1) } else { kv_len };
+                draw.distinct(count, bound, keys);
+            })
+        };
+        let among = if past { "past" } else { "all" };
+        let text = format!("random: {{keys_per_query: {count}, seed: {seed}, per_head: {per_head}, among: {among}}}");
+        leaf(Drawn { rows: (0..heads).map(draw_head).collect(), text })
+    }))
+}
+
+fn read_cells<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
+    let args = *args;
+    let count = args.int("count", 0, None)?;
+    let seed = args.seed()?;
+    Ok(Box::new(move |scope| {
+        let cells = scope.q_len as u64 * scope.kv_len as u64;
+        let count = (count.at(scope)? as u64).min(cells);
+        check_edges(&args, u128::from(count))?;
+        let text = format!("random_cells: {{count: {count}, seed: {seed}}}");
+        leaf(Drawn { rows: vec![draw_cells(scope, count, cells, seed)], text })
+    }))
+}
+
+/// `count` distinct ones of all `cells`, uniformly: cells are drawn one after another, and those drawn before
+/// do not count. Where more than half are wanted, the others are drawn and left out.
+fn draw_cells(scope: &Scope, count: u64, cells: u64, seed: u64) -> Rows {
+    let (q_len, kv_len) = (scope.q_len, scope.kv_len as u32);
+    let inverted = count > cells / 2;
+    let wanted = if inverted { cells - count } else { count } as usize;
+    let mut draw = Draw::new(seed, Draw::CELLS);
+    let mut drawn: Vec<(u32, u32)> = Vec::with_capacity(wanted);
+    let mut rows = Rows::build(q_len, 0, |_, _| {});
+    let mut distinct = 0;
+    // Each round draws exactly as many as are missing, so that no drawn cell is ever dropped for being too
+    // many: the result is the first `wanted` distinct cells of the stream.
+    while distinct < wanted {
+        for _ in distinct..wanted {
+            drawn.push((draw.below(q_len as u32), draw.below(kv_len)));
+        }
+        rows = by_row(q_len, &drawn);
+        distinct = rows.edges();
+        drawn.clear();
+        if distinct < wanted {
+            drawn.extend((0..q_len).flat_map(|q| rows.row(q).iter().map(move |&k| (q as u32, k))));
+        }
+    }
+    if !inverted {
+        return rows;
+    }
+    Rows::build(q_len, count as usize, |q, keys| {
+        let mut left_out = rows.row(q).iter().peekable();
+        keys.extend((0..kv_len).filter(|k| left_out.next_if(|out| *out == k).is_none()));
+    })
+}
+
+/// Cells as sorted rows without repetitions: a counting sort by row, then each short row by itself.
+fn by_row(q_len: usize, cells: &[(u32, u32)]) -> Rows {
+    let mut next = vec![0_u32; q_len + 1];
+    for &(q, _) in cells {
+        next[q as usize + 1] += 1;
+    }
+    for q in 0..q_len {
+        next[q + 1] += next[q];
+    }
+    let starts = next.clone();
+    let mut keys = vec![0_u32; cells.len()];
+    for &(q, k) in cells {
+        keys[next[q as usize] as usize] = k;
+        next[q as usize] += 1;
+    }
+    Rows::build(q_len, cells.len(), |q, out| {
+        let row = &mut keys[starts[q] as usize..starts[q + 1] as usize];
+        row.sort_unstable();
+        let start = out.len();
+        for &key in row.iter() {
+            if out.len() == start || out.last() != Some(&key) {
+                out.push(key);
+            }
+        }
+    })
+}
+
+/// Keys by query, drawn.
+#[derive(Debug)]
+struct Drawn {
+    /// By head; one entry where heads agree.
+    rows: Vec<Rows>,
+    text: String,
+}
+
+impl Drawn {
+    fn head(&self, head: usize) -> &Rows {
+        &self.rows[head.min(self.rows.len() - 1)]
+    }
+}
+
+impl Leaf for Drawn {
+    fn allows(&self, head: usize, q: usize, k: usize) -> bool {
+        self.head(head).row(q).binary_search(&(k as u32)).is_ok()
+    }
+
+    fn cover(&self, head: usize, queries: Range<usize>) -> Cover {
+        let rows = self.head(head);
+        let set = |keys: Vec<u32>| KeySet::from_sorted_keys(keys.into_iter().map(i64::from));
+        Cover { some: set(rows.union(queries.clone())), all: set(rows.common(queries)) }
+    }
+
+    fn words(&self, head: usize, q: usize, blocks: &[u32], out: &mut [u64]) {
+        fill_sorted(blocks, out, self.head(head).row(q));
+    }
+
+    fn depends_on_head(&self) -> bool {
+        self.rows.len() > 1
+    }
+
+    fn print(&self) -> String {
+        self.text.clone()
+    }
+}

@@ -1,0 +1,93 @@
+//! Lists of keys by row (CSR): what random nodes and block layouts are made of.
+
+use std::ops::Range;
+
+/// Ascending keys of every row.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Rows {
+    offsets: Vec<u32>,
+    keys: Vec<u32>,
+}
+
+/// More edges than this are refused before drawing; offsets are u32.
+pub(super) const MAX_EDGES: u64 = 1 << 30;
+
+impl Rows {
+    /// `count` rows, each written by `row`, which appends ascending keys; at most [`MAX_EDGES`] in all.
+    pub fn build(count: usize, capacity: usize, mut row: impl FnMut(usize, &mut Vec<u32>)) -> Self {
+        let mut rows = Self { offsets: Vec::with_capacity(count + 1), keys: Vec::with_capacity(capacity) };
+        rows.offsets.push(0);
+        for i in 0..count {
+            row(i, &mut rows.keys);
+            rows.offsets.push(rows.keys.len() as u32);
+        }
+        rows
+    }
+
+    /// How many rows there are.
+    pub fn count(&self) -> usize {
+        self.offsets.len().saturating_sub(1)
+    }
+
+    /// Keys of all rows together.
+    pub fn edges(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// The keys of a row.
+    pub fn row(&self, i: usize) -> &[u32] {
+        match (self.offsets.get(i), self.offsets.get(i + 1)) {
+            (Some(&lo), Some(&hi)) => &self.keys[lo as usize..hi as usize],
+            _ => &[],
+        }
+    }
+
+    /// Keys of at least one of the rows, ascending.
+    pub fn union(&self, rows: Range<usize>) -> Vec<u32> {
+        if rows.len() == 1 {
+            return self.row(rows.start).to_vec();
+        }
+        let end = rows.end.min(self.count());
+        let Some(keys) =
+            (rows.start < end).then(|| &self.keys[self.offsets[rows.start] as usize..self.offsets[end] as usize])
+        else {
+            return Vec::new();
+        };
+        let words = keys.iter().max().map_or(0, |&max| max as usize / 64 + 1);
+        if words > 8 * keys.len() {
+            let mut keys = keys.to_vec();
+            keys.sort_unstable();
+            keys.dedup();
+            return keys;
+        }
+        let mut bits = vec![0_u64; words];
+        for &key in keys {
+            bits[key as usize / 64] |= 1 << (key % 64);
+        }
+        let mut union = Vec::with_capacity(keys.len());
+        for (i, mut word) in bits.into_iter().enumerate() {
+            while word != 0 {
+                union.push(i as u32 * 64 + word.trailing_zeros());
+                word &= word - 1;
+            }
+        }
+        union
+    }
+
+    /// Keys of every one of the rows (at least one), ascending.
+    pub fn common(&self, mut rows: Range<usize>) -> Vec<u32> {
+        let Some(first) = rows.next() else { return Vec::new() };
+        let mut common = self.row(first).to_vec();
+        for i in rows {
+            if common.is_empty() {
+                break;
+            }
+            let mut others = self.row(i).iter().peekable();
+            common.retain(|key| {
+                while others.next_if(|other| *other < key).is_some() {}
+                others.peek() == Some(&key)
+            });
+        }
+        common
+    }
+}

@@ -1,0 +1,142 @@
+//! `strided`: every step-th key, counted from the query or from a fixed phase (Child et al., "Generating Long
+//! Sequences with Sparse Transformers", 2019).
+
+use std::ops::Range;
+
+use super::bits::fill_steps;
+use super::node::{ArgDef, Args, Draft, NodeDef, leaf};
+use super::{Cover, KeySet, Leaf};
+use crate::error::Result;
+use crate::spec::expr::{Expr, Var};
+use crate::spec::quoted;
+
+/// `strided`
+pub const STRIDED: NodeDef = NodeDef {
+    name: "strided",
+    meaning: "a query attends to every step-th key (diagonal: step divides q - k; vertical: k - phase)",
+    args: &[
+        ArgDef { name: "step", kind: "integer", default: None, meaning: "distance between the keys" },
+        ArgDef { name: "mode", kind: "diagonal | vertical", default: None, meaning: "counted from q or from phase" },
+        ArgDef { name: "phase", kind: "integer", default: Some("0"), meaning: "vertical only; may use h, the head" },
+    ],
+    example: "strided: {step: 32, mode: vertical, phase: \"h % 4\"}",
+    read,
+};
+
+fn read<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
+    let step = args.int("step", 1, None)?;
+    args.require("mode", "diagonal")?;
+    if args.choice("mode", &["diagonal", "vertical"])? == "diagonal" {
+        if let Some(phase) = args.get("phase") {
+            let message = "`phase` does not go with `mode: diagonal`";
+            return Err(args.source.error(phase.at, message, "no `phase`, or `mode: vertical`"));
+        }
+        return Ok(Box::new(move |scope| leaf(Diagonal { step: step.at(scope)?, kv_len: scope.kv_len as i64 })));
+    }
+    let vars = [Var::N, Var::M, Var::D, Var::H];
+    let phase = args.int_over("phase", i64::MIN, Some(0), &vars)?;
+    Ok(Box::new(move |scope| {
+        let step = step.at(scope)?;
+        let env = scope.env();
+        let heads = if phase.expr.uses(Var::H) { scope.heads } else { 1 };
+        let residues = (0..heads)
+            .map(|head| Ok(phase.eval(&env.with(Var::H, head))?.rem_euclid(step)))
+            .collect::<Result<Vec<_>>>()?;
+        leaf(Vertical {
+            step,
+            residues,
+            phase: phase.expr.substitute(&Var::LENGTHS, &env),
+            kv_len: scope.kv_len as i64,
+        })
+    }))
+}
+
+/// Keys of `0..kv_len` in the classes `first..end` modulo `step`.
+fn classes(first: i64, end: i64, step: i64, kv_len: i64) -> KeySet {
+    if end - first >= step {
+        return KeySet::span(0, kv_len);
+    }
+    let mut keys = KeySet::empty();
+    let mut shift = (-end).div_euclid(step) * step;
+    while first + shift < kv_len {
+        let (lo, hi) = ((first + shift).max(0), (end + shift).min(kv_len));
+        if lo < hi {
+            keys.push(lo, hi);
+        }
+        shift += step;
+    }
+    keys
+}
+
+#[derive(Debug)]
+struct Diagonal {
+    step: i64,
+    kv_len: i64,
+}
+
+impl Leaf for Diagonal {
+    fn allows(&self, _: usize, q: usize, k: usize) -> bool {
+        (q as i64 - k as i64) % self.step == 0
+    }
+
+    fn cover(&self, _: usize, queries: Range<usize>) -> Cover {
+        let some = classes(queries.start as i64, queries.end as i64, self.step, self.kv_len);
+        let all = if self.step == 1 || queries.len() == 1 { some.clone() } else { KeySet::empty() };
+        Cover { some, all }
+    }
+
+    fn words(&self, _: usize, q: usize, blocks: &[u32], out: &mut [u64]) {
+        fill_steps(blocks, out, 0, self.kv_len, self.step, q as i64);
+    }
+
+    fn period(&self) -> Option<u64> {
+        Some(1)
+    }
+
+    fn print(&self) -> String {
+        format!("strided: {{step: {}, mode: diagonal}}", self.step)
+    }
+}
+
+#[derive(Debug)]
+struct Vertical {
+    step: i64,
+    /// The phase modulo the step, by head; one entry where heads agree.
+    residues: Vec<i64>,
+    phase: Expr,
+    kv_len: i64,
+}
+
+impl Vertical {
+    fn residue(&self, head: usize) -> i64 {
+        self.residues.get(head).or(self.residues.first()).copied().unwrap_or(0)
+    }
+}
+
+impl Leaf for Vertical {
+    fn allows(&self, head: usize, _: usize, k: usize) -> bool {
+        (k as i64 - self.residue(head)) % self.step == 0
+    }
+
+    fn cover(&self, head: usize, _: Range<usize>) -> Cover {
+        let residue = self.residue(head);
+        let keys = classes(residue, residue + 1, self.step, self.kv_len);
+        Cover { some: keys.clone(), all: keys }
+    }
+
+    fn words(&self, head: usize, _: usize, blocks: &[u32], out: &mut [u64]) {
+        fill_steps(blocks, out, 0, self.kv_len, self.step, self.residue(head));
+    }
+
+    fn depends_on_head(&self) -> bool {
+        self.phase.uses(Var::H)
+    }
+
+    fn period(&self) -> Option<u64> {
+        Some(self.step as u64)
+    }
+
+    fn print(&self) -> String {
+        format!("strided: {{step: {}, mode: vertical, phase: {}}}", self.step, quoted(&self.phase.to_string()))
+    }
+}

@@ -1,0 +1,247 @@
+//! Every leaf against its own definition: bounds and words against `allows`, period, text form.
+
+use super::*;
+use crate::spec;
+
+/// Odd lengths around the block size.
+const LENGTHS: [usize; 6] = [1, 2, 63, 64, 65, 130];
+
+fn spec_of(node: &str) -> spec::PatternSpec {
+    let text = format!("name: test\nheads: 3\nhead_dim: 8\npattern: {{{node}}}\n").replace("{full}", "full");
+    let text = text.replace("{causal}", "causal");
+    spec::parse(&text, "<text>").unwrap_or_else(|error| panic!("{node}: {error}"))
+}
+
+fn pattern_of(node: &str, n: usize) -> Pattern {
+    resolve(&spec_of(node), n, n).unwrap_or_else(|error| panic!("{node}: {error}"))
+}
+
+fn leaf_of(pattern: &Pattern) -> &dyn Leaf {
+    match &pattern.tree {
+        Tree::Leaf(leaf) => leaf.as_ref(),
+        other => panic!("not a leaf: {other:?}"),
+    }
+}
+
+/// Nodes whose bounds come from intervals: exact, so every slack is a fault.
+const REGULAR: &[&str] = &[
+    "full",
+    "causal",
+    "window: {radius: 0}",
+    "window: {radius: 5}",
+    "window: {left: 70, right: 0}",
+    "window: {left: 3, right: 40}",
+    "window: {radius: 4, dilation: 3}",
+    "window: {radius: 2, dilation: 20}",
+    "window: {left: 1, right: 2, dilation: 64}",
+    "window: {radius: 3, dilation: 1000000000000}",
+    "window: {radius: 9007199254740991}",
+    "chunk: {size: 1}",
+    "chunk: {size: 16}",
+    "chunk: {size: 10, stride: 3}",
+    "chunk: {size: 3, stride: 10}",
+    "chunk: {size: 64, stride: 32}",
+    "chunk: {size: 1000000000000, stride: 7}",
+    "chunk: {size: 5, stride: 1000000000000}",
+    "sink: 0",
+    "sink: 4",
+    "prefix: \"n/2\"",
+    "global: {tokens: [0, 3, 64, 1000]}",
+    "global: {tokens: {first: 2}, axis: keys}",
+    "global: {tokens: {last: 3}, axis: queries}",
+    "global: {tokens: {every: 9, offset: 2}}",
+    "global: {tokens: {random: {count: 4, seed: 1, from: 10}}}",
+    "global: {tokens: {random: {count: 100, seed: 1}}, axis: queries}",
+    "strided: {step: 1, mode: diagonal}",
+    "strided: {step: 7, mode: diagonal}",
+    "strided: {step: 100, mode: diagonal}",
+    "strided: {step: 5, mode: vertical, phase: -2}",
+    "strided: {step: 70, mode: vertical, phase: 69}",
+    "strided: {step: 4, mode: vertical, phase: \"h*3\"}",
+    "random: {keys_per_query: 0, seed: 1}",
+    "random: {keys_per_query: 5, seed: 1}",
+    "random: {keys_per_query: 64, seed: 18446744073709551615, among: past}",
+    "random: {keys_per_query: 3, seed: 2, per_head: true}",
+    "random_cells: {count: 0, seed: 1}",
+    "random_cells: {count: \"n*3\", seed: 1}",
+    "random_cells: {count: \"n*n - 2\", seed: 1}",
+    "random_cells: {count: \"n*n*2\", seed: 1}",
+    "random_blocks: {block: 16, blocks_per_row: 2, seed: 1}",
+    "random_blocks: {block: 5, blocks_per_row: 1, seed: 3, per_head: true, among: past}",
+    "random_blocks: {block: 100, blocks_per_row: 9, seed: 3}",
+];
+
+/// Nodes with bounds that may be loose.
+const OPAQUE: &[&str] = &[
+    "where: \"k <= q\"",
+    "where: \"abs(q - k) <= 3 + h or k % 7 == 0\"",
+    "where: \"k % (q - 5) == 1\"",
+    "where: \"not (k < n/2) and q // 8 == k // 8\"",
+    "where: \"sqrt(q - k) < 3 and d == 8 and m == n\"",
+];
+
+fn check_cover(node: &str, leaf: &dyn Leaf, n: usize, exact: bool) {
+    for head in 0..3 {
+        let starts = (0..n).step_by(if n > 64 { 7 } else { 3 });
+        let ends = |start: usize| [start + 1, start + 2, start + 10, start + 64, n].into_iter().filter(|&end| end <= n);
+        for range in starts.flat_map(|start| ends(start).map(move |end| start..end)) {
+            let cover = leaf.cover(head, range.clone());
+            for k in 0..n {
+                let count = range.clone().filter(|&q| leaf.allows(head, q, k)).count();
+                let (some, all) = (cover.some.contains(k as i64), cover.all.contains(k as i64));
+                let at = format!("{node}, n {n}, head {head}, queries {range:?}, key {k}: {count} allowed, {cover:?}");
+                assert!(some || count == 0, "missing in some: {at}");
+                assert!(!all || count == range.len(), "wrong in all: {at}");
+                if exact {
+                    assert!(!some || count > 0, "loose in some: {at}");
+                    assert!(all || count < range.len(), "missing in all: {at}");
+                }
+            }
+        }
+    }
+}
+
+fn check_words(node: &str, leaf: &dyn Leaf, n: usize) {
+    let blocks: Vec<u32> = (0..n.div_ceil(64) as u32).collect();
+    for blocks in [&blocks[..], &blocks[blocks.len() - 1..]] {
+        for (head, q) in (0..3).flat_map(|head| (0..n).map(move |q| (head, q))) {
+            let mut words = vec![0; blocks.len()];
+            leaf.words(head, q, blocks, &mut words);
+            for (&block, word) in blocks.iter().zip(&words) {
+                for k in block as usize * 64..n.min(block as usize * 64 + 64) {
+                    let bit = word >> (k % 64) & 1 == 1;
+                    assert_eq!(bit, leaf.allows(head, q, k), "{node}, n {n}, head {head}, q {q}, k {k}");
+                }
+            }
+        }
+    }
+}
+
+fn check_period(node: &str, leaf: &dyn Leaf, n: usize) {
+    let Some(period) = leaf.period() else { return };
+    let period = usize::try_from(period).unwrap();
+    for (q, k) in (0..n).flat_map(|q| (0..n).map(move |k| (q, k))) {
+        if q.max(k).saturating_add(period) < n {
+            assert_eq!(leaf.allows(1, q, k), leaf.allows(1, q + period, k + period), "{node}, n {n}: {q}, {k}");
+        }
+    }
+}
+
+#[test]
+fn bounds_words_and_period_agree_with_the_definition() {
+    for (nodes, exact) in [(REGULAR, true), (OPAQUE, false)] {
+        for node in nodes {
+            for n in LENGTHS {
+                let pattern = pattern_of(node, n);
+                let leaf = leaf_of(&pattern);
+                check_cover(node, leaf, n, exact);
+                check_words(node, leaf, n);
+                check_period(node, leaf, n);
+                let differ = (0..n).any(|q| (0..n).any(|k| leaf.allows(0, q, k) != leaf.allows(1, q, k)));
+                assert!(leaf.depends_on_head() || !differ, "{node} depends on the head");
+            }
+        }
+    }
+}
+
+#[test]
+fn layouts_agree_with_the_definition() {
+    for node in [
+        "blocks: {block: 50, layout: [[1, 0, 1], [0, 0, 7], [1, 1, 1]]}",
+        "blocks: {block: 50, layout: [[[1, 0, 1], [0, 0, 1], [1, 1, 1]], [[0, 0, 0], [0, 0, 0], [0, 0, 0]], [[1, 1, 1], [1, 1, 1], [1, 1, 1]]]}",
+    ] {
+        let pattern = pattern_of(node, 130);
+        let leaf = leaf_of(&pattern);
+        check_cover(node, leaf, 130, true);
+        check_words(node, leaf, 130);
+        assert!(leaf.allows(0, 0, 0) && !leaf.allows(0, 60, 60) && leaf.allows(0, 60, 100));
+        assert_eq!(leaf.depends_on_head(), node.contains("[[["));
+        assert_eq!(parse_text(&pattern.print()).unwrap().print(), pattern.print());
+    }
+}
+
+#[test]
+fn definitions_are_those_of_the_contract() {
+    type Rule = fn(i64, i64) -> bool;
+    let rules: [(&str, Rule); 9] = [
+        ("causal", |q, k| k <= q),
+        ("window: {left: 2, right: 1, dilation: 3}", |q, k| [-6, -3, 0, 3].contains(&(k - q))),
+        ("chunk: {size: 4, stride: 2}", |q, k| (0..99).any(|c| 2 * c <= q.min(k) && q.max(k) < 2 * c + 4)),
+        ("chunk: {size: 2, stride: 5}", |q, k| (0..99).any(|c| 5 * c <= q.min(k) && q.max(k) < 5 * c + 2)),
+        ("global: {tokens: [1, 5]}", |q, k| [1, 5].contains(&q) || [1, 5].contains(&k)),
+        ("global: {tokens: {every: 4, offset: 1}, axis: queries}", |q, _| q % 4 == 1),
+        ("strided: {step: 3, mode: vertical, phase: 2}", |_, k| k % 3 == 2),
+        ("strided: {step: 3, mode: diagonal}", |q, k| (q - k) % 3 == 0),
+        ("where: \"k * 2 <= q and k != 3\"", |q, k| k * 2 <= q && k != 3),
+    ];
+    for (node, rule) in rules {
+        let pattern = pattern_of(node, 20);
+        for (q, k) in (0..20).flat_map(|q| (0..20).map(move |k| (q, k))) {
+            assert_eq!(leaf_of(&pattern).allows(0, q, k), rule(q as i64, k as i64), "{node}: {q}, {k}");
+        }
+    }
+}
+
+#[test]
+fn random_nodes_draw_as_many_as_they_say() {
+    let row = |leaf: &dyn Leaf, head, q: usize, n: usize| (0..n).filter(|&k| leaf.allows(head, q, k)).count();
+    let all = pattern_of("random: {keys_per_query: 7, seed: 4}", 130);
+    let past = pattern_of("random: {keys_per_query: 7, seed: 4, among: past}", 130);
+    for q in 0..130 {
+        assert_eq!(row(leaf_of(&all), 0, q, 130), 7);
+        assert_eq!(row(leaf_of(&past), 0, q, 130), 7.min(q + 1));
+        assert!((q + 1..130).all(|k| !leaf_of(&past).allows(0, q, k)));
+    }
+    for (text, count) in [("5", 5), ("16000", 16_000), ("99999", 16_900), ("8451", 8451)] {
+        let cells = pattern_of(&format!("random_cells: {{count: {text}, seed: 9}}"), 130);
+        assert_eq!((0..130).map(|q| row(leaf_of(&cells), 0, q, 130)).sum::<usize>(), count);
+    }
+    let blocks = pattern_of("random_blocks: {block: 10, blocks_per_row: 3, seed: 1, among: past}", 130);
+    assert!((0..130).all(|q| row(leaf_of(&blocks), 0, q, 130) == 10 * 3.min(q / 10 + 1)));
+    let heads = pattern_of("random: {keys_per_query: 7, seed: 4, per_head: true}", 130);
+    assert!((0..130).any(|k| leaf_of(&heads).allows(0, 50, k) != leaf_of(&heads).allows(1, 50, k)));
+    let other = pattern_of("random: {keys_per_query: 7, seed: 5}", 130);
+    assert!((0..130).any(|k| leaf_of(&all).allows(0, 50, k) != leaf_of(&other).allows(0, 50, k)));
+}
+
+#[test]
+fn every_node_of_the_table_reads_resolves_and_round_trips() {
+    for def in NODES {
+        let spec = spec_of(def.example);
+        check(&spec).unwrap();
+        let printed = spec.print();
+        let again = spec::parse(&printed, "<printed>").unwrap_or_else(|error| panic!("{printed}\n{error}"));
+        assert!(spec.same(&again), "{printed}");
+        let pattern = resolve(&spec, 130, 130).unwrap_or_else(|error| panic!("{}: {error}", def.name));
+        assert!(def.example.starts_with(def.name) && leaf_of(&pattern).print().starts_with(def.name));
+    }
+    for combinator in COMBINATORS {
+        let spec = spec_of(combinator.example);
+        assert!(spec.same(&spec::parse(&spec.print(), "<printed>").unwrap()), "{}", spec.print());
+        resolve(&spec, 10, 10).unwrap();
+    }
+}
+
+#[test]
+fn text_form_round_trips() {
+    let nested = "all: [{any: [causal, {not: {any: [{sink: 2}, {not: full}]}}]}, {not: {all: [full]}}]";
+    for node in REGULAR.iter().chain(OPAQUE).chain([&nested]) {
+        let pattern = pattern_of(node, 65);
+        let text = pattern.print();
+        let again = parse_text(&text).unwrap_or_else(|error| panic!("{text}\n{error}"));
+        assert_eq!(again.print(), text);
+        for (head, q, k) in (0..3).flat_map(|h| (0..65).flat_map(move |q| (0..65).map(move |k| (h, q, k)))) {
+            assert_eq!(again.allows(head, q, k), pattern.allows(head, q, k), "{text}: {head}, {q}, {k}");
+        }
+    }
+    for text in ["", "pattern", "pattern q_len=1 kv_len=x heads=1\nfull", "pattern q_len=1 kv_len=1 heads=0\nfull"] {
+        assert!(matches!(parse_text(text), Err(crate::error::Error::Text { line: 1, .. })), "{text}");
+    }
+}
+
+#[test]
+fn empty_sequences_resolve() {
+    for def in NODES {
+        resolve(&spec_of(def.example), 0, 0).unwrap_or_else(|error| panic!("{}: {error}", def.name));
+    }
+}
