@@ -1,8 +1,8 @@
 //! Micro-kernels: what a kernel calls once per block.
 //!
 //! A tile is an `extern "C"` function that takes one pointer to a call record. Families written in
-//! `std::arch` stand in [`FAMILIES`]; the portable family is emitted by [`crate::codegen`] with the same
-//! records. A [`Family`] value exists only where the CPU has the instructions.
+//! `std::arch` stand in one table and are handed out by [`family`]; the portable family is emitted as CLIF with
+//! the same records. A [`Family`] value exists only where the CPU has the instructions.
 //!
 //! **Panels.** Queries stand in the lanes. A block of up to 64 queries is cut into groups of 16; a panel is
 //! `[group][key][16]` (scores, probabilities; `key` counts within the block row) or `[group][d][16]` (packed
@@ -11,6 +11,28 @@
 //!
 //! **Words.** One `u64` per key, bit `i` for query `i` of the block. A tile may skip the work for a group
 //! whose 16 bits are 0; what it leaves in the panel there is unspecified after `score` and 0 after `exp`.
+//!
+//! **Contract.** Whoever calls a tile promises: the record and everything that its fields describe is alive, readable
+//! (writable where a field says so), and reached by nobody else while the tile writes it; row numbers lie inside the
+//! arrays; what a field calls aligned is. A tile promises: of rows of q, k, v, out and rv it touches the columns
+//! below `d` or `dv` and nothing else; of panels and `acc`, which are padded to 16 floats, whole vectors; it never
+//! allocates, unwinds, or keeps a pointer.
+
+pub mod exact;
+#[doc(hidden)]
+pub mod guard;
+pub mod peak;
+mod split;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;
 
 /// Queries per group: the width of a panel.
 pub const LANES: usize = 16;
@@ -203,4 +225,18 @@ pub struct Family {
     pub edge_exp: Tile<EdgeCall>,
     /// See [`EdgeCall`].
     pub edge_value: Tile<EdgeCall>,
+}
+
+/// Families in `std::arch`. One line per family.
+const FAMILIES: &[Family] = &[
+    #[cfg(target_arch = "x86_64")]
+    avx2::FAMILY,
+    #[cfg(target_arch = "x86_64")]
+    avx512::FAMILY,
+];
+
+/// The tiles of `isa`; `None` where this CPU lacks the instructions, and for the portable family, whose tiles are
+/// emitted with each kernel.
+pub fn family(isa: crate::target::Isa) -> Option<Family> {
+    FAMILIES.iter().find(|family| family.isa == isa && isa.available()).copied()
 }

@@ -1,0 +1,118 @@
+//! Values edge by edge, for blocks whose tile result is not finite.
+//!
+//! A value tile multiplies masked keys by probability 0, and 0 · NaN is NaN: a NaN or infinity in a masked value
+//! row reaches queries that may not see it. Such a block is done again here, over allowed keys alone. Scalar, and
+//! the same for every family: it runs only where an input or a result is not finite.
+#![allow(unsafe_code)]
+
+use super::LANES;
+
+/// Values over allowed keys: `acc[r][:] (+)= Σ_j p[r / 16][j][r % 16] · v[key(j)][:]` for `r < rows`, over the `j`
+/// whose word has bit `r`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct ExactCall {
+    /// Where the run's first key stands in group 0 of the panel.
+    pub p: *const f32,
+    /// Floats from one group's panel to the next.
+    pub p_stride: usize,
+    /// Row 0 of the run's values, or of the head's values where `keys` is given.
+    pub v: *const f32,
+    /// Floats from one value row to the next.
+    pub v_stride: usize,
+    /// Row numbers of the values, or null for rows `0..nkeys` from `v`.
+    pub keys: *const u32,
+    /// Keys.
+    pub nkeys: usize,
+    /// Width of a value row.
+    pub dv: usize,
+    /// Queries, 1 to 64.
+    pub rows: usize,
+    /// One word per key, or null where all is allowed.
+    pub words: *const u64,
+    /// Sums, `[rows][acc_stride]`.
+    pub acc: *mut f32,
+    /// Floats from one row of `acc` to the next.
+    pub acc_stride: usize,
+    /// 0: start from zero. 1: start from `acc`.
+    pub accumulate: usize,
+}
+
+/// Finishes a block: `out[row(r)][:] = factor[r] · acc[r][:] + restart · rv[row(r)][:]` for `r < rows`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct FinishCall {
+    /// Sums, `[rows][acc_stride]`.
+    pub acc: *const f32,
+    /// Floats from one row of `acc` to the next.
+    pub acc_stride: usize,
+    /// Queries, 1 to 64.
+    pub rows: usize,
+    /// Width of a value row.
+    pub dv: usize,
+    /// Row 0 of the output.
+    pub out: *mut f32,
+    /// Floats from one output row to the next.
+    pub out_stride: usize,
+    /// Row numbers for `out` and `rv`, or null for rows `0..rows` from their starts.
+    pub out_rows: *const u32,
+    /// Factor per query, `[rows]`.
+    pub factor: *const f32,
+    /// Row 0 of the restart values; null where there is no restart term.
+    pub rv: *const f32,
+    /// Floats from one restart row to the next.
+    pub rv_stride: usize,
+    /// Factor on the restart row.
+    pub restart: f32,
+}
+
+/// See [`ExactCall`].
+///
+/// # Safety
+/// The record's pointers hold what its fields say (contract of [`super`]).
+pub unsafe extern "C" fn value_exact(call: *const ExactCall) {
+    // SAFETY: the caller's contract; every index below stays under `rows`, `nkeys` and `dv`.
+    unsafe {
+        let c = &*call;
+        for r in 0..c.rows {
+            let acc = c.acc.add(r * c.acc_stride);
+            if c.accumulate == 0 {
+                for x in 0..c.dv {
+                    *acc.add(x) = 0.0;
+                }
+            }
+            for j in 0..c.nkeys {
+                if !c.words.is_null() && *c.words.add(j) >> r & 1 == 0 {
+                    continue;
+                }
+                let p = *c.p.add(r / LANES * c.p_stride + j * LANES + r % LANES);
+                let row = if c.keys.is_null() { j } else { *c.keys.add(j) as usize };
+                let v = c.v.add(row * c.v_stride);
+                for x in 0..c.dv {
+                    *acc.add(x) = p.mul_add(*v.add(x), *acc.add(x));
+                }
+            }
+        }
+    }
+}
+
+/// See [`FinishCall`].
+///
+/// # Safety
+/// The record's pointers hold what its fields say (contract of [`super`]).
+pub unsafe extern "C" fn finish_exact(call: *const FinishCall) {
+    // SAFETY: the caller's contract; every index below stays under `rows` and `dv`.
+    unsafe {
+        let c = &*call;
+        for r in 0..c.rows {
+            let row = if c.out_rows.is_null() { r } else { *c.out_rows.add(r) as usize };
+            for x in 0..c.dv {
+                let mut value = *c.factor.add(r) * *c.acc.add(r * c.acc_stride + x);
+                if !c.rv.is_null() {
+                    value = c.restart.mul_add(*c.rv.add(row * c.rv_stride + x), value);
+                }
+                *c.out.add(row * c.out_stride + x) = value;
+            }
+        }
+    }
+}
