@@ -3,6 +3,8 @@
 //! Up to [`EXACT`] keys every row is followed, as a bit matrix; beyond that a sample of rows, each with a
 //! bounded amount of work.
 
+use std::sync::OnceLock;
+
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -54,13 +56,17 @@ pub fn receptive_field(pattern: &Pattern, spec: &PatternSpec, memory_limit: u64)
         return ReceptiveField { hops: join(&each), rows: pattern.q_len, note: String::new() };
     }
     let rows = SAMPLE.min(pattern.q_len);
-    let queries: Vec<usize> = (0..rows).map(|i| i * (pattern.q_len - 1) / (rows - 1).max(1)).collect();
+    // The middle of each share of the queries: neither end, where global tokens stand more often than not.
+    let queries: Vec<usize> = (0..rows).map(|i| (2 * i + 1) * pattern.q_len / (2 * rows)).collect();
     let visits = VISITS / (heads.len() * rows);
     let initial = spec.diffusion.initial != 0.0;
     let each: Vec<Option<Vec<Shares>>> = heads
-        .par_iter()
-        .flat_map(|&head| queries.par_iter().map(move |&query| (head, query)))
-        .map(|(head, query)| sampled(pattern, head, query, initial, hops, visits))
+        .iter()
+        .flat_map(|&head| {
+            let everything = OnceLock::new();
+            let follow = |&query| sampled(pattern, (head, query), initial, hops, visits, &everything);
+            queries.par_iter().map(follow).collect::<Vec<_>>()
+        })
         .collect();
     let done: Vec<Vec<Shares>> = each.iter().flatten().cloned().collect();
     let mut note = format!("{rows} rows of each head were followed");
@@ -132,16 +138,17 @@ fn exact(pattern: &Pattern, head: usize, initial: bool, hops: &[HopFactors]) -> 
 }
 
 /// Support of one row of Z_1 to Z_K. `None` when more than `visits` rows would have to be visited.
+/// `everything` remembers the keys of all queries, which is where most walks end.
 ///
 /// Row q of Z_t holds V at walks[t] (q's keys' keys, t times over) and, for every hop with a restart, at the
 /// walks that lead to it.
 fn sampled(
     pattern: &Pattern,
-    head: usize,
-    query: usize,
+    (head, query): (usize, usize),
     initial: bool,
     hops: &[HopFactors],
     visits: usize,
+    everything: &OnceLock<Vec<u64>>,
 ) -> Option<Vec<Shares>> {
     let width = pattern.kv_len.max(pattern.q_len).div_ceil(64);
     let mut start = vec![0_u64; width];
@@ -150,19 +157,13 @@ fn sampled(
     let (mut finder, mut visited) = (KeyFinder::default(), 0);
     for _ in hops {
         let last = &walks[walks.len() - 1];
-        visited += count(last) as usize;
+        let reached = count(last) as usize;
+        visited += reached;
         if visited > visits {
             return None;
         }
-        let mut next = vec![0_u64; width];
-        for (block, &bits) in last.iter().enumerate() {
-            let mut bits = bits;
-            while bits != 0 {
-                let row = block * 64 + bits.trailing_zeros() as usize;
-                bits &= bits - 1;
-                finder.each_word(pattern, head, row, |block, word| next[block as usize] |= word);
-            }
-        }
+        let mut step = || keys_of(pattern, head, last, &mut finder);
+        let next = if reached == pattern.q_len { everything.get_or_init(step).clone() } else { step() };
         walks.push(next);
     }
     let support = |t: usize| {
@@ -186,6 +187,20 @@ fn sampled(
     Some((1..=hops.len()).map(|t| Shares { mean: share(t), minimum: share(t) }).collect())
 }
 
+/// The keys of all queries in a set.
+fn keys_of(pattern: &Pattern, head: usize, queries: &[u64], finder: &mut KeyFinder) -> Vec<u64> {
+    let mut keys = vec![0_u64; queries.len()];
+    for (block, &bits) in queries.iter().enumerate() {
+        let mut bits = bits;
+        while bits != 0 {
+            let row = block * 64 + bits.trailing_zeros() as usize;
+            bits &= bits - 1;
+            finder.each_word(pattern, head, row, |block, word| keys[block as usize] |= word);
+        }
+    }
+    keys
+}
+
 fn set(row: &mut [u64], bit: usize) {
     row[bit / 64] |= 1 << (bit % 64);
 }
@@ -197,7 +212,8 @@ fn count(row: &[u64]) -> u64 {
 #[cfg(test)]
 pub(super) fn both_ways(pattern: &Pattern, head: usize, initial: bool, hops: &[HopFactors]) -> [Vec<(f64, f64)>; 2] {
     let exact = exact(pattern, head, initial, hops).iter().map(|shares| (shares.mean, shares.minimum)).collect();
-    let rows: Vec<Vec<Shares>> =
-        (0..pattern.q_len).filter_map(|query| sampled(pattern, head, query, initial, hops, usize::MAX)).collect();
+    let rows: Vec<Vec<Shares>> = (0..pattern.q_len)
+        .filter_map(|query| sampled(pattern, (head, query), initial, hops, usize::MAX, &OnceLock::new()))
+        .collect();
     [exact, join(&rows).iter().map(|reach| (reach.mean, reach.minimum)).collect()]
 }

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::options::{Global, Lengths, SpecArg, text};
-use super::table::{Align, Table, milliseconds, significant, thousands};
 use super::print;
+use super::table::{Align, Table, milliseconds, significant, thousands};
 use crate::analysis::{self, Analysis};
 use crate::compiler::{self, Compiled};
 use crate::error::{Bytes, Error, Result};
@@ -37,9 +37,8 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     let spec = options.parse(&args.spec.spec, &text)?;
     let compiled = compiler::compile(&spec, q_len, kv_len, &options.compiler()?)?;
     let compile_time = start.elapsed();
-    let analysis = options
-        .pool()?
-        .install(|| analysis::analyse(&compiled.pattern, &compiled.mask, &spec, options.memory_limit()));
+    let analysis =
+        options.pool()?.install(|| analysis::analyse(&compiled.pattern, &compiled.mask, &spec, options.memory_limit()));
     let (plan, scratch) = (compiled.kernel.plan(), compiled.kernel.scratch_bytes(args.batch));
     if args.json {
         let mut value = serde_json::to_value(&analysis)
@@ -88,7 +87,11 @@ fn human(analysis: &Analysis, compiled: &Compiled, scratch: u64, compile_time: D
     for reach in &analysis.receptive_field.hops {
         table.row([
             format!("keys after hop {}", reach.hop),
-            format!("{} % on average, {} % at least", significant(100.0 * reach.mean), significant(100.0 * reach.minimum)),
+            format!(
+                "{} % on average, {} % at least",
+                significant(100.0 * reach.mean),
+                significant(100.0 * reach.minimum)
+            ),
         ]);
     }
     if !analysis.receptive_field.note.is_empty() {

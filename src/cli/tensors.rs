@@ -55,9 +55,24 @@ impl Files {
         let v = npy::check(&self.v, &AXES)?.shape;
         let extents = Extents { batch: q[0], q_len: q[2], kv_len: k[2] };
         let Extents { batch, q_len, kv_len } = extents;
-        fits("q", &self.q, &q, [("batch", batch), ("heads", spec.heads), ("q_len", q_len), ("head_dim", spec.head_dim)])?;
-        fits("k", &self.k, &k, [("batch", batch), ("heads", spec.heads), ("kv_len", kv_len), ("head_dim", spec.head_dim)])?;
-        fits("v", &self.v, &v, [("batch", batch), ("heads", spec.heads), ("kv_len", kv_len), ("value_dim", spec.value_dim)])?;
+        fits(
+            "q",
+            &self.q,
+            &q,
+            [("batch", batch), ("heads", spec.heads), ("q_len", q_len), ("head_dim", spec.head_dim)],
+        )?;
+        fits(
+            "k",
+            &self.k,
+            &k,
+            [("batch", batch), ("heads", spec.heads), ("kv_len", kv_len), ("head_dim", spec.head_dim)],
+        )?;
+        fits(
+            "v",
+            &self.v,
+            &v,
+            [("batch", batch), ("heads", spec.heads), ("kv_len", kv_len), ("value_dim", spec.value_dim)],
+        )?;
         Ok(extents)
     }
 
@@ -89,9 +104,8 @@ pub fn fits(name: &str, path: &Path, found: &[usize], expected: [(&str, usize); 
 impl Extents {
     /// Bytes of q, k, v and the output together.
     pub fn bytes(&self, spec: &PatternSpec) -> u64 {
-        let product = |extents: [usize; 4]| {
-            extents.iter().fold(4_u64, |product, &extent| product.saturating_mul(extent as u64))
-        };
+        let product =
+            |extents: [usize; 4]| extents.iter().fold(4_u64, |product, &extent| product.saturating_mul(extent as u64));
         let Self { batch, q_len, kv_len } = *self;
         [
             product([batch, spec.heads, q_len, spec.head_dim]),

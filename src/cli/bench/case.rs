@@ -175,7 +175,8 @@ impl Case<'_> {
         for baseline in baselines {
             progress(&format!("{}, first run", baseline.name));
             // What the baselines prepared before hold is theirs while they take turns.
-            let held: u64 = prepared.iter().filter_map(|(name, _)| Baseline::find(name).ok()).map(|b| b.bytes(&problem)).sum();
+            let held: u64 =
+                prepared.iter().filter_map(|(name, _)| Baseline::find(name).ok()).map(|b| b.bytes(&problem)).sum();
             let mut row = self.row(baseline.name, nnz, &oracle, None);
             match baseline.prepare(&problem, self.options.memory_limit.saturating_sub(held)) {
                 Ok(ready) => {

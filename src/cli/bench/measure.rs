@@ -70,9 +70,7 @@ pub fn in_turn(
 ) -> Result<Vec<Times>> {
     let mut taken: Vec<(Vec<f64>, Duration)> = vec![Default::default(); contenders.len()];
     let wants = |(runs, spent): &(Vec<f64>, Duration)| {
-        runs.is_empty()
-            || (runs.len() < LEAST && *spent < budget * PATIENCE)
-            || (runs.len() < MOST && *spent < budget)
+        runs.is_empty() || (runs.len() < LEAST && *spent < budget * PATIENCE) || (runs.len() < MOST && *spent < budget)
     };
     while taken.iter().any(wants) {
         for (contender, taken) in contenders.iter_mut().zip(&mut taken) {

@@ -154,7 +154,8 @@ fn progress_bar() -> ProgressBar {
         return ProgressBar::hidden();
     }
     // Drawn when a run starts and by no thread of its own, which would disturb what is measured.
-    let style = ProgressStyle::with_template("{spinner} {elapsed} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+    let style =
+        ProgressStyle::with_template("{spinner} {elapsed} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
     ProgressBar::new_spinner().with_style(style)
 }
 
