@@ -90,16 +90,19 @@ pub fn write_all(files: &[(&Path, ArrayViewD<'_, f32>)]) -> Result<()> {
     };
     let mut written = Vec::with_capacity(files.len());
     for (path, array) in files {
+        check_output(path)?;
+        // Through a link to the file behind it.
+        let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
         let temporary = NamedTempFile::new_in(folder(path)).map_err(|error| wrong(path, &error))?;
         let mut writer = BufWriter::new(temporary.as_file());
         array.write_npy(&mut writer).map_err(|error| wrong(path, &error))?;
         writer.flush().map_err(|error| wrong(path, &error))?;
         drop(writer);
         share_mode(&temporary, path).map_err(|error| wrong(path, &error))?;
-        written.push((path, temporary));
+        written.push((path.clone(), temporary));
     }
     for (path, temporary) in written {
-        temporary.persist(path).map_err(|error| wrong(path, &error.error))?;
+        temporary.persist(&path).map_err(|error| wrong(&path, &error.error))?;
     }
     Ok(())
 }
@@ -110,8 +113,11 @@ pub fn write_all(files: &[(&Path, ArrayViewD<'_, f32>)]) -> Result<()> {
 /// [`Error::Input`] where the folder does not exist or the path is a folder itself.
 pub fn check_output(path: &Path) -> Result<()> {
     let wrong = |message: String| Err(Error::Input { path: path.into(), message });
-    if path.is_dir() {
-        return wrong("is a folder; expected the name of a file".into());
+    match fs::metadata(path) {
+        Ok(data) if data.is_dir() => return wrong("is a folder; expected the name of a file".into()),
+        // Moving a file to the place of a device or a pipe would do away with it.
+        Ok(data) if !data.is_file() => return wrong("is no regular file; expected the name of one".into()),
+        _ => {}
     }
     if path.file_name().is_none() {
         return wrong("names no file".into());
@@ -287,5 +293,19 @@ mod tests {
         let error = check_output(&folder.path().join("no").join("new.npy")).unwrap_err().to_string();
         assert!(error.contains("there is no folder"), "{error}");
         assert!(check_output(folder.path()).unwrap_err().to_string().contains("is a folder"));
+        #[cfg(unix)]
+        assert!(check_output(Path::new("/dev/null")).unwrap_err().to_string().contains("is no regular file"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_written_through() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("file.npy"), folder.path().join("link.npy"));
+        fs::write(&file, "before").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        write_all(&[(&link, view(&Array4::ones((1, 1, 1, 1))))]).unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(read::<Ix4>(&file).unwrap(), Array4::<f32>::ones((1, 1, 1, 1)));
     }
 }

@@ -24,10 +24,11 @@ pub const BASELINE: Baseline = Baseline {
 /// Masks of the distinct heads, and per thread one matrix of scores and three of the width of V.
 fn bytes(problem: &Problem<'_>) -> u64 {
     let Problem { pattern, spec, batch, threads, .. } = *problem;
-    let points = pattern.q_len as u64 * pattern.kv_len as u64;
-    let running = threads.min(batch * spec.heads) as u64;
+    let points = (pattern.q_len as u64).saturating_mul(pattern.kv_len as u64);
+    let running = threads.min(batch.saturating_mul(spec.heads)) as u64;
     let widths = 12 * pattern.q_len as u64 * spec.value_dim as u64;
-    (head_classes(pattern).0 as u64 * points).saturating_add(running.saturating_mul(4 * points + widths))
+    let scores = points.saturating_mul(4).saturating_add(widths).saturating_mul(running);
+    points.saturating_mul(head_classes(pattern).0 as u64).saturating_add(scores)
 }
 
 fn prepare(problem: &Problem<'_>) -> Box<dyn Prepared> {

@@ -30,8 +30,9 @@ fn bytes(problem: &Problem<'_>) -> u64 {
     let Problem { pattern, spec, batch, nnz, .. } = *problem;
     let (classes, batch) = (head_classes(pattern).0 as u64, batch as u64);
     let edges_of_classes = if classes == 1 { nnz / spec.heads as u64 } else { nnz };
-    let lists = EdgeList::bytes(pattern.q_len, 0) * classes + 4 * edges_of_classes;
-    lists + 4 * batch * nnz + 8 * batch * spec.heads as u64 * pattern.q_len as u64 * spec.value_dim as u64
+    let lists = (EdgeList::bytes(pattern.q_len, 0) * classes).saturating_add(4 * edges_of_classes);
+    let widths = 8 * spec.heads as u64 * pattern.q_len as u64 * spec.value_dim as u64;
+    lists.saturating_add(batch.saturating_mul((4 * nnz).saturating_add(widths)))
 }
 
 fn prepare(problem: &Problem<'_>) -> Box<dyn Prepared> {

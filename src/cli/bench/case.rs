@@ -28,6 +28,8 @@ const CHECK_BUDGET: u64 = 1_500_000_000;
 /// How often, at most, the peak is measured in between, and for how long.
 const PEAK_EVERY: Duration = Duration::from_millis(200);
 const PEAK_SECONDS: f64 = 0.01;
+/// How long a contender runs before the next has its turn.
+const TURN: Duration = Duration::from_millis(20);
 
 /// A spec at a length, ready to be measured.
 pub struct Case<'a> {
@@ -201,7 +203,7 @@ impl Case<'_> {
             contenders.push(Contender { name, run: Box::new(run) });
         }
         let mut peaks = Peaks::new(self.options);
-        let times = in_turn(&mut contenders, budget, |name, runs| {
+        let times = in_turn(&mut contenders, budget, TURN, |name, runs| {
             progress(&format!("{name}, run {}", runs + 1));
             peaks.look();
         })?;
@@ -266,7 +268,7 @@ impl Case<'_> {
     fn oracle(&self) -> Result<Vec<SampleRow>> {
         let Extents { batch, q_len, kv_len } = self.extents;
         let heads = self.spec.heads;
-        let points = (batch * heads) as u64 * q_len as u64 * kv_len as u64;
+        let points = [batch, heads, q_len, kv_len].iter().fold(1_u64, |points, &x| points.saturating_mul(x as u64));
         let (places, queries): (Vec<_>, Vec<_>) = if points <= CHECK_ALL {
             ((0..batch * heads).collect(), (0..q_len).collect())
         } else {

@@ -58,14 +58,17 @@ impl Times {
     }
 }
 
-/// Runs the contenders in turn until each has spent `budget`. They should have run once before, so that no
-/// run pays for warming up. `between` is called with the contender's name and its runs so far before each.
+/// Runs the contenders in turn until each has spent `budget`. A turn is at least one run, and as many as fit
+/// in `turn`: threads that slept while others ran are awake for all but the first. They should have run once
+/// before, so that no run pays for warming up. `between` is called before each turn with the contender's name
+/// and its runs so far.
 ///
 /// # Errors
 /// The first error of a contender.
 pub fn in_turn(
     contenders: &mut [Contender<'_>],
     budget: Duration,
+    turn: Duration,
     mut between: impl FnMut(&str, usize),
 ) -> Result<Vec<Times>> {
     let mut taken: Vec<(Vec<f64>, Duration)> = vec![Default::default(); contenders.len()];
@@ -74,13 +77,20 @@ pub fn in_turn(
     };
     while taken.iter().any(wants) {
         for (contender, taken) in contenders.iter_mut().zip(&mut taken) {
-            if wants(taken) {
-                between(contender.name, taken.0.len());
+            if !wants(taken) {
+                continue;
+            }
+            between(contender.name, taken.0.len());
+            let begun = Instant::now();
+            while wants(taken) {
                 let start = Instant::now();
                 (contender.run)()?;
                 let time = start.elapsed();
                 taken.0.push(time.as_secs_f64() * 1e3);
                 taken.1 += time;
+                if begun.elapsed() >= turn {
+                    break;
+                }
             }
         }
     }
@@ -112,11 +122,18 @@ mod tests {
             }),
         };
         let mut both = [contender("a"), contender("b")];
-        let times = in_turn(&mut both, Duration::ZERO, |name, _| order.borrow_mut().push_str(name)).unwrap();
+        let mut race = |budget, turn| {
+            let times = in_turn(&mut both, budget, turn, |name, _| order.borrow_mut().push_str(name)).unwrap();
+            (order.take(), times)
+        };
+        let (order, times) = race(Duration::ZERO, Duration::ZERO);
         // A budget of nothing is spent after one run.
-        assert_eq!(order.take(), "ab");
-        let more = in_turn(&mut both, Duration::from_micros(300), |name, _| order.borrow_mut().push_str(name)).unwrap();
-        assert_eq!(order.take(), "ababab");
-        assert!(times[0].min() >= 1.0 && more[1].runs() == 3);
+        assert_eq!((order.as_str(), times[0].runs()), ("ab", 1));
+        assert!(times[0].min() >= 1.0);
+        let budget = Duration::from_micros(300);
+        let (order, times) = race(budget, Duration::ZERO);
+        assert_eq!((order.as_str(), times[1].runs()), ("ababab", 3));
+        let (order, times) = race(budget, Duration::from_secs(9));
+        assert_eq!((order.as_str(), times[1].runs()), ("ab", 3));
     }
 }
