@@ -64,7 +64,7 @@ const REGULAR: &[&str] = &[
     "random: {keys_per_query: 3, seed: 2, per_head: true}",
     "random_cells: {count: 0, seed: 1}",
     "random_cells: {count: \"n*3\", seed: 1}",
-    "random_cells: {count: \"n*n - 2\", seed: 1}",
+    "random_cells: {count: \"max(0, n*n - 2)\", seed: 1}",
     "random_cells: {count: \"n*n*2\", seed: 1}",
     "random_blocks: {block: 16, blocks_per_row: 2, seed: 1}",
     "random_blocks: {block: 5, blocks_per_row: 1, seed: 3, per_head: true, among: past}",
