@@ -134,7 +134,7 @@ impl HeadMask {
     /// The scattered edges of the query at `place`.
     pub fn edges_of(&self, place: usize) -> &[u32] {
         match self.edges.offsets.get(place..place + 2) {
-            Some(&[from, to]) => &self.edges.keys[from as usize..to as usize],
+            Some(&[from, to]) => self.edges.keys.get(from as usize..to as usize).unwrap_or_default(),
             _ => &[],
         }
     }

@@ -247,10 +247,27 @@ fn decoded_masks_equal_points() {
     for n in LENGTHS {
         for (name, tree) in trees(n) {
             let pattern = pattern(tree, n);
-            let mask = build(&pattern, LIMIT).unwrap();
-            assert_equal_to_points(name, &pattern, &mask);
+            assert_equal_through_passes(name, &pattern);
         }
     }
+}
+
+/// The mask as built, after each pass, and after its text, with the rules checked each time.
+fn assert_equal_through_passes(name: &str, pattern: &Pattern) {
+    let mut mask = build(pattern, LIMIT).unwrap();
+    let check = |mask: &BlockMask| {
+        verify(mask).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_equal_to_points(name, pattern, mask);
+        assert_eq!(parse(&mask.print()).unwrap(), *mask, "{name}");
+    };
+    check(&mask);
+    mask.masks.iter_mut().for_each(|head| coalesce(head, pattern.q_len));
+    check(&mask);
+    let again = mask.clone();
+    mask.masks.iter_mut().for_each(|head| coalesce(head, pattern.q_len));
+    assert_eq!(mask, again, "{name}: coalesce twice");
+    mask.masks.iter_mut().for_each(gather_columns);
+    check(&mask);
 }
 
 fn some_tree() -> impl Strategy<Value = Tree> {
@@ -277,8 +294,7 @@ proptest! {
     #[test]
     fn random_trees_equal_points(tree in some_tree(), q_len in 0usize..400, kv_len in 0usize..400) {
         let pattern = Pattern { q_len, kv_len, heads: 2, tree };
-        let mask = build(&pattern, LIMIT).unwrap();
-        assert_equal_to_points("random tree", &pattern, &mask);
+        assert_equal_through_passes("random tree", &pattern);
     }
 }
 
@@ -316,6 +332,106 @@ fn heads_share_a_mask_unless_they_differ() {
 }
 
 #[test]
+fn scattered_globals_share_one_list() {
+    let tokens: Vec<u32> = (100..2000).step_by(50).collect();
+    let n = 6400;
+    let tree = Tree::Any(vec![window(40, 40), leaf(Global { tokens: tokens.clone() })]);
+    let mut mask = build(&pattern(tree, n), LIMIT).unwrap().masks.remove(0);
+    coalesce(&mut mask, n);
+    let before = mask.counts(n);
+    gather_columns(&mut mask);
+    let after = mask.counts(n);
+    assert_eq!((before.nnz(), before.empty_rows), (after.nnz(), after.empty_rows));
+    assert!(mask.lists.contains(&tokens), "rows far from all tokens have them all in one list");
+    assert!(after.row_runs < 50 && after.full_segments < before.full_segments / 10, "{after:?}");
+}
+
+#[test]
+fn short_neighbors_join() {
+    let range = |start, len, mask| Segment { keys: Keys::Range { start, len, start_step: 0, len_step: 0 }, mask };
+    let segments = vec![range(0, 2, Some(0)), range(2, 3, None), range(5, 2, Some(0)), range(7, 90, None)];
+    let mut mask = HeadMask {
+        order: RowOrder::Identity,
+        rows: vec![RowRun { first: 0, count: 1, segments }],
+        words: vec![vec![1, 2]],
+        lists: Vec::new(),
+        edges: Edges::default(),
+    };
+    coalesce(&mut mask, 3);
+    assert_eq!(mask.rows[0].segments, [range(0, 7, Some(0)), range(7, 90, None)]);
+    assert_eq!(mask.words, [vec![1, 2, 7, 7, 7, 1, 2]]);
+}
+
+#[test]
+fn text_is_readable() {
+    let mut tree = vec![window(70, 0), leaf(Sink { end: 4 })];
+    tree.push(leaf(Global { tokens: vec![600] }));
+    let mask = build(&pattern(Tree::Any(tree), 640), LIMIT).unwrap();
+    let text = mask.print();
+    assert!(
+        text.starts_with("mask q_len 640 kv_len 640 heads 0*2\nhead mask 0\norder 0..600 601..640 600\n"),
+        "{text}"
+    );
+    assert!(text.contains("\nrows 2..9: [0 +4] [64t-70 +63 mask"), "{text}");
+}
+
+#[test]
+fn broken_texts_are_refused_with_their_line() {
+    let good = build(&pattern(window(70, 3), 300), LIMIT).unwrap().print();
+    let broken = [
+        ("", "", 0),
+        (good.as_str(), "", 0),
+        ("heads 0*2", "heads 0*99999999999", 1),
+        ("rows 0..1:", "rows 0..0:", 4),
+        ("rows 0..1:", "rows 0:", 4),
+        ("order identity", "order 1 2 3", 0),
+        ("order identity", "ordering", 3),
+        ("[0 +", "[400 +", 0),
+        ("mask0 =", "mask7 =", 0),
+        ("head mask 0", "head mask 1", 2),
+    ];
+    for (from, to, line) in broken {
+        let text = if from.is_empty() { String::new() } else { good.replacen(from, to, 1) };
+        match parse(&text) {
+            Err(crate::error::Error::Text { line: found, .. }) => assert!(line == 0 || line == found, "{to}: {found}"),
+            other => panic!("`{to}` gave {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn verify_finds_each_broken_rule() {
+    let n = 300;
+    let tree = Tree::Any(vec![window(10, 10), random(3, n, false), leaf(Global { tokens: vec![7, 90, 200] })]);
+    let good = build(&pattern(tree, n), LIMIT).unwrap();
+    type Breaker = fn(&mut HeadMask);
+    let breakers: Vec<(&str, Breaker)> = vec![
+        ("row", |mask| mask.rows[1].first += 1),
+        ("reach", |mask| drop(mask.rows.pop())),
+        ("share", |mask| {
+            let again = mask.rows[0].segments[0];
+            mask.rows[0].segments.insert(0, again);
+        }),
+        ("permutation", |mask| mask.order = RowOrder::Permuted(vec![0; 300])),
+        ("words", |mask| mask.words.iter_mut().for_each(|words| words.push(1))),
+        ("beyond the last query", |mask| mask.words.iter_mut().for_each(|words| words.fill(u64::MAX))),
+        ("ascending", |mask| mask.edges.keys.fill(299)),
+        ("offsets", |mask| mask.edges.offsets.truncate(300)),
+        ("beyond", |mask| {
+            mask.rows[0].segments[0].keys = Keys::Range { start: 299, len: 2, start_step: 0, len_step: 0 };
+        }),
+        ("no list", |mask| mask.rows[0].segments[0].keys = Keys::List { list: 9 }),
+    ];
+    verify(&good).unwrap();
+    for (message, break_it) in breakers {
+        let mut mask = good.clone();
+        break_it(&mut mask.masks[0]);
+        let error = verify(&mask).unwrap_err().to_string();
+        assert!(error.contains(message), "expected `{message}` in {error}");
+    }
+}
+
+#[test]
 fn the_memory_limit_is_kept() {
     let error = build(&pattern(random(64, 4096, false), 4096), 1 << 16).unwrap_err();
     assert!(matches!(error, crate::error::Error::Memory { limit: 65536, .. }), "{error}");
@@ -333,29 +449,62 @@ fn dense_queries_stand_at_the_end() {
 #[test]
 #[ignore = "prints times: cargo test --release --lib mask -- --ignored --nocapture"]
 fn build_times() {
-    let globals = |n: u32| leaf(Global { tokens: (17..n).step_by(n as usize / 64).collect() });
-    let cases = |n: usize| {
-        vec![
-            ("full", full()),
-            ("causal", causal()),
-            ("window", window(128, 128)),
-            ("streaming", Tree::Any(vec![leaf(Sink { end: 4 }), window(255, 0)])),
-            ("longformer", Tree::Any(vec![window(128, 128), leaf(Global { tokens: (0..64).collect() })])),
-            ("scattered globals", Tree::Any(vec![window(128, 128), globals(n as u32)])),
-            ("anti-causal", Tree::Not(Box::new(causal()))),
-            ("diffuser", Tree::Any(vec![window(128, 128), globals(n as u32), random(64, n, false)])),
-        ]
-    };
-    for n in [4096, 16384, 1_000_000] {
-        for (name, tree) in cases(n) {
-            if n > 20_000 && name == "diffuser" {
+    let globals = "global: {tokens: {random: {count: 64, seed: 1, from: 64}}}";
+    let cases = [
+        ("full", "full".to_string(), 1 << 30),
+        ("causal", "causal".to_string(), 1 << 30),
+        ("window", "window: {radius: 128}".to_string(), 1 << 30),
+        ("streaming", "any: [sink: 4, all: [window: {radius: 255}, causal]]".to_string(), 1 << 30),
+        ("longformer", "any: [window: {radius: 128}, global: {tokens: {first: 64}}]".to_string(), 1 << 30),
+        ("scattered globals", format!("any: [window: {{radius: 128}}, {globals}]"), 1 << 30),
+        ("anti-causal", "not: causal".to_string(), 1 << 30),
+        ("chunks", "chunk: {size: 64, stride: 32}".to_string(), 1 << 30),
+        ("dilated", "window: {radius: 64, dilation: 4}".to_string(), 1 << 30),
+        ("strided", "strided: {step: 64, mode: diagonal}".to_string(), 20_000),
+        ("exponential-like", "any: [window: {radius: 4}, strided: {step: 128, mode: vertical}]".to_string(), 20_000),
+        ("where", "where: \"(q + k) % 7 == 0 and abs(q - k) < 300\"".to_string(), 20_000),
+        ("random", "random: {keys_per_query: 64, seed: 1}".to_string(), 70_000),
+        (
+            "diffuser",
+            format!("any: [window: {{radius: 128}}, {globals}, random: {{keys_per_query: 64, seed: 2}}]"),
+            1_000_000,
+        ),
+    ];
+    for n in [4096, 16384, 65536, 1_000_000] {
+        for (name, tree, longest) in &cases {
+            if n > *longest {
                 continue;
             }
-            let pattern = pattern(tree, n);
+            let text = format!("name: x\nhead_dim: 64\npattern: {{{}}}\n", tree);
+            let text = if tree.contains(':') { text } else { format!("name: x\nhead_dim: 64\npattern: {tree}\n") };
+            let spec = match crate::spec::parse(&text, "<text>") {
+                Ok(spec) => spec,
+                Err(error) => panic!("{error}"),
+            };
             let start = std::time::Instant::now();
-            let mask = build(&pattern, 1 << 34).unwrap();
-            let took = start.elapsed();
-            println!("{name:20} n {n:8} {took:>12.1?}  {:?}", mask.head_counts(0));
+            let pattern = crate::pattern::resolve(&spec, n, n).unwrap();
+            let resolved = start.elapsed();
+            let start = std::time::Instant::now();
+            let mut mask = build(&pattern, 1 << 34).unwrap();
+            let built = start.elapsed();
+            let c = mask.head_counts(0);
+            let start = std::time::Instant::now();
+            mask.masks.iter_mut().for_each(|head| coalesce(head, n));
+            mask.masks.iter_mut().for_each(gather_columns);
+            let passes = start.elapsed();
+            let after = mask.head_counts(0);
+            println!(
+                "{name:18} n {n:8} resolve {resolved:>10.1?} build {built:>10.1?} passes {passes:>10.1?}  runs {} -> {}, \
+                 segments {}+{} -> {}+{}, edges {}, nnz {}",
+                c.row_runs,
+                after.row_runs,
+                c.full_segments,
+                c.partial_segments,
+                after.full_segments,
+                after.partial_segments,
+                c.scattered_edges,
+                c.nnz(),
+            );
         }
     }
 }

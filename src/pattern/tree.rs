@@ -182,5 +182,5 @@ fn lcm(a: u64, b: u64) -> Option<u64> {
     while y != 0 {
         (x, y) = (y, x % y);
     }
-    if x == 0 { None } else { (a / x).checked_mul(b).filter(|&period| period > 0) }
+    a.checked_div(x)?.checked_mul(b).filter(|&period| period > 0)
 }
