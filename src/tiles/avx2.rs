@@ -97,59 +97,71 @@ unsafe extern "C" fn pack(call: *const PackCall) {
 
 /// See [`ScoreCall`].
 unsafe extern "C" fn score(call: *const ScoreCall) {
-    const KERNELS: [[ScoreKernel; 1]; SCORE_KEYS] = [
-        [score_tile::<1>],
-        [score_tile::<2>],
-        [score_tile::<3>],
-        [score_tile::<4>],
-        [score_tile::<5>],
-        [score_tile::<6>],
-    ];
+    const KERNELS: [ScoreKernel; SCORE_KEYS] =
+        [score_tile::<1>, score_tile::<2>, score_tile::<3>, score_tile::<4>, score_tile::<5>, score_tile::<6>];
     // SAFETY: contract of `super`; a family exists only where the CPU has its instructions.
     unsafe { split::score(&*call, &KERNELS) }
 }
 
+/// `K` keys, group after group.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn score_tile<const K: usize>(t: &ScoreTile) {
     let keys = t.keys;
-    let mut sums = [[_mm256_setzero_ps(); 2]; K];
-    // SAFETY: `keys` point at rows of `d` floats, `qt` at a panel of `d` times 16.
-    unsafe {
-        let (mut qt, mut x) = (t.qt, 0);
-        while x + UNROLL <= t.d {
-            for u in 0..UNROLL {
-                score_step(&mut sums, qt.add(u * LANES), &keys, x + u);
-            }
-            qt = qt.add(UNROLL * LANES);
-            x += UNROLL;
-        }
-        while x < t.d {
-            score_step(&mut sums, qt, &keys, x);
-            qt = qt.add(LANES);
-            x += 1;
-        }
-    }
-    for k in 0..K {
-        for h in 0..2 {
-            // SAFETY: the panel holds the tile's keys.
-            unsafe { _mm256_store_ps(t.s.add(k * LANES + h * W), sums[k][h]) };
-        }
-    }
-    if t.max.is_null() {
-        return;
-    }
-    for h in 0..2 {
-        // SAFETY: `max` holds 16 floats, `words` one word per key, of which this half group's 8 bits are read.
+    let (mut start, mut s, mut max, mut words) = (t.qt, t.s, t.max, t.words);
+    for _ in 0..t.groups {
+        let mut sums = [[_mm256_setzero_ps(); 2]; K];
+        // SAFETY: `keys` point at rows of `d` floats, `start` at a panel of `d` times 16, `s` at a group's panel.
         unsafe {
-            let at = t.max.add(h * W);
+            let (mut qt, mut x) = (start, 0);
+            while x + UNROLL <= t.d {
+                for u in 0..UNROLL {
+                    score_step(&mut sums, qt.add(u * LANES), &keys, x + u);
+                }
+                qt = qt.add(UNROLL * LANES);
+                x += UNROLL;
+            }
+            while x < t.d {
+                score_step(&mut sums, qt, &keys, x);
+                qt = qt.add(LANES);
+                x += 1;
+            }
+            for k in 0..K {
+                for h in 0..2 {
+                    _mm256_store_ps(s.add(k * LANES + h * W), sums[k][h]);
+                }
+            }
+            if !max.is_null() {
+                raise_max(&sums, words, max);
+                max = max.add(LANES);
+            }
+        }
+        start = start.wrapping_add(t.qt_stride);
+        s = s.wrapping_add(t.s_stride);
+        if !words.is_null() {
+            words = words.wrapping_add(1);
+        }
+    }
+}
+
+/// Takes one group's scores up in its maximum.
+///
+/// # Safety
+/// `max` holds 16 floats, `words` (or null) one word per key, of which this group's 16 bits are read.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn raise_max<const K: usize>(sums: &[[__m256; 2]; K], words: *const u16, max: *mut f32) {
+    for h in 0..2 {
+        // SAFETY: the caller's.
+        unsafe {
+            let at = max.add(h * W);
             let mut max = _mm256_loadu_ps(at);
             for k in 0..K {
                 // The second operand is returned where one is NaN.
                 let with = _mm256_max_ps(sums[k][h], max);
-                max = if t.words.is_null() {
+                max = if words.is_null() {
                     with
                 } else {
-                    let bits = *t.words.add(4 * k).cast::<u8>().add(h);
+                    let bits = *words.add(4 * k).cast::<u8>().add(h);
                     _mm256_blendv_ps(max, with, expand(bits))
                 };
             }
@@ -300,7 +312,7 @@ unsafe fn value_tile<const R: usize, const C: usize, const CUT: bool>(t: &ValueT
                 }
             }
         }
-        if t.keys.is_null() {
+        if t.offsets.is_null() {
             let (mut p, mut v) = (t.p, t.v);
             for _ in 0..t.nkeys / UNROLL {
                 for _ in 0..UNROLL {
@@ -315,10 +327,15 @@ unsafe fn value_tile<const R: usize, const C: usize, const CUT: bool>(t: &ValueT
                 v = v.wrapping_add(t.v_stride);
             }
         } else {
-            let mut p = t.p;
-            for j in 0..t.nkeys {
-                value_step::<R, C, CUT>(&mut sums, p, t.v.add(*t.keys.add(j) as usize * t.v_stride), tail);
-                p = p.wrapping_add(LANES);
+            let (mut p, mut offset) = (t.p, t.offsets);
+            for _ in 0..t.nkeys / 2 {
+                value_step::<R, C, CUT>(&mut sums, p, t.v.add(*offset), tail);
+                value_step::<R, C, CUT>(&mut sums, p.add(LANES), t.v.add(*offset.add(1)), tail);
+                p = p.add(2 * LANES);
+                offset = offset.add(2);
+            }
+            if t.nkeys % 2 == 1 {
+                value_step::<R, C, CUT>(&mut sums, p, t.v.add(*offset), tail);
             }
         }
         if t.out.is_null() {

@@ -86,19 +86,31 @@ unsafe extern "C" fn pack(call: *const PackCall) {
 
 /// See [`ScoreCall`].
 unsafe extern "C" fn score(call: *const ScoreCall) {
-    const KERNELS: [[ScoreKernel; 4]; SCORE_KEYS] = [
-        [score_tile::<1, 1, 2>, score_tile::<1, 2, 2>, score_tile::<1, 3, 2>, score_tile::<1, 4, 2>],
-        [score_tile::<2, 1, 2>, score_tile::<2, 2, 2>, score_tile::<2, 3, 2>, score_tile::<2, 4, 2>],
-        [score_tile::<3, 1, 2>, score_tile::<3, 2, 2>, score_tile::<3, 3, 1>, score_tile::<3, 4, 1>],
-        [score_tile::<4, 1, 2>, score_tile::<4, 2, 2>, score_tile::<4, 3, 1>, score_tile::<4, 4, 1>],
-        [score_tile::<5, 1, 2>, score_tile::<5, 2, 1>, score_tile::<5, 3, 1>, score_tile::<5, 4, 1>],
-        [score_tile::<6, 1, 2>, score_tile::<6, 2, 1>, score_tile::<6, 3, 1>, score_tile::<6, 4, 1>],
-    ];
+    const KERNELS: [ScoreKernel; SCORE_KEYS] =
+        [score_row::<1>, score_row::<2>, score_row::<3>, score_row::<4>, score_row::<5>, score_row::<6>];
     // SAFETY: contract of `super`; a family exists only where the CPU has its instructions.
     unsafe { split::score(&*call, &KERNELS) }
 }
 
+/// `K` keys times all the tile's groups at once. Eight sums or fewer leave the FMA pipes waiting: they are split.
+#[target_feature(enable = "avx512f,avx512vl,avx512dq")]
+unsafe fn score_row<const K: usize>(t: &ScoreTile) {
+    // SAFETY: the caller's; the shapes hold the tile's groups.
+    unsafe {
+        match (t.groups, K) {
+            (1, _) => score_tile::<K, 1, 2>(t),
+            (2, 5..) => score_tile::<K, 2, 1>(t),
+            (2, _) => score_tile::<K, 2, 2>(t),
+            (3, 3..) => score_tile::<K, 3, 1>(t),
+            (3, _) => score_tile::<K, 3, 2>(t),
+            (_, 3..) => score_tile::<K, 4, 1>(t),
+            _ => score_tile::<K, 4, 2>(t),
+        }
+    }
+}
+
 /// `K` keys times `G` groups; `CHAINS` sums of each score, where one would leave the FMA pipes waiting.
+#[inline]
 #[target_feature(enable = "avx512f,avx512vl,avx512dq")]
 unsafe fn score_tile<const K: usize, const G: usize, const CHAINS: usize>(t: &ScoreTile) {
     let keys = t.keys;
@@ -308,7 +320,7 @@ unsafe fn value_tile<const R: usize, const C: usize, const CUT: bool>(t: &ValueT
                 }
             }
         }
-        if t.keys.is_null() {
+        if t.offsets.is_null() {
             let (mut p, mut v) = (t.p, t.v);
             for _ in 0..t.nkeys / UNROLL {
                 for _ in 0..UNROLL {
@@ -323,10 +335,15 @@ unsafe fn value_tile<const R: usize, const C: usize, const CUT: bool>(t: &ValueT
                 v = v.wrapping_add(t.v_stride);
             }
         } else {
-            let mut p = t.p;
-            for j in 0..t.nkeys {
-                value_step::<R, C, CUT>(&mut sums, p, t.v.add(*t.keys.add(j) as usize * t.v_stride), tail);
-                p = p.wrapping_add(LANES);
+            let (mut p, mut offset) = (t.p, t.offsets);
+            for _ in 0..t.nkeys / 2 {
+                value_step::<R, C, CUT>(&mut sums, p, t.v.add(*offset), tail);
+                value_step::<R, C, CUT>(&mut sums, p.add(LANES), t.v.add(*offset.add(1)), tail);
+                p = p.add(2 * LANES);
+                offset = offset.add(2);
+            }
+            if t.nkeys % 2 == 1 {
+                value_step::<R, C, CUT>(&mut sums, p, t.v.add(*offset), tail);
             }
         }
         if t.out.is_null() {
