@@ -3,12 +3,17 @@
 //! A YAML spec says who attends to whom, how scores are scaled, and over how many hops attention
 //! diffuses (Feng et al., "Diffuser", AAAI 2023, arXiv 2210.11794).
 
+pub mod analysis;
+pub mod baselines;
+pub mod cli;
 pub mod codegen;
 pub mod compiler;
 pub mod error;
+pub mod interpreter;
 pub mod jit;
 pub mod machine;
 pub mod mask;
+pub mod npy;
 pub mod passes;
 pub mod pattern;
 pub mod plan;

@@ -1,5 +1,5 @@
-//! The `hopweave` command.
+//! The `hopweave` command; everything it does is in [`hopweave::cli`].
 
 fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+    hopweave::cli::main()
 }

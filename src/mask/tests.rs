@@ -449,29 +449,62 @@ fn dense_queries_stand_at_the_end() {
 #[test]
 #[ignore = "prints times: cargo test --release --lib mask -- --ignored --nocapture"]
 fn build_times() {
-    let globals = |n: u32| leaf(Global { tokens: (17..n).step_by(n as usize / 64).collect() });
-    let cases = |n: usize| {
-        vec![
-            ("full", full()),
-            ("causal", causal()),
-            ("window", window(128, 128)),
-            ("streaming", Tree::Any(vec![leaf(Sink { end: 4 }), window(255, 0)])),
-            ("longformer", Tree::Any(vec![window(128, 128), leaf(Global { tokens: (0..64).collect() })])),
-            ("scattered globals", Tree::Any(vec![window(128, 128), globals(n as u32)])),
-            ("anti-causal", Tree::Not(Box::new(causal()))),
-            ("diffuser", Tree::Any(vec![window(128, 128), globals(n as u32), random(64, n, false)])),
-        ]
-    };
-    for n in [4096, 16384, 1_000_000] {
-        for (name, tree) in cases(n) {
-            if n > 20_000 && name == "diffuser" {
+    let globals = "global: {tokens: {random: {count: 64, seed: 1, from: 64}}}";
+    let cases = [
+        ("full", "full".to_string(), 1 << 30),
+        ("causal", "causal".to_string(), 1 << 30),
+        ("window", "window: {radius: 128}".to_string(), 1 << 30),
+        ("streaming", "any: [sink: 4, all: [window: {radius: 255}, causal]]".to_string(), 1 << 30),
+        ("longformer", "any: [window: {radius: 128}, global: {tokens: {first: 64}}]".to_string(), 1 << 30),
+        ("scattered globals", format!("any: [window: {{radius: 128}}, {globals}]"), 1 << 30),
+        ("anti-causal", "not: causal".to_string(), 1 << 30),
+        ("chunks", "chunk: {size: 64, stride: 32}".to_string(), 1 << 30),
+        ("dilated", "window: {radius: 64, dilation: 4}".to_string(), 1 << 30),
+        ("strided", "strided: {step: 64, mode: diagonal}".to_string(), 20_000),
+        ("exponential-like", "any: [window: {radius: 4}, strided: {step: 128, mode: vertical}]".to_string(), 20_000),
+        ("where", "where: \"(q + k) % 7 == 0 and abs(q - k) < 300\"".to_string(), 20_000),
+        ("random", "random: {keys_per_query: 64, seed: 1}".to_string(), 70_000),
+        (
+            "diffuser",
+            format!("any: [window: {{radius: 128}}, {globals}, random: {{keys_per_query: 64, seed: 2}}]"),
+            1_000_000,
+        ),
+    ];
+    for n in [4096, 16384, 65536, 1_000_000] {
+        for (name, tree, longest) in &cases {
+            if n > *longest {
                 continue;
             }
-            let pattern = pattern(tree, n);
+            let text = format!("name: x\nhead_dim: 64\npattern: {{{}}}\n", tree);
+            let text = if tree.contains(':') { text } else { format!("name: x\nhead_dim: 64\npattern: {tree}\n") };
+            let spec = match crate::spec::parse(&text, "<text>") {
+                Ok(spec) => spec,
+                Err(error) => panic!("{error}"),
+            };
             let start = std::time::Instant::now();
-            let mask = build(&pattern, 1 << 34).unwrap();
-            let took = start.elapsed();
-            println!("{name:20} n {n:8} {took:>12.1?}  {:?}", mask.head_counts(0));
+            let pattern = crate::pattern::resolve(&spec, n, n).unwrap();
+            let resolved = start.elapsed();
+            let start = std::time::Instant::now();
+            let mut mask = build(&pattern, 1 << 34).unwrap();
+            let built = start.elapsed();
+            let c = mask.head_counts(0);
+            let start = std::time::Instant::now();
+            mask.masks.iter_mut().for_each(|head| coalesce(head, n));
+            mask.masks.iter_mut().for_each(gather_columns);
+            let passes = start.elapsed();
+            let after = mask.head_counts(0);
+            println!(
+                "{name:18} n {n:8} resolve {resolved:>10.1?} build {built:>10.1?} passes {passes:>10.1?}  runs {} -> {}, \
+                 segments {}+{} -> {}+{}, edges {}, nnz {}",
+                c.row_runs,
+                after.row_runs,
+                c.full_segments,
+                c.partial_segments,
+                after.full_segments,
+                after.partial_segments,
+                c.scattered_edges,
+                c.nnz(),
+            );
         }
     }
 }

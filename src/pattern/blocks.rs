@@ -66,7 +66,8 @@ fn read_random<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
         let per_row = per_row.at_most(scope, i64::from(k_blocks))? as u32;
         let heads = if per_head { scope.heads } else { 1 };
         let edges = q_blocks * per_row as usize;
-        check_edges(&args, edges as u128 * heads as u128)?;
+        // Empty rows take memory too.
+        check_edges(&args, edges.max(q_blocks) as u128 * heads as u128)?;
         let draw_head = |head: usize| {
             let mut draw = Draw::new(seed, Draw::BLOCKS + head as u64);
             Rows::build(q_blocks, edges, |row, keys| {

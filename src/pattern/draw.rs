@@ -10,6 +10,8 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use super::rows::take_bits;
+
 /// A stream of random integers.
 #[derive(Debug)]
 pub(super) struct Draw {
@@ -69,14 +71,8 @@ impl Draw {
             out.push(chosen);
         }
         if words <= 4 * count as usize {
-            // Reading the bits in order sorts faster than sorting.
             out.truncate(start);
-            for (i, word) in self.taken[..words].iter_mut().enumerate() {
-                while *word != 0 {
-                    out.push(i as u32 * 64 + word.trailing_zeros());
-                    *word &= *word - 1;
-                }
-            }
+            take_bits(&mut self.taken[..words], out);
         } else {
             for &key in &out[start..] {
                 self.taken[key as usize / 64] = 0;

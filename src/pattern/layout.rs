@@ -151,7 +151,8 @@ fn decode(bytes: &[u8]) -> Result<ArrayD<bool>, String> {
             Err(error) => Err(error.to_string()),
         }
     }
-    let readers: [fn(&[u8]) -> Result<Option<ArrayD<bool>>, String>; 11] = [
+    type Reader = fn(&[u8]) -> Result<Option<ArrayD<bool>>, String>;
+    let readers: [Reader; 11] = [
         |b| view::<bool>(b, |x| x),
         |b| view::<u8>(b, |x| x != 0),
         |b| view::<i8>(b, |x| x != 0),

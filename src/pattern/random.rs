@@ -1,11 +1,12 @@
 //! `random` and `random_cells`: drawn keys for every query, and cells drawn from the whole matrix.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::bits::fill_sorted;
 use super::draw::Draw;
 use super::node::{ArgDef, Args, Draft, NodeDef, Scope, leaf};
-use super::rows::{MAX_EDGES, Rows};
+use super::rows::{MAX_EDGES, Rows, take_bits};
 use super::{Cover, KeySet, Leaf};
 use crate::error::Result;
 
@@ -54,7 +55,8 @@ fn read_random<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
         let count = count.at_most(scope, i64::from(kv_len))? as u32;
         let heads = if per_head { scope.heads } else { 1 };
         let edges = scope.q_len * count as usize;
-        check_edges(&args, edges as u128 * heads as u128)?;
+        // Empty rows take memory too.
+        check_edges(&args, edges.max(scope.q_len) as u128 * heads as u128)?;
         let draw_head = |head: usize| {
             let mut draw = Draw::new(seed, Draw::KEYS + head as u64);
             Rows::build(scope.q_len, edges, |q, keys| {
@@ -81,28 +83,36 @@ fn read_cells<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
     }))
 }
 
-/// `count` distinct ones of all `cells`, uniformly: cells are drawn one after another, and those drawn before
-/// do not count. Where more than half are wanted, the others are drawn and left out.
+/// `count` distinct ones of all `cells`, uniformly: cells are drawn one after another, and those that were
+/// drawn before do not count. Where more than half are wanted, the others are drawn and left out.
 fn draw_cells(scope: &Scope, count: u64, cells: u64, seed: u64) -> Rows {
     let (q_len, kv_len) = (scope.q_len, scope.kv_len as u32);
     let inverted = count > cells / 2;
     let wanted = if inverted { cells - count } else { count } as usize;
     let mut draw = Draw::new(seed, Draw::CELLS);
-    let mut drawn: Vec<(u32, u32)> = Vec::with_capacity(wanted);
-    let mut rows = Rows::build(q_len, 0, |_, _| {});
-    let mut distinct = 0;
-    // Each round draws exactly as many as are missing, so that no drawn cell is ever dropped for being too
-    // many: the result is the first `wanted` distinct cells of the stream.
-    while distinct < wanted {
-        for _ in distinct..wanted {
-            drawn.push((draw.below(q_len as u32), draw.below(kv_len)));
+    let mut cell = || (draw.below(q_len as u32), draw.below(kv_len));
+    // Exactly as many as are wanted, so that no distinct cell is ever one too many; then, cell by cell, as
+    // many as were drawn twice.
+    let first: Vec<(u32, u32)> = (0..wanted).map(|_| cell()).collect();
+    let mut rows = by_row(q_len, kv_len, &first);
+    let mut more = BTreeSet::new();
+    while rows.edges() + more.len() < wanted {
+        let (q, k) = cell();
+        if rows.row(q as usize).binary_search(&k).is_err() {
+            more.insert((q, k));
         }
-        rows = by_row(q_len, &drawn);
-        distinct = rows.edges();
-        drawn.clear();
-        if distinct < wanted {
-            drawn.extend((0..q_len).flat_map(|q| rows.row(q).iter().map(move |&k| (q as u32, k))));
-        }
+    }
+    if !more.is_empty() {
+        let mut more = more.into_iter().peekable();
+        rows = Rows::build(q_len, wanted, |q, keys| {
+            let start = keys.len();
+            keys.extend_from_slice(rows.row(q));
+            let before = keys.len();
+            keys.extend(std::iter::from_fn(|| more.next_if(|cell| cell.0 as usize == q)).map(|cell| cell.1));
+            if keys.len() > before {
+                keys[start..].sort_unstable();
+            }
+        });
     }
     if !inverted {
         return rows;
@@ -113,8 +123,8 @@ fn draw_cells(scope: &Scope, count: u64, cells: u64, seed: u64) -> Rows {
     })
 }
 
-/// Cells as sorted rows without repetitions: a counting sort by row, then each short row by itself.
-fn by_row(q_len: usize, cells: &[(u32, u32)]) -> Rows {
+/// Cells as ascending rows without repetitions: a counting sort by row, then each row by itself.
+fn by_row(q_len: usize, kv_len: u32, cells: &[(u32, u32)]) -> Rows {
     let mut next = vec![0_u32; q_len + 1];
     for &(q, _) in cells {
         next[q as usize + 1] += 1;
@@ -128,8 +138,16 @@ fn by_row(q_len: usize, cells: &[(u32, u32)]) -> Rows {
         keys[next[q as usize] as usize] = k;
         next[q as usize] += 1;
     }
+    let mut bits = vec![0_u64; kv_len.div_ceil(64) as usize];
     Rows::build(q_len, cells.len(), |q, out| {
         let row = &mut keys[starts[q] as usize..starts[q + 1] as usize];
+        if bits.len() <= 4 * row.len() {
+            for &key in row.iter() {
+                bits[key as usize / 64] |= 1 << (key % 64);
+            }
+            take_bits(&mut bits, out);
+            return;
+        }
         row.sort_unstable();
         let start = out.len();
         for &key in row.iter() {

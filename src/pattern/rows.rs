@@ -9,8 +9,8 @@ pub(super) struct Rows {
     keys: Vec<u32>,
 }
 
-/// More edges than this are refused before drawing; offsets are u32.
-pub(super) const MAX_EDGES: u64 = 1 << 30;
+/// More edges than this are refused before drawing: 1 GiB of them, and 64 for each of four million queries.
+pub(super) const MAX_EDGES: u64 = 1 << 28;
 
 impl Rows {
     /// `count` rows, each written by `row`, which appends ascending keys; at most [`MAX_EDGES`] in all.
@@ -65,12 +65,7 @@ impl Rows {
             bits[key as usize / 64] |= 1 << (key % 64);
         }
         let mut union = Vec::with_capacity(keys.len());
-        for (i, mut word) in bits.into_iter().enumerate() {
-            while word != 0 {
-                union.push(i as u32 * 64 + word.trailing_zeros());
-                word &= word - 1;
-            }
-        }
+        take_bits(&mut bits, &mut union);
         union
     }
 
@@ -89,5 +84,15 @@ impl Rows {
             });
         }
         common
+    }
+}
+
+/// Moves the positions of the set bits to `out`, ascending: on dense enough sets this sorts faster than sorting.
+pub(super) fn take_bits(bits: &mut [u64], out: &mut Vec<u32>) {
+    for (i, word) in bits.iter_mut().enumerate() {
+        while *word != 0 {
+            out.push(i as u32 * 64 + word.trailing_zeros());
+            *word &= *word - 1;
+        }
     }
 }

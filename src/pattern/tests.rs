@@ -64,7 +64,7 @@ const REGULAR: &[&str] = &[
     "random: {keys_per_query: 3, seed: 2, per_head: true}",
     "random_cells: {count: 0, seed: 1}",
     "random_cells: {count: \"n*3\", seed: 1}",
-    "random_cells: {count: \"n*n - 2\", seed: 1}",
+    "random_cells: {count: \"max(0, n*n - 2)\", seed: 1}",
     "random_cells: {count: \"n*n*2\", seed: 1}",
     "random_blocks: {block: 16, blocks_per_row: 2, seed: 1}",
     "random_blocks: {block: 5, blocks_per_row: 1, seed: 3, per_head: true, among: past}",
@@ -244,4 +244,55 @@ fn empty_sequences_resolve() {
     for def in NODES {
         resolve(&spec_of(def.example), 0, 0).unwrap_or_else(|error| panic!("{}: {error}", def.name));
     }
+}
+
+#[test]
+fn layouts_are_read_from_files_beside_the_spec() {
+    let folder = tempfile::tempdir().unwrap();
+    let spec_file = folder.path().join("a.yaml");
+    let flat = ndarray::arr2(&[[1_u8, 0], [0, 2]]);
+    ndarray_npy::write_npy(folder.path().join("flat.npy"), &flat).unwrap();
+    let turned = ndarray::arr2(&[[1_i64, 0], [5, 1]]).reversed_axes();
+    ndarray_npy::write_npy(folder.path().join("turned.npy"), &turned).unwrap();
+    let heads = ndarray::arr3(&[[[true, false], [false, false]], [[false, true], [true, true]]]);
+    ndarray_npy::write_npy(folder.path().join("heads.npy"), &heads).unwrap();
+    std::fs::write(folder.path().join("cut.npy"), &std::fs::read(folder.path().join("flat.npy")).unwrap()[..100])
+        .unwrap();
+    std::fs::write(folder.path().join("empty.npy"), []).unwrap();
+    ndarray_npy::write_npy(folder.path().join("line.npy"), &ndarray::arr1(&[1_u8])).unwrap();
+    let resolved = |file: &str, n: usize| {
+        let text = format!("name: x\nheads: 2\nhead_dim: 4\npattern: {{blocks: {{block: 4, file: {file}}}}}\n");
+        resolve(&spec::parse(&text, &spec_file.to_string_lossy())?, n, n)
+    };
+    let allowed = |file: &str| {
+        let pattern = resolved(file, 7).unwrap();
+        let bits = [(0, 0), (0, 4), (4, 0), (4, 4)].map(|(q, k)| u8::from(pattern.allows(1, q, k)));
+        assert_eq!(parse_text(&pattern.print()).unwrap().print(), pattern.print());
+        bits
+    };
+    assert_eq!(allowed("flat.npy"), [1, 0, 0, 1]);
+    assert_eq!(allowed("turned.npy"), [1, 1, 0, 1]);
+    assert_eq!(allowed("heads.npy"), [0, 1, 1, 1]);
+    for (file, n, message) in [
+        ("flat.npy", 9, "the layout has shape [2, 2]"),
+        ("cut.npy", 7, "cut.npy"),
+        ("empty.npy", 7, "empty.npy"),
+        ("line.npy", 7, "the layout has 1 axes"),
+        ("/etc/passwd", 7, "`file` cannot be"),
+        (".", 7, "not a file"),
+    ] {
+        let error = resolved(file, n).unwrap_err().to_string();
+        assert!(error.contains(message), "{file}: {error}");
+    }
+    let piped = spec::parse("name: x\nhead_dim: 4\npattern: {blocks: {block: 4, file: flat.npy}}\n", "<stdin>");
+    assert!(check(&piped.unwrap()).unwrap_err().to_string().contains("cannot name one"));
+}
+
+#[test]
+fn lengths_that_this_version_does_not_take_are_unsupported() {
+    let spec = spec_of("causal");
+    for (q_len, kv_len) in [(1, 2), (MAX_LENGTH + 1, MAX_LENGTH + 1)] {
+        assert!(matches!(resolve(&spec, q_len, kv_len), Err(crate::error::Error::Unsupported { .. })));
+    }
+    assert!(resolve(&spec, MAX_LENGTH, MAX_LENGTH).is_ok());
 }

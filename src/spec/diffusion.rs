@@ -97,3 +97,73 @@ pub(super) fn read(source: &Source, at: Span, value: &Value) -> Result<Diffusion
         None => Ok(Diffusion::restart(hops()?, alpha(false)?)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{PatternSpec, parse, parse_with};
+
+    fn spec(diffusion: &str) -> PatternSpec {
+        let text = format!("name: x\nhead_dim: 4\npattern: full\ndiffusion: {diffusion}\n");
+        parse(&text, "<text>").unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The coefficients of the recurrence as a polynomial in A, by running it.
+    fn polynomial(diffusion: &Diffusion) -> Vec<f64> {
+        let mut z = vec![diffusion.initial];
+        for hop in &diffusion.hops {
+            z = [hop.restart].into_iter().chain(z.iter().map(|x| x * hop.step)).collect();
+        }
+        z
+    }
+
+    fn assert_near(found: &[f64], expected: &[f64]) {
+        assert_eq!(found.len(), expected.len());
+        assert!(found.iter().zip(expected).all(|(x, y)| (x - y).abs() < 1e-15), "{found:?} {expected:?}");
+    }
+
+    #[test]
+    fn every_form_is_its_formula() {
+        assert_near(&polynomial(&spec("{hops: 2, alpha: 0.25}").diffusion), &[0.25, 0.1875, 0.5625]);
+        assert_near(&polynomial(&spec("{hops: 3}").diffusion), &[0.0, 0.0, 0.0, 1.0]);
+        assert_near(&polynomial(&spec("{coefficients: [1, -2, 0.5]}").diffusion), &[1.0, -2.0, 0.5]);
+        assert_near(&polynomial(&spec("{coefficients: [3]}").diffusion), &[3.0]);
+        assert_near(&polynomial(&spec("{heat: 2, hops: 2}").diffusion), &[0.2, 0.4, 0.4]);
+        assert_near(&polynomial(&spec("{heat: 0, hops: 2}").diffusion), &[1.0, 0.0, 0.0]);
+        let late = polynomial(&spec("{heat: 5000, hops: 1000}").diffusion);
+        assert!((late.iter().sum::<f64>() - 1.0).abs() < 1e-12 && late.iter().all(|w| w.is_finite()));
+    }
+
+    #[test]
+    fn tolerance_is_the_smallest_sufficient_number_of_hops() {
+        for (alpha, tolerance, hops) in [(0.5, 0.25, 2), (0.5, 0.24, 3), (1.0, 0.0, 1), (0.3, 1.0, 0), (0.1, 0.001, 66)]
+        {
+            let found = spec(&format!("{{alpha: {alpha}, tolerance: {tolerance}}}")).diffusion;
+            assert_eq!(found, Diffusion::restart(hops, alpha), "{alpha} {tolerance}");
+        }
+    }
+
+    #[test]
+    fn specs_with_diffusion_print_back_and_can_be_overridden() {
+        let forms =
+            ["{hops: 0, alpha: 0.5}", "{hops: 7, alpha: 1}", "{heat: 1.7, hops: 4}", "{coefficients: [0.1, -1e-9, 3]}"];
+        for form in forms {
+            let spec = spec(form);
+            let again = parse(&spec.print(), "<printed>").unwrap_or_else(|error| panic!("{error}"));
+            assert!(spec.same(&again), "{}", spec.print());
+        }
+        let text = "name: x\nhead_dim: 4\npattern: {any: [causal, {window: {radius: 3}}]}\n";
+        let set = |pairs: &[(&str, &str)]| {
+            let sets: Vec<_> = pairs.iter().map(|(path, value)| (path.to_string(), value.to_string())).collect();
+            parse_with(text, "<text>", &sets).unwrap_or_else(|error| panic!("{error}"))
+        };
+        assert_eq!(set(&[("diffusion.hops", "3")]).diffusion, Diffusion::restart(3, 0.0));
+        assert_eq!(set(&[("heads", "4"), ("heads", "5")]).heads, 5);
+        let overridden = set(&[("pattern.any.1.window.radius", "max(2, n/4)"), ("pattern.any.0", "full")]);
+        assert!(
+            overridden.print().contains("- full\n    - {window: {radius: \"max(2, n/4)\"}}"),
+            "{}",
+            overridden.print()
+        );
+    }
+}

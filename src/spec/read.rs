@@ -19,7 +19,7 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
 fn listed(names: &[&str]) -> String {
     let quoted: Vec<String> = names.iter().map(|n| format!("`{n}`")).collect();
     match quoted.len() {
-        0 => "nothing".into(),
+        0 => "no arguments".into(),
         1 => quoted[0].clone(),
         _ => format!("one of {}", quoted.join(", ")),
     }
@@ -46,7 +46,7 @@ impl<'a> Fields<'a> {
             Data::Scalar { .. } | Data::List(_) => {
                 let keys = known.iter().map(|k| format!("{k}: ...")).collect::<Vec<_>>().join(", ");
                 let expected = if known.is_empty() { "no arguments".into() } else { format!("a mapping {{{keys}}}") };
-                return Err(source.error(value.at, format!("`{owner}` cannot be {}", value.describe()), expected));
+                return Err(source.error(value.at, format!("{owner} cannot be {}", value.describe()), expected));
             }
         };
         for (key, at, _) in entries {
@@ -128,9 +128,8 @@ impl Value {
 
     /// A finite number from `lo` to `hi`, both included.
     pub fn float(&self, source: &Source, name: &str, lo: f64, hi: f64) -> Result<f64> {
-        let expected = match (lo.is_finite(), hi.is_finite()) {
-            (true, true) => format!("a number from {lo} to {hi}"),
-            (true, false) => format!("a number from {lo}"),
+        let expected = match lo.abs().max(hi.abs()) {
+            most if most <= 1e9 => format!("a number from {lo} to {hi}"),
             _ => "a finite number".into(),
         };
         match self.plain().and_then(|t| t.parse::<f64>().ok()) {

@@ -49,7 +49,7 @@ impl Source {
         SpecError {
             file,
             at: Span { line, column: at.column.max(1), width: at.width.max(1) },
-            source_line: text.lines().nth(line - 1).unwrap_or_default().to_string(),
+            source_line: excerpt(text.lines().nth(line - 1).unwrap_or_default(), at.column),
             message: message.into(),
             expected: expected.into(),
         }
@@ -59,5 +59,29 @@ impl Source {
     /// A construct of the spec language that this version does not have.
     pub fn unsupported(&self, at: Span, what: &str, instead: impl Into<String>) -> Error {
         self.error(at, format!("`{what}` is not supported yet"), instead)
+    }
+}
+
+/// The line, or so much of a very long one as a person needs to find the column.
+fn excerpt(line: &str, column: usize) -> String {
+    const WIDTH: usize = 160;
+    if column <= WIDTH {
+        return line.chars().take(column + WIDTH).collect();
+    }
+    // Ends right before the column, which is where the caret of a shorter line comes to stand.
+    let shown: String = line.chars().skip(column - 1 - WIDTH / 2).take(WIDTH / 2).collect();
+    format!("... {shown}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lines_are_cut_around_the_column() {
+        let source = Source::new(format!("{}x{}", "a".repeat(100_000), "b".repeat(100_000)), "f");
+        let text = |column| source.error(Span { line: 1, column, width: 1 }, "wrong", "").to_string();
+        assert!(text(100_001).len() < 600 && text(100_001).ends_with('^'));
+        assert!(text(1).len() < 600);
     }
 }

@@ -72,12 +72,19 @@ impl<'a> Reader<'a> {
                 Ok((event, self.place(start.line(), start.col(), width)))
             }
             Some(Err(error)) => {
-                let at = self.place(error.marker().line(), error.marker().col(), 1);
-                let line = self.text.lines().nth(error.marker().line().saturating_sub(1)).unwrap_or_default();
-                let expected = match line.trim_start_matches(' ').starts_with('\t') {
+                let (mut line, mut column) = (error.marker().line().max(1), error.marker().col());
+                let lines: Vec<&str> = self.text.lines().collect();
+                // What is never closed is noticed at the end; there is something to see on the last line.
+                if line > lines.len() {
+                    line = lines.len().max(1);
+                    column = lines.last().map_or(0, |last| last.chars().count());
+                }
+                let text = lines.get(line - 1).copied().unwrap_or_default();
+                let expected = match text.trim_start_matches(' ').starts_with('\t') {
                     true => "spaces for indentation, YAML allows no tabs there",
                     false => "valid YAML",
                 };
+                let at = self.place(line, column, 1);
                 Err(self.source.error(at, format!("not valid YAML: {}", error.info()), expected))
             }
             None => Ok((Event::StreamEnd, self.place(1, 0, 1))),

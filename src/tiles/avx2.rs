@@ -312,7 +312,7 @@ unsafe fn value_tile<const R: usize, const C: usize, const CUT: bool>(t: &ValueT
                 }
             }
         }
-        if t.keys.is_null() {
+        if t.offsets.is_null() {
             let (mut p, mut v) = (t.p, t.v);
             for _ in 0..t.nkeys / UNROLL {
                 for _ in 0..UNROLL {
@@ -327,10 +327,15 @@ unsafe fn value_tile<const R: usize, const C: usize, const CUT: bool>(t: &ValueT
                 v = v.wrapping_add(t.v_stride);
             }
         } else {
-            let mut p = t.p;
-            for j in 0..t.nkeys {
-                value_step::<R, C, CUT>(&mut sums, p, t.v.add(*t.keys.add(j) as usize * t.v_stride), tail);
-                p = p.wrapping_add(LANES);
+            let (mut p, mut offset) = (t.p, t.offsets);
+            for _ in 0..t.nkeys / 2 {
+                value_step::<R, C, CUT>(&mut sums, p, t.v.add(*offset), tail);
+                value_step::<R, C, CUT>(&mut sums, p.add(LANES), t.v.add(*offset.add(1)), tail);
+                p = p.add(2 * LANES);
+                offset = offset.add(2);
+            }
+            if t.nkeys % 2 == 1 {
+                value_step::<R, C, CUT>(&mut sums, p, t.v.add(*offset), tail);
             }
         }
         if t.out.is_null() {

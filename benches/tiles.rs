@@ -1,0 +1,228 @@
+//! Tiles alone, per family: score, value and exp of a 64 × 64 × 64 block from L1 and over 512 keys from L2, and
+//! scattered edges at 64 random keys per query. Throughput counts FLOPs (for exp: scores; for edges: 2 · 64 per
+//! edge). After each family's score and value the share of the FMA peak is printed, with the peak measured in turn
+//! with the tile, so that a busy machine disturbs both alike.
+//!
+//! ```text
+//! cargo bench --bench tiles
+//! ```
+#![allow(unsafe_code, missing_docs)]
+
+use std::hint::black_box;
+use std::ptr::{null, null_mut};
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use hopweave::target::Isa;
+use hopweave::tiles::peak::fma_peak;
+use hopweave::tiles::{BLOCK, EdgeCall, ExpCall, Family, LANES, ScoreCall, ValueCall, family};
+
+/// Width of keys and values.
+const D: usize = 64;
+
+/// A cache line, so that buffers of lines are aligned as tiles ask.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+struct Line([f32; LANES]);
+
+/// At least `len` floats, 64-byte aligned, all `value`.
+struct Buffer(Vec<Line>);
+
+impl Buffer {
+    fn new(len: usize, value: f32) -> Self {
+        Self(vec![Line([value; LANES]); len.div_ceil(LANES)])
+    }
+
+    fn pointer(&mut self) -> *mut f32 {
+        self.0.as_mut_ptr().cast()
+    }
+}
+
+fn families() -> impl Iterator<Item = Family> {
+    Isa::ALL.into_iter().filter_map(family)
+}
+
+/// The block tiles of one family over `nkeys` keys, on data that stays the same from call to call.
+struct Block {
+    family: Family,
+    score: ScoreCall,
+    exp: ExpCall,
+    value: ValueCall,
+    _buffers: [Buffer; 6],
+}
+
+impl Block {
+    fn new(family: Family, nkeys: usize) -> Self {
+        let mut qt = Buffer::new(BLOCK * D, 0.01);
+        let mut kv = Buffer::new(nkeys * D, 0.5);
+        let mut s = Buffer::new(BLOCK * nkeys, 0.25);
+        let (mut max, mut sum) = (Buffer::new(BLOCK, 0.0), Buffer::new(BLOCK, 0.0));
+        let mut acc = Buffer::new(BLOCK * D, 0.0);
+        let s_stride = nkeys * LANES;
+        let score = ScoreCall {
+            qt: qt.pointer(),
+            k: kv.pointer(),
+            k_stride: D,
+            keys: null(),
+            nkeys,
+            d: D,
+            groups: BLOCK / LANES,
+            words: null(),
+            s: s.pointer(),
+            s_stride,
+            max: max.pointer(),
+        };
+        let exp = ExpCall {
+            s: s.pointer(),
+            s_stride,
+            nkeys,
+            groups: BLOCK / LANES,
+            words: null(),
+            max: max.pointer(),
+            sum: sum.pointer(),
+        };
+        let value = ValueCall {
+            p: s.pointer(),
+            p_stride: s_stride,
+            v: kv.pointer(),
+            v_stride: D,
+            keys: null(),
+            nkeys,
+            dv: D,
+            rows: BLOCK,
+            trims: null(),
+            acc: acc.pointer(),
+            acc_stride: D,
+            accumulate: 0,
+            out: null_mut(),
+            out_stride: 0,
+            out_rows: null(),
+            factor: null(),
+            rv: null(),
+            rv_stride: 0,
+            restart: 0.0,
+        };
+        Self { family, score, exp, value, _buffers: [qt, kv, s, max, sum, acc] }
+    }
+
+    fn flops(&self) -> u64 {
+        (2 * BLOCK * self.score.nkeys * D) as u64
+    }
+
+    fn run_score(&self) {
+        // SAFETY: the records point into `_buffers`, sized as the records say.
+        unsafe { (self.family.score)(black_box(&self.score)) };
+    }
+
+    fn run_exp(&self) {
+        // SAFETY: as above.
+        unsafe { (self.family.exp)(black_box(&self.exp)) };
+    }
+
+    fn run_value(&self) {
+        // SAFETY: as above.
+        unsafe { (self.family.value)(black_box(&self.value)) };
+    }
+}
+
+/// The tile's best rate over the best peak, measured in turn.
+fn share_of_peak(isa: Isa, flops: u64, run: impl Fn()) -> f64 {
+    const CALLS: u32 = 16;
+    let (mut best, mut peak) = (0.0f64, 0.0f64);
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(300) {
+        peak = peak.max(fma_peak(isa, 0.0005));
+        let slice = Instant::now();
+        for _ in 0..CALLS {
+            run();
+        }
+        let seconds = slice.elapsed().as_secs_f64();
+        best = best.max(flops as f64 * f64::from(CALLS) / seconds * 1e-9);
+    }
+    best / peak
+}
+
+fn blocks(c: &mut Criterion) {
+    for family in families() {
+        for nkeys in [64, 512] {
+            let block = Block::new(family, nkeys);
+            let id = |what: &str| BenchmarkId::new(format!("{what}/{}", family.isa), nkeys);
+            let mut group = c.benchmark_group("block");
+            group.throughput(Throughput::Elements(block.flops()));
+            group.bench_function(id("score"), |b| b.iter(|| block.run_score()));
+            group.bench_function(id("value"), |b| b.iter(|| block.run_value()));
+            group.throughput(Throughput::Elements((BLOCK * nkeys) as u64));
+            group.bench_function(id("exp"), |b| b.iter(|| block.run_exp()));
+            group.finish();
+            println!(
+                "{} {nkeys} keys: score {:.1} %, value {:.1} % of the FMA peak in the same run\n",
+                family.isa,
+                100.0 * share_of_peak(family.isa, block.flops(), || block.run_score()),
+                100.0 * share_of_peak(family.isa, block.flops(), || block.run_value()),
+            );
+        }
+    }
+}
+
+fn edges(c: &mut Criterion) {
+    const PER_QUERY: usize = 64;
+    for family in families() {
+        for n in [4096usize, 16384] {
+            let mut q = Buffer::new(n * D, 0.01);
+            let mut kv = Buffer::new(n * D, 0.5);
+            let mut s = Buffer::new(BLOCK * PER_QUERY, 0.0);
+            let (mut max, mut sum) = (Buffer::new(BLOCK, 0.0), Buffer::new(BLOCK, 0.0));
+            let mut acc = Buffer::new(BLOCK * D, 0.0);
+            let offsets: Vec<u32> = (0..=n).map(|i| (i * PER_QUERY) as u32).collect();
+            // Weyl sequence: spread over all rows, repeating none within a query.
+            let keys: Vec<u32> = (0..n * PER_QUERY).map(|e| (e * 40_503 % n) as u32).collect();
+            let mut call = EdgeCall {
+                q: q.pointer(),
+                q_stride: D,
+                q_rows: null(),
+                scale: 1.0,
+                rows: BLOCK,
+                d: D,
+                dv: D,
+                offsets: offsets.as_ptr(),
+                edge_keys: keys.as_ptr(),
+                kv: kv.pointer(),
+                kv_stride: D,
+                s: s.pointer(),
+                max: max.pointer(),
+                sum: sum.pointer(),
+                acc: acc.pointer(),
+                acc_stride: D,
+                accumulate: 0,
+            };
+            let mut block = 0;
+            let mut next = || {
+                block = (block + 1) % (n / BLOCK);
+                call.offsets = offsets[block * BLOCK..].as_ptr();
+                call
+            };
+            let mut group = c.benchmark_group("edges");
+            group.throughput(Throughput::Elements((BLOCK * PER_QUERY * 2 * D) as u64));
+            // SAFETY: the record points into the buffers above, sized as it says.
+            group.bench_function(BenchmarkId::new(format!("score/{}", family.isa), n), |b| {
+                b.iter(|| unsafe { (family.edge_score)(black_box(&next())) });
+            });
+            // SAFETY: as above.
+            group.bench_function(BenchmarkId::new(format!("value/{}", family.isa), n), |b| {
+                b.iter(|| unsafe { (family.edge_value)(black_box(&next())) });
+            });
+            group.finish();
+        }
+    }
+}
+
+criterion_group! {
+    name = tiles;
+    config = Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(600))
+        .without_plots();
+    targets = blocks, edges
+}
+criterion_main!(tiles);

@@ -1,0 +1,99 @@
+//! What a pattern costs, how far it reaches, and how fast it mixes.
+//!
+//! In: a [`Pattern`], its [`BlockMask`] and the spec. Out: an [`Analysis`], for `explain` and for the counts
+//! in `bench`. Counts come from the mask and cost next to nothing. Reach and mixing walk the pattern itself;
+//! where a length is too large for all of it they take a sample or stay out, and say so.
+
+use serde::Serialize;
+
+use crate::mask::BlockMask;
+use crate::pattern::Pattern;
+use crate::spec::PatternSpec;
+
+mod edge_list;
+mod receptive_field;
+mod spectral_gap;
+#[cfg(test)]
+mod tests;
+
+pub use edge_list::{EdgeList, KeyFinder};
+pub use receptive_field::{Reach, ReceptiveField, receptive_field};
+pub use spectral_gap::{SpectralGap, spectral_gap};
+
+/// Everything that is known about a pattern at given lengths.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Analysis {
+    /// Queries.
+    pub q_len: usize,
+    /// Keys.
+    pub kv_len: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Heads with patterns of their own.
+    pub distinct_heads: usize,
+    /// Allowed pairs, over all heads.
+    pub nnz: u64,
+    /// `nnz` over the number of all pairs; 0 where there is none.
+    pub density: f64,
+    /// Useful floating-point operations per sequence, over all heads.
+    pub flops: u64,
+    /// What the block mask is made of.
+    pub blocks: Blocks,
+    /// Queries without any key, over all heads.
+    pub empty_rows: u64,
+    /// Keys reached after each hop.
+    pub receptive_field: ReceptiveField,
+    /// How fast repeated hops mix.
+    #[serde(flatten)]
+    pub spectral_gap: SpectralGap,
+}
+
+/// Key segments of all block rows and heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Blocks {
+    /// Segments whose every query attends to every key.
+    pub full: u64,
+    /// Segments with a mask.
+    pub partial: u64,
+    /// Edges outside all segments.
+    pub scattered_edges: u64,
+    /// Pairs of the full and the partial segments that are computed, allowed or not.
+    pub computed_pairs: u64,
+}
+
+/// Looks at a pattern from every side. `memory_limit` bounds what the analysis itself may hold, in bytes.
+pub fn analyse(pattern: &Pattern, mask: &BlockMask, spec: &PatternSpec, memory_limit: u64) -> Analysis {
+    let counts = mask.counts();
+    let nnz = counts.nnz();
+    let pairs = pattern.q_len as f64 * pattern.kv_len as f64 * spec.heads as f64;
+    let rows = crate::mask::QUERY_BLOCK as u64;
+    Analysis {
+        q_len: pattern.q_len,
+        kv_len: pattern.kv_len,
+        heads: spec.heads,
+        distinct_heads: mask.masks.len(),
+        nnz,
+        density: if pairs > 0.0 { nnz as f64 / pairs } else { 0.0 },
+        flops: flops(nnz, spec),
+        blocks: Blocks {
+            full: counts.full_segments,
+            partial: counts.partial_segments,
+            scattered_edges: counts.scattered_edges,
+            computed_pairs: (counts.full_keys + counts.partial_keys) * rows,
+        },
+        empty_rows: counts.empty_rows,
+        receptive_field: receptive_field(pattern, spec, memory_limit),
+        spectral_gap: spectral_gap(pattern, counts.empty_rows, nnz, memory_limit),
+    }
+}
+
+/// Useful operations on `nnz` allowed pairs: 2 · nnz · head_dim for the scores, 2 · nnz · value_dim a hop.
+pub fn flops(nnz: u64, spec: &PatternSpec) -> u64 {
+    let per_pair = 2 * spec.head_dim + 2 * spec.diffusion.hops.len() * spec.value_dim;
+    nnz.saturating_mul(per_pair as u64)
+}
+
+/// The heads whose patterns may differ from each other.
+fn distinct_heads(pattern: &Pattern) -> std::ops::Range<usize> {
+    0..if pattern.depends_on_head() { pattern.heads } else { pattern.heads.min(1) }
+}

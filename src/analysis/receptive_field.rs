@@ -1,0 +1,219 @@
+//! Keys reached: the support of each row of Z_j, as a share of all keys.
+//!
+//! Up to [`EXACT`] keys every row is followed, as a bit matrix; beyond that a sample of rows, each with a
+//! bounded amount of work.
+
+use std::sync::OnceLock;
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::{EdgeList, KeyFinder, distinct_heads};
+use crate::pattern::Pattern;
+use crate::spec::{HopFactors, PatternSpec};
+
+/// Longest sequence that is followed in full.
+const EXACT: usize = 4096;
+/// Rows that are sampled beyond.
+const SAMPLE: usize = 32;
+/// Rows of the pattern that all sampled rows together may visit, over all heads.
+const VISITS: usize = 4_000_000;
+
+/// Reach after each hop, over all heads.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ReceptiveField {
+    /// One entry a hop.
+    pub hops: Vec<Reach>,
+    /// Rows per head that were followed; all of them where this is the number of queries.
+    pub rows: usize,
+    /// Why less than everything is here; empty otherwise.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub note: String,
+}
+
+/// Share of the keys that reach a query.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Reach {
+    /// Counted from 1.
+    pub hop: usize,
+    /// Mean over the queries.
+    pub mean: f64,
+    /// Least over the queries.
+    pub minimum: f64,
+}
+
+/// Follows the support of Z_1 to Z_K. `memory_limit` in bytes bounds the bit matrices.
+pub fn receptive_field(pattern: &Pattern, spec: &PatternSpec, memory_limit: u64) -> ReceptiveField {
+    let hops = &spec.diffusion.hops;
+    if pattern.q_len == 0 || pattern.kv_len == 0 || hops.is_empty() {
+        return ReceptiveField { hops: Vec::new(), rows: 0, note: String::new() };
+    }
+    let heads: Vec<usize> = distinct_heads(pattern).collect();
+    let matrices = 3 * pattern.q_len as u64 * pattern.kv_len as u64 / 8;
+    if pattern.q_len.max(pattern.kv_len) <= EXACT && matrices <= memory_limit {
+        let each: Vec<Vec<Shares>> =
+            heads.iter().map(|&head| exact(pattern, head, spec.diffusion.initial != 0.0, hops)).collect();
+        return ReceptiveField { hops: join(&each), rows: pattern.q_len, note: String::new() };
+    }
+    let rows = SAMPLE.min(pattern.q_len);
+    // The middle of each share of the queries: neither end, where global tokens stand more often than not.
+    let queries: Vec<usize> = (0..rows).map(|i| (2 * i + 1) * pattern.q_len / (2 * rows)).collect();
+    let visits = VISITS / (heads.len() * rows);
+    let initial = spec.diffusion.initial != 0.0;
+    let each: Vec<Option<Vec<Shares>>> = heads
+        .iter()
+        .flat_map(|&head| {
+            let everything = OnceLock::new();
+            let follow = |&query| sampled(pattern, (head, query), initial, hops, visits, &everything);
+            queries.par_iter().map(follow).collect::<Vec<_>>()
+        })
+        .collect();
+    let done: Vec<Vec<Shares>> = each.iter().flatten().cloned().collect();
+    let mut note = format!("{rows} rows of each head were followed");
+    if done.len() < each.len() {
+        note += &format!(
+            "; {} of {} reached too many keys to follow and were left out",
+            each.len() - done.len(),
+            each.len()
+        );
+    }
+    ReceptiveField { hops: join(&done), rows, note }
+}
+
+/// Shares of some rows after one hop.
+#[derive(Debug, Clone, Copy)]
+struct Shares {
+    mean: f64,
+    minimum: f64,
+}
+
+/// Means of means and minima of minima; each entry has one item a hop.
+fn join(each: &[Vec<Shares>]) -> Vec<Reach> {
+    let Some(first) = each.first() else { return Vec::new() };
+    (0..first.len())
+        .map(|hop| Reach {
+            hop: hop + 1,
+            mean: each.iter().map(|shares| shares[hop].mean).sum::<f64>() / each.len() as f64,
+            minimum: each.iter().map(|shares| shares[hop].minimum).fold(1.0, f64::min),
+        })
+        .collect()
+}
+
+/// Support of all rows: R_0 = identity, R_{j+1} = A R_j with the identity where there is a restart.
+fn exact(pattern: &Pattern, head: usize, initial: bool, hops: &[HopFactors]) -> Vec<Shares> {
+    let (q_len, kv_len) = (pattern.q_len, pattern.kv_len);
+    let list = EdgeList::build(pattern, head);
+    let width = kv_len.div_ceil(64);
+    let mut reached = vec![0_u64; kv_len * width];
+    if initial {
+        for (key, row) in reached.chunks_exact_mut(width).enumerate() {
+            set(row, key);
+        }
+    }
+    hops.iter()
+        .map(|hop| {
+            let mut next = vec![0_u64; q_len * width];
+            next.par_chunks_exact_mut(width).enumerate().for_each(|(query, row)| {
+                if hop.step != 0.0 {
+                    for &key in list.row(query) {
+                        let from = key as usize * width;
+                        for (bits, more) in row.iter_mut().zip(&reached[from..from + width]) {
+                            *bits |= more;
+                        }
+                    }
+                }
+                if hop.restart != 0.0 && query < kv_len {
+                    set(row, query);
+                }
+            });
+            let counts = next.chunks_exact(width).map(count);
+            let shares = Shares {
+                mean: counts.clone().sum::<u64>() as f64 / (q_len as f64 * kv_len as f64),
+                minimum: counts.min().unwrap_or(0) as f64 / kv_len as f64,
+            };
+            reached = next;
+            shares
+        })
+        .collect()
+}
+
+/// Support of one row of Z_1 to Z_K. `None` when more than `visits` rows would have to be visited.
+/// `everything` remembers the keys of all queries, which is where most walks end.
+///
+/// Row q of Z_t holds V at walks[t] (q's keys' keys, t times over) and, for every hop with a restart, at the
+/// walks that lead to it.
+fn sampled(
+    pattern: &Pattern,
+    (head, query): (usize, usize),
+    initial: bool,
+    hops: &[HopFactors],
+    visits: usize,
+    everything: &OnceLock<Vec<u64>>,
+) -> Option<Vec<Shares>> {
+    let width = pattern.kv_len.max(pattern.q_len).div_ceil(64);
+    let mut start = vec![0_u64; width];
+    set(&mut start, query);
+    let mut walks = vec![start];
+    let (mut finder, mut visited) = (KeyFinder::default(), 0);
+    for _ in hops {
+        let last = &walks[walks.len() - 1];
+        let reached = count(last) as usize;
+        visited += reached;
+        if visited > visits {
+            return None;
+        }
+        let mut step = || keys_of(pattern, head, last, &mut finder);
+        let next = if reached == pattern.q_len { everything.get_or_init(step).clone() } else { step() };
+        walks.push(next);
+    }
+    let support = |t: usize| {
+        let mut reached = vec![0_u64; width];
+        let mut join = |walk: &[u64]| reached.iter_mut().zip(walk).for_each(|(bits, more)| *bits |= more);
+        // From Z_t down: the factors of the hop that made Z_j apply to walks of length t − j.
+        for j in (1..=t).rev() {
+            if hops[j - 1].restart != 0.0 {
+                join(&walks[t - j]);
+            }
+            if hops[j - 1].step == 0.0 {
+                return count(&reached);
+            }
+        }
+        if initial {
+            join(&walks[t]);
+        }
+        count(&reached)
+    };
+    let share = |t| support(t) as f64 / pattern.kv_len as f64;
+    Some((1..=hops.len()).map(|t| Shares { mean: share(t), minimum: share(t) }).collect())
+}
+
+/// The keys of all queries in a set.
+fn keys_of(pattern: &Pattern, head: usize, queries: &[u64], finder: &mut KeyFinder) -> Vec<u64> {
+    let mut keys = vec![0_u64; queries.len()];
+    for (block, &bits) in queries.iter().enumerate() {
+        let mut bits = bits;
+        while bits != 0 {
+            let row = block * 64 + bits.trailing_zeros() as usize;
+            bits &= bits - 1;
+            finder.each_word(pattern, head, row, |block, word| keys[block as usize] |= word);
+        }
+    }
+    keys
+}
+
+fn set(row: &mut [u64], bit: usize) {
+    row[bit / 64] |= 1 << (bit % 64);
+}
+
+fn count(row: &[u64]) -> u64 {
+    row.iter().map(|word| u64::from(word.count_ones())).sum()
+}
+
+#[cfg(test)]
+pub(super) fn both_ways(pattern: &Pattern, head: usize, initial: bool, hops: &[HopFactors]) -> [Vec<(f64, f64)>; 2] {
+    let exact = exact(pattern, head, initial, hops).iter().map(|shares| (shares.mean, shares.minimum)).collect();
+    let rows: Vec<Vec<Shares>> = (0..pattern.q_len)
+        .filter_map(|query| sampled(pattern, (head, query), initial, hops, usize::MAX, &OnceLock::new()))
+        .collect();
+    [exact, join(&rows).iter().map(|reach| (reach.mean, reach.minimum)).collect()]
+}

@@ -1,0 +1,354 @@
+//! One spec at one length: compiled, given inputs, raced against the baselines, checked by the interpreter.
+
+use std::time::{Duration, Instant};
+
+use ndarray::{Array4, ArrayView4};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::measure::{Contender, Times, in_turn};
+use crate::analysis;
+use crate::baselines::{Baseline, Prepared, Problem};
+use crate::cli::tensors::{Extents, Tensors};
+use crate::compiler::{Compiled, Options};
+use crate::error::{Error, Result};
+use crate::interpreter::{self, SampleRow};
+use crate::machine;
+use crate::spec::PatternSpec;
+use crate::target::Isa;
+
+/// Points, over all heads, up to which the interpreter checks every row.
+const CHECK_ALL: u64 = 1 << 24;
+/// Rows a head that it checks beyond, in the first and the last head.
+const CHECK_ROWS: usize = 32;
+/// Work that it may put into each of these heads.
+const CHECK_BUDGET: u64 = 1_500_000_000;
+/// How often, at most, the peak is measured in between, and for how long.
+const PEAK_EVERY: Duration = Duration::from_millis(200);
+const PEAK_SECONDS: f64 = 0.01;
+/// How long a contender runs before the next has its turn.
+const TURN: Duration = Duration::from_millis(20);
+
+/// A spec at a length, ready to be measured.
+pub struct Case<'a> {
+    /// The spec.
+    pub spec: &'a PatternSpec,
+    /// Lengths and batch size.
+    pub extents: Extents,
+    /// Everything the compiler made.
+    pub compiled: &'a Compiled,
+    /// From text to callable.
+    pub compile_time: Duration,
+    /// What the compiler was asked for.
+    pub options: &'a Options,
+    /// Inputs.
+    pub tensors: &'a Tensors,
+    /// An output to compare with besides the interpreter's.
+    pub expected: Option<&'a Array4<f32>>,
+}
+
+/// What was measured.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Allowed pairs, over all heads.
+    pub nnz: u64,
+    /// FMA peak in GF/s at the kernel's vector width, on the same threads.
+    pub peak: f64,
+    /// One row for each implementation, the kernel first.
+    pub rows: Vec<Row>,
+}
+
+/// A row of the JSON, and of the table.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    /// Name of the spec.
+    pub spec: String,
+    /// Keys.
+    pub n: usize,
+    /// Queries.
+    pub q_len: usize,
+    /// Batch size.
+    pub batch: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Width of a query.
+    pub head_dim: usize,
+    /// Width of a value.
+    pub value_dim: usize,
+    /// Hops.
+    pub hops: usize,
+    /// Allowed pairs of one sequence, over all heads.
+    pub nnz: u64,
+    /// `hopweave` or a baseline's name.
+    pub implementation: String,
+    /// Threads.
+    pub threads: usize,
+    /// Tile family of the kernel.
+    pub isa: Option<Isa>,
+    /// Strategy of the kernel.
+    pub strategy: Option<String>,
+    /// Milliseconds, as are the next two.
+    pub median_ms: Option<f64>,
+    /// Shortest run.
+    pub min_ms: Option<f64>,
+    /// Longest run.
+    pub max_ms: Option<f64>,
+    /// Runs that were timed.
+    pub runs: usize,
+    /// Useful work over the median.
+    pub gflops: Option<f64>,
+    /// `gflops` over `peak_gflops`.
+    pub peak_fraction: Option<f64>,
+    /// FMA peak measured in the same run on the same threads.
+    pub peak_gflops: f64,
+    /// From the spec's text to a callable kernel.
+    pub compile_ms: Option<f64>,
+    /// Bytes held beyond the tensors.
+    pub scratch_bytes: u64,
+    /// Largest difference to the interpreter.
+    pub max_abs_err: Option<f64>,
+    /// Rows that were compared with it.
+    pub compared_rows: usize,
+    /// Largest difference to the output given with `--expected`.
+    pub expected_abs_err: Option<f64>,
+    /// Why the implementation was not run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<String>,
+}
+
+/// Inputs that look like those of a layer: independent, mean 0, variance 1, the same on every machine.
+pub fn random_tensors(spec: &PatternSpec, extents: Extents, seed: u64) -> Tensors {
+    let Extents { batch, q_len, kv_len } = extents;
+    let tensor = |stream: u64, length: usize, width: usize| {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        random.set_stream(stream);
+        Array4::from_shape_simple_fn((batch, spec.heads, length, width), || {
+            // Four uniform numbers of variance 1/12 add up to something close to normal.
+            let bits = random.next_u64();
+            let sum: u64 = (0..4).map(|i| bits >> (16 * i) & 0xffff).sum();
+            (sum as f32 / 65_535.0 - 2.0) * 3.0_f32.sqrt()
+        })
+    };
+    Tensors {
+        q: tensor(0, q_len, spec.head_dim),
+        k: tensor(1, kv_len, spec.head_dim),
+        v: tensor(2, kv_len, spec.value_dim),
+    }
+}
+
+impl Case<'_> {
+    /// Measures the kernel and the baselines in turn, about `budget` each. `progress` hears what is going on.
+    ///
+    /// # Errors
+    /// Those of the kernel, the baselines and the interpreter; a baseline that would pass the memory limit is
+    /// no error but a row without times.
+    pub fn measure(
+        &self,
+        baselines: &[&'static Baseline],
+        pool: &rayon::ThreadPool,
+        budget: Duration,
+        progress: &dyn Fn(&str),
+    ) -> Result<Outcome> {
+        let Tensors { q, k, v } = self.tensors;
+        let kernel = &self.compiled.kernel;
+        progress("interpreter");
+        let oracle = pool.install(|| self.oracle())?;
+        progress("hopweave, first run");
+        let first = kernel.forward(q.view(), k.view(), v.view())?;
+        let nnz = self.compiled.mask.counts().nnz();
+        let mut rows = vec![self.row("hopweave", nnz, &oracle, Some(first.out.view()))];
+        drop(first);
+        let plan = kernel.plan();
+        rows[0].isa = Some(plan.isa);
+        rows[0].strategy = Some(plan.strategy.to_string());
+        rows[0].compile_ms = Some(self.compile_time.as_secs_f64() * 1e3);
+        rows[0].scratch_bytes = kernel.scratch_bytes(self.extents.batch);
+
+        let problem = Problem {
+            pattern: &self.compiled.pattern,
+            spec: self.spec,
+            batch: self.extents.batch,
+            nnz,
+            threads: self.options.threads,
+        };
+        let mut prepared: Vec<(&str, Box<dyn Prepared>)> = Vec::new();
+        for baseline in baselines {
+            progress(&format!("{}, first run", baseline.name));
+            // What the baselines prepared before hold is theirs while they take turns.
+            let held: u64 =
+                prepared.iter().filter_map(|(name, _)| Baseline::find(name).ok()).map(|b| b.bytes(&problem)).sum();
+            let mut row = self.row(baseline.name, nnz, &oracle, None);
+            match baseline.prepare(&problem, self.options.memory_limit.saturating_sub(held)) {
+                Ok(ready) => {
+                    let out = pool.install(|| ready.run(q.view(), k.view(), v.view()))?;
+                    row = self.row(baseline.name, nnz, &oracle, Some(out.view()));
+                    prepared.push((baseline.name, ready));
+                }
+                Err(error @ Error::Memory { .. }) => row.skipped = Some(error.to_string()),
+                Err(error) => return Err(error),
+            }
+            row.scratch_bytes = baseline.bytes(&problem);
+            rows.push(row);
+        }
+
+        let mut out = Array4::zeros((self.extents.batch, self.spec.heads, self.extents.q_len, self.spec.value_dim));
+        let mut contenders = vec![Contender {
+            name: "hopweave",
+            run: Box::new(|| kernel.forward_into(q.view(), k.view(), v.view(), &mut out.view_mut(), None)),
+        }];
+        for (name, ready) in &prepared {
+            let run = || pool.install(|| ready.run(q.view(), k.view(), v.view())).map(drop);
+            contenders.push(Contender { name, run: Box::new(run) });
+        }
+        let mut peaks = Peaks::new(self.options);
+        let times = in_turn(&mut contenders, budget, TURN, |name, runs| {
+            progress(&format!("{name}, run {}", runs + 1));
+            peaks.look();
+        })?;
+        let ran: Vec<&str> = contenders.iter().map(|contender| contender.name).collect();
+        for (name, times) in ran.into_iter().zip(&times) {
+            if let Some(row) = rows.iter_mut().find(|row| row.implementation == name) {
+                self.fill(row, times, nnz, if name == "hopweave" { peaks.kernel } else { peaks.best });
+            }
+        }
+        Ok(Outcome { nnz, peak: peaks.kernel, rows })
+    }
+
+    /// A row without times.
+    fn row(&self, name: &str, nnz: u64, oracle: &[SampleRow], out: Option<ArrayView4<'_, f32>>) -> Row {
+        let Self { spec, extents, .. } = self;
+        Row {
+            spec: spec.name.clone(),
+            n: extents.kv_len,
+            q_len: extents.q_len,
+            batch: extents.batch,
+            heads: spec.heads,
+            head_dim: spec.head_dim,
+            value_dim: spec.value_dim,
+            hops: spec.diffusion.hops.len(),
+            nnz,
+            implementation: name.into(),
+            threads: self.options.threads,
+            isa: None,
+            strategy: None,
+            median_ms: None,
+            min_ms: None,
+            max_ms: None,
+            runs: 0,
+            gflops: None,
+            peak_fraction: None,
+            peak_gflops: 0.0,
+            compile_ms: None,
+            scratch_bytes: 0,
+            max_abs_err: out.filter(|_| !oracle.is_empty()).map(|out| error_to_rows(out, oracle)),
+            compared_rows: if out.is_some() { oracle.len() } else { 0 },
+            expected_abs_err: out.zip(self.expected).map(|(out, expected)| {
+                let pairs = out.iter().zip(expected).map(|(&found, &want)| (found, f64::from(want)));
+                pairs.map(difference).fold(0.0, f64::max)
+            }),
+            skipped: None,
+        }
+    }
+
+    fn fill(&self, row: &mut Row, times: &Times, nnz: u64, peak: f64) {
+        let flops = analysis::flops(nnz, self.spec) as f64 * self.extents.batch as f64;
+        let gflops = flops / times.median() * 1e-6;
+        row.median_ms = Some(times.median());
+        row.min_ms = Some(times.min());
+        row.max_ms = Some(times.max());
+        row.runs = times.runs();
+        row.gflops = Some(gflops);
+        row.peak_fraction = (peak > 0.0).then_some(gflops / peak);
+        row.peak_gflops = peak;
+    }
+
+    /// Rows of the output by the interpreter: all of them where that is quick.
+    fn oracle(&self) -> Result<Vec<SampleRow>> {
+        let Extents { batch, q_len, kv_len } = self.extents;
+        let heads = self.spec.heads;
+        let points = [batch, heads, q_len, kv_len].iter().fold(1_u64, |points, &x| points.saturating_mul(x as u64));
+        let (places, queries): (Vec<_>, Vec<_>) = if points <= CHECK_ALL {
+            ((0..batch * heads).collect(), (0..q_len).collect())
+        } else {
+            let last = batch * heads - 1;
+            let queries = (0..CHECK_ROWS).map(|i| i * (q_len - 1) / (CHECK_ROWS - 1)).collect();
+            (if last == 0 { vec![0] } else { vec![0, last] }, queries)
+        };
+        let Tensors { q, k, v } = self.tensors;
+        let samples: Vec<_> = places
+            .into_par_iter()
+            .map(|place| {
+                let places = [(place / heads, place % heads)];
+                let pattern = &self.compiled.pattern;
+                interpreter::run_rows(pattern, self.spec, q.view(), k.view(), v.view(), &places, &queries, CHECK_BUDGET)
+            })
+            .collect::<Result<_>>()?;
+        Ok(samples.into_iter().flat_map(|sample| sample.rows).collect())
+    }
+}
+
+/// The largest difference between an output and the interpreter's rows.
+fn error_to_rows(out: ArrayView4<'_, f32>, rows: &[SampleRow]) -> f64 {
+    let of_row = |row: &SampleRow| {
+        let values = row.out.iter().enumerate();
+        values.map(|(x, &want)| difference((out[[row.batch, row.head, row.query, x]], want))).fold(0.0, f64::max)
+    };
+    rows.iter().map(of_row).fold(0.0, f64::max)
+}
+
+/// |found − want|; 0 where both are NaN or the same infinity, infinite where only one is.
+fn difference((found, want): (f32, f64)) -> f64 {
+    let found = f64::from(found);
+    if found == want || (found.is_nan() && want.is_nan()) {
+        return 0.0;
+    }
+    let difference = (found - want).abs();
+    if difference.is_nan() { f64::INFINITY } else { difference }
+}
+
+/// The FMA peak, looked at again and again while others run; the best look counts.
+struct Peaks {
+    isa: Isa,
+    threads: usize,
+    looked: Option<Instant>,
+    /// At the kernel's vector width.
+    kernel: f64,
+    /// At the widest that this machine has, which the baselines may use.
+    best: f64,
+}
+
+impl Peaks {
+    fn new(options: &Options) -> Self {
+        Self { isa: options.isa, threads: options.threads, looked: None, kernel: 0.0, best: 0.0 }
+    }
+
+    fn look(&mut self) {
+        if self.looked.is_some_and(|looked| looked.elapsed() < PEAK_EVERY) {
+            return;
+        }
+        self.kernel = self.kernel.max(machine::fma_peak(self.isa, self.threads, PEAK_SECONDS));
+        self.best = if self.isa == Isa::best() {
+            self.kernel
+        } else {
+            self.best.max(machine::fma_peak(Isa::best(), self.threads, PEAK_SECONDS))
+        };
+        self.looked = Some(Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_know_nan_and_infinity() {
+        assert_eq!(difference((1.5, 1.0)), 0.5);
+        assert_eq!(difference((f32::NAN, f64::NAN)), 0.0);
+        assert_eq!(difference((f32::INFINITY, f64::INFINITY)), 0.0);
+        assert_eq!(difference((f32::NAN, 1.0)), f64::INFINITY);
+        assert_eq!(difference((1.0, f64::NAN)), f64::INFINITY);
+        assert_eq!(difference((f32::INFINITY, f64::NEG_INFINITY)), f64::INFINITY);
+    }
+}

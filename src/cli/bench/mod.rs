@@ -1,0 +1,188 @@
+//! `bench`: the compiled kernel against the baselines, in turn, in one run.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use ndarray::Array4;
+use serde_json::json;
+use tempfile::NamedTempFile;
+
+use super::options::{Global, text};
+use super::print;
+use super::tensors::{AXES, Extents, Files, fits};
+use crate::baselines::{BASELINES, Baseline};
+use crate::compiler;
+use crate::error::{Error, Result};
+use crate::spec::PatternSpec;
+use crate::{machine, npy};
+
+mod case;
+mod measure;
+mod report;
+
+use case::{Case, Row, random_tensors};
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Specs in YAML; - reads standard input
+    #[arg(required = true, value_name = "SPEC")]
+    specs: Vec<PathBuf>,
+    /// Lengths, on random inputs
+    #[arg(short = 'n', value_name = "N,...", value_delimiter = ',', required_unless_present = "q")]
+    lengths: Vec<usize>,
+    /// Sequences at a time, on random inputs
+    #[arg(long, value_name = "B", default_value_t = 1)]
+    batch: usize,
+    /// Queries to measure on, instead of random inputs
+    #[arg(long, value_name = "Q.npy", requires_all = ["k", "v"], conflicts_with_all = ["lengths", "batch"])]
+    q: Option<PathBuf>,
+    /// Keys to measure on
+    #[arg(long, value_name = "K.npy", requires = "q")]
+    k: Option<PathBuf>,
+    /// Values to measure on
+    #[arg(long, value_name = "V.npy", requires = "q")]
+    v: Option<PathBuf>,
+    /// An output to compare with, besides the interpreter's
+    #[arg(long, value_name = "OUT.npy", requires = "q")]
+    expected: Option<PathBuf>,
+    /// Baselines to measure against, all of them where it is not given; `none` for none
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    baseline: Vec<String>,
+    /// Where the machine and all rows go, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// About how long each implementation is measured in each case
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+    time: Duration,
+}
+
+/// Measures every spec at every length and prints a table for each.
+///
+/// # Errors
+/// What is wrong with specs, files and options; nothing is measured where an argument is wrong.
+pub fn run(args: &Args, options: &Global) -> Result<()> {
+    let baselines = chosen(&args.baseline)?;
+    if let Some(path) = &args.json {
+        npy::check_output(path)?;
+    }
+    let compiler_options = options.compiler()?;
+    let pool = options.pool()?;
+    let bar = progress_bar();
+    // All specs are read before the first is measured.
+    let texts: Vec<String> = args.specs.iter().map(|path| text(path)).collect::<Result<_>>()?;
+    let specs: Vec<PatternSpec> =
+        args.specs.iter().zip(&texts).map(|(path, text)| options.parse(path, text)).collect::<Result<_>>()?;
+    let mut rows: Vec<Row> = Vec::new();
+    for ((path, text), spec) in args.specs.iter().zip(&texts).zip(&specs) {
+        for (extents, inputs) in inputs(args, spec)? {
+            extents.check_memory(spec, compiler_options.memory_limit)?;
+            let start = Instant::now();
+            let spec = &options.parse(path, text)?;
+            let compiled = compiler::compile(spec, extents.q_len, extents.kv_len, &compiler_options)?;
+            let compile_time = start.elapsed();
+            let tensors = match &inputs {
+                Some(inputs) => inputs.files.read()?,
+                None => random_tensors(spec, extents, 0),
+            };
+            let expected = inputs.as_ref().and_then(|inputs| inputs.expected.as_ref());
+            let expected: Option<Array4<f32>> = expected.map(|path| npy::read(path)).transpose()?;
+            let case = Case {
+                spec,
+                extents,
+                compiled: &compiled,
+                compile_time,
+                options: &compiler_options,
+                tensors: &tensors,
+                expected: expected.as_ref(),
+            };
+            let outcome = case.measure(&baselines, &pool, args.time, &|what| {
+                bar.set_message(format!("{} n {}: {what}", spec.name, extents.kv_len));
+                bar.tick();
+            })?;
+            let gap = if rows.is_empty() { "" } else { "\n" };
+            bar.suspend(|| print(&format!("{gap}{}", report::table(&case, &outcome))))?;
+            rows.extend(outcome.rows);
+        }
+    }
+    bar.finish_and_clear();
+    if let Some(path) = &args.json {
+        write_json(path, &rows, options)?;
+    }
+    Ok(())
+}
+
+/// Tensors that were given, already checked against a spec.
+struct Inputs {
+    files: Files,
+    expected: Option<PathBuf>,
+}
+
+/// What to measure a spec on: each length with random inputs, or the files that were given.
+fn inputs(args: &Args, spec: &PatternSpec) -> Result<Vec<(Extents, Option<Inputs>)>> {
+    let (Some(q), Some(k), Some(v)) = (&args.q, &args.k, &args.v) else {
+        let at = |&n: &usize| (Extents { batch: args.batch, q_len: n, kv_len: n }, None);
+        return Ok(args.lengths.iter().map(at).collect());
+    };
+    let files = Files { q: q.clone(), k: k.clone(), v: v.clone() };
+    let extents = files.check(spec)?;
+    if let Some(path) = &args.expected {
+        let found = npy::check(path, &AXES)?.shape;
+        let Extents { batch, q_len, .. } = extents;
+        let expected = [("batch", batch), ("heads", spec.heads), ("q_len", q_len), ("value_dim", spec.value_dim)];
+        fits("expected", path, &found, expected)?;
+    }
+    Ok(vec![(extents, Some(Inputs { files, expected: args.expected.clone() }))])
+}
+
+/// The baselines named, or all.
+fn chosen(names: &[String]) -> Result<Vec<&'static Baseline>> {
+    if names.is_empty() {
+        return Ok(BASELINES.iter().collect());
+    }
+    if names == ["none"] {
+        return Ok(Vec::new());
+    }
+    names.iter().map(|name| Baseline::find(name)).collect()
+}
+
+/// A spinner on a terminal, and nothing in a pipe.
+fn progress_bar() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    // Drawn when a run starts and by no thread of its own, which would disturb what is measured.
+    let style =
+        ProgressStyle::with_template("{spinner} {elapsed} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+    ProgressBar::new_spinner().with_style(style)
+}
+
+/// Writes machine and rows, whole or not at all.
+fn write_json(path: &Path, rows: &[Row], options: &Global) -> Result<()> {
+    let wrong = |error: &dyn std::fmt::Display| Error::Input {
+        path: path.into(),
+        message: format!("cannot be written: {error}"),
+    };
+    let mut machine = serde_json::to_value(machine::describe()).map_err(|error| wrong(&error))?;
+    if let Some(object) = machine.as_object_mut() {
+        object.insert("threads".into(), json!(options.threads()));
+        object.insert("read_gb_per_s".into(), json!(machine::read_bandwidth(options.threads(), 0.2)));
+        object.insert("version".into(), json!(env!("CARGO_PKG_VERSION")));
+    }
+    let text = format!("{:#}\n", json!({ "machine": machine, "rows": rows }));
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = NamedTempFile::new_in(folder).map_err(|error| wrong(&error))?;
+    file.write_all(text.as_bytes()).map_err(|error| wrong(&error))?;
+    npy::share_mode(&file, path).map_err(|error| wrong(&error))?;
+    file.persist(path).map_err(|error| wrong(&error.error))?;
+    Ok(())
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.0..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("expected seconds from 0 to 3600".into()),
+    }
+}

@@ -1,0 +1,124 @@
+//! `explain`: what a pattern costs, how far it reaches, and which plan was chosen and why.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::options::{Global, Lengths, SpecArg, text};
+use super::print;
+use super::table::{Align, Table, milliseconds, significant, thousands};
+use crate::analysis::{self, Analysis};
+use crate::compiler::{self, Compiled};
+use crate::error::{Bytes, Error, Result};
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    spec: SpecArg,
+    #[command(flatten)]
+    lengths: Lengths,
+    /// Batch size that scratch is counted for
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// JSON instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints the explanation.
+///
+/// # Errors
+/// Those of the compiler.
+pub fn run(args: &Args, options: &Global) -> Result<()> {
+    let text = text(&args.spec.spec)?;
+    let (q_len, kv_len) = args.lengths.get();
+    let start = Instant::now();
+    let spec = options.parse(&args.spec.spec, &text)?;
+    let compiled = compiler::compile(&spec, q_len, kv_len, &options.compiler()?)?;
+    let compile_time = start.elapsed();
+    let analysis =
+        options.pool()?.install(|| analysis::analyse(&compiled.pattern, &compiled.mask, &spec, options.memory_limit()));
+    let (plan, scratch) = (compiled.kernel.plan(), compiled.kernel.scratch_bytes(args.batch));
+    if args.json {
+        let mut value = serde_json::to_value(&analysis)
+            .map_err(|error| Error::internal("explain", error.to_string(), format!("{analysis:?}")))?;
+        let steps: serde_json::Map<_, _> =
+            compiled.timings.iter().map(|(step, time)| ((*step).to_string(), json!(ms(*time)))).collect();
+        if let Some(object) = value.as_object_mut() {
+            object.extend([
+                ("spec".into(), json!(spec.name)),
+                ("hops".into(), json!(spec.diffusion.hops.len())),
+                ("batch".into(), json!(args.batch)),
+                ("threads".into(), json!(options.threads())),
+                ("isa".into(), json!(plan.isa)),
+                ("strategy".into(), json!(plan.strategy.to_string())),
+                ("reasons".into(), json!(plan.reasons)),
+                ("scratch_bytes".into(), json!(scratch)),
+                ("compile_ms".into(), json!(ms(compile_time))),
+                ("compile_steps_ms".into(), json!(steps)),
+            ]);
+        }
+        return print(&format!("{value:#}\n"));
+    }
+    let title = format!("{}: {q_len} queries, {kv_len} keys, {} heads\n\n", spec.name, spec.heads);
+    print(&(title + &human(&analysis, &compiled, scratch, compile_time)))
+}
+
+fn human(analysis: &Analysis, compiled: &Compiled, scratch: u64, compile_time: Duration) -> String {
+    let plan = compiled.kernel.plan();
+    let mut table = Table::new([Align::Left, Align::Left]);
+    let blocks = &analysis.blocks;
+    table.row([
+        "allowed pairs".to_string(),
+        format!("{} ({} % of all)", thousands(analysis.nnz), significant(100.0 * analysis.density)),
+    ]);
+    table.row(["useful work", &format!("{} GF per sequence", significant(analysis.flops as f64 * 1e-9))]);
+    table.row([
+        "blocks".to_string(),
+        format!(
+            "{} full, {} partial, {} scattered edges",
+            thousands(blocks.full),
+            thousands(blocks.partial),
+            thousands(blocks.scattered_edges)
+        ),
+    ]);
+    table.row(["empty rows".to_string(), thousands(analysis.empty_rows)]);
+    for reach in &analysis.receptive_field.hops {
+        table.row([
+            format!("keys after hop {}", reach.hop),
+            format!(
+                "{} % on average, {} % at least",
+                significant(100.0 * reach.mean),
+                significant(100.0 * reach.minimum)
+            ),
+        ]);
+    }
+    if !analysis.receptive_field.note.is_empty() {
+        table.row(["", analysis.receptive_field.note.as_str()]);
+    }
+    let gap = &analysis.spectral_gap;
+    let note = gap.spectral_gap_note.as_str();
+    table.row([
+        "spectral gap".to_string(),
+        match gap.spectral_gap {
+            Some(gap) if note.is_empty() => significant(gap),
+            Some(gap) => format!("{} ({note})", significant(gap)),
+            None => format!("none: {note}"),
+        },
+    ]);
+    table.row(["tiles".to_string(), plan.isa.to_string()]);
+    table.row(["strategy".to_string(), plan.strategy.to_string()]);
+    for reason in &plan.reasons {
+        table.row(["", reason.as_str()]);
+    }
+    table.row(["scratch".to_string(), Bytes(scratch).to_string()]);
+    let steps: Vec<String> =
+        compiled.timings.iter().map(|(step, time)| format!("{step} {}", significant(ms(*time)))).collect();
+    table.row(["compiled in".to_string(), format!("{} ({})", milliseconds(compile_time), steps.join(", "))]);
+    table.indented(0)
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}

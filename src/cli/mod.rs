@@ -1,0 +1,102 @@
+//! The command line: arguments in, calls into the library, text out.
+//!
+//! Results go to standard output, errors and remarks to standard error. Exit status 0: done; 1: the input is
+//! wrong; 2: the command line is wrong. Each command is a file with its arguments and one `run`.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Result;
+
+mod bench;
+mod check;
+mod emit;
+mod explain;
+mod options;
+mod patterns;
+mod run;
+mod table;
+mod tensors;
+
+/// Compiles sparse, multi-hop attention for this CPU, from a YAML pattern to machine code in milliseconds.
+#[derive(Debug, Parser)]
+#[command(name = "hopweave", version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    options: options::Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Read specs and say what is wrong with them
+    Check(check::Args),
+    /// Print what the compiler makes of a spec, at any stage
+    Emit(emit::Args),
+    /// Run a spec on tensors in .npy files
+    Run(run::Args),
+    /// Measure the compiled kernel against baselines
+    Bench(bench::Args),
+    /// List the nodes that a pattern may be made of
+    Patterns,
+    /// Say what a pattern costs, how far it reaches, and which plan was chosen
+    Explain(explain::Args),
+}
+
+/// Runs the command of this process.
+pub fn main() -> ExitCode {
+    let Cli { options, command } = Cli::parse();
+    let done = match command {
+        Command::Check(args) => check::run(&args, &options),
+        Command::Emit(args) => emit::run(&args, &options),
+        Command::Run(args) => run::run(&args, &options),
+        Command::Bench(args) => bench::run(&args, &options),
+        Command::Patterns => patterns::run(),
+        Command::Explain(args) => explain::run(&args, &options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Writes an error to standard error, in the form that every error has.
+fn report(error: &crate::error::Error) {
+    // Where standard error is closed there is nobody left to tell.
+    let _ = writeln!(io::stderr(), "error: {error}");
+}
+
+/// Writes a remark to standard error.
+fn remark(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Writes a result to standard output. A reader that has left (`| head`) is no error.
+fn print(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(crate::error::Error::Input {
+            path: "standard output".into(),
+            message: format!("cannot be written: {error}"),
+        }),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_argument_tables_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

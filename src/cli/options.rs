@@ -1,0 +1,210 @@
+//! What every command understands: overrides, target, limits, and where specs come from.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use crate::compiler::Options;
+use crate::error::{Error, Result};
+use crate::machine;
+use crate::plan::Strategy;
+use crate::spec::{self, PatternSpec};
+use crate::target::Isa;
+
+/// Options that stand before or after any command.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Options of every command")]
+pub struct Global {
+    /// Replace a value of the spec, such as `diffusion.hops=3` or `pattern.any.0.window.radius=64`
+    #[arg(long = "set", global = true, value_name = "PATH=VALUE", value_parser = assignment)]
+    sets: Vec<(String, String)>,
+    /// Tile family
+    #[arg(long, global = true, value_name = "FAMILY", default_value = "auto",
+          value_parser = ["auto", "portable", "avx2", "avx512", "neon"])]
+    isa: String,
+    /// Threads to use; all cores where it is not given
+    #[arg(long, global = true, value_name = "N", value_parser = threads)]
+    threads: Option<usize>,
+    /// Most memory to take, such as 512M or 4G; 80 % of what is free where it is not given
+    #[arg(long, global = true, value_name = "SIZE", value_parser = bytes)]
+    memory_limit: Option<u64>,
+    /// Leave out a compiler pass, by name
+    #[arg(long, global = true, value_name = "PASS", value_delimiter = ',')]
+    without: Vec<String>,
+    /// Strategy for the hops; the planner chooses where it is not given
+    #[arg(long, global = true, value_name = "NAME", value_parser = strategy)]
+    strategy: Option<Strategy>,
+}
+
+impl Global {
+    /// What the compiler is asked for.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a tile family that this machine does not run.
+    pub fn compiler(&self) -> Result<Options> {
+        Ok(Options {
+            isa: Isa::choose(&self.isa)?,
+            threads: self.threads(),
+            strategy: self.strategy,
+            without: self.without.clone(),
+            memory_limit: self.memory_limit(),
+        })
+    }
+
+    /// Threads to use, at least 1.
+    pub fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(machine::cores)
+    }
+
+    /// Most bytes to take.
+    pub fn memory_limit(&self) -> u64 {
+        self.memory_limit.unwrap_or_else(machine::default_memory_limit)
+    }
+
+    /// A pool of [`threads`](Self::threads) threads for what does not bring its own.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the system gives no threads.
+    pub fn pool(&self) -> Result<rayon::ThreadPool> {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(self.threads())
+            .build()
+            .map_err(|error| Error::internal("thread pool", error.to_string(), format!("{} threads", self.threads())))
+    }
+
+    /// Reads a spec, with the values of `--set` in place.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the file cannot be read, [`Error::Spec`] when it is wrong.
+    pub fn load(&self, path: &Path) -> Result<PatternSpec> {
+        self.parse(path, &text(path)?)
+    }
+
+    /// The same for a text that was read before.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn parse(&self, path: &Path, text: &str) -> Result<PatternSpec> {
+        spec::parse_with(text, &shown(path), &self.sets)
+    }
+}
+
+/// The text of a spec: a file, or standard input for `-`.
+///
+/// # Errors
+/// [`Error::Input`] when it cannot be read or is no text.
+pub fn text(path: &Path) -> Result<String> {
+    let read = if path.as_os_str() == "-" {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).map(|_| text)
+    } else {
+        fs::read_to_string(path)
+    };
+    read.map_err(|error| Error::Input {
+        path: shown(path).into(),
+        message: match error.kind() {
+            std::io::ErrorKind::InvalidData => "is not UTF-8 text; expected a spec in YAML".into(),
+            _ => format!("cannot be read: {error}"),
+        },
+    })
+}
+
+/// The name of a spec's file in messages.
+pub fn shown(path: &Path) -> String {
+    if path.as_os_str() == "-" { "<stdin>".into() } else { path.display().to_string() }
+}
+
+/// How long the sequences are.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = None)]
+pub struct Lengths {
+    /// Tokens: both lengths
+    #[arg(short = 'n', value_name = "N", required_unless_present_all = ["q_len", "kv_len"],
+          conflicts_with_all = ["q_len", "kv_len"])]
+    n: Option<usize>,
+    /// Queries, where they are not as many as keys
+    #[arg(long, value_name = "M", requires = "kv_len")]
+    q_len: Option<usize>,
+    /// Keys, where they are not as many as queries
+    #[arg(long, value_name = "N", requires = "q_len")]
+    kv_len: Option<usize>,
+}
+
+impl Lengths {
+    /// (q_len, kv_len)
+    pub fn get(&self) -> (usize, usize) {
+        // clap has made sure that n or both of the others are there.
+        let n = self.n.unwrap_or(0);
+        (self.q_len.unwrap_or(n), self.kv_len.unwrap_or(n))
+    }
+}
+
+/// A spec on the command line.
+#[derive(Debug, Clone, clap::Args)]
+pub struct SpecArg {
+    /// Spec in YAML; - reads standard input
+    #[arg(value_name = "SPEC")]
+    pub spec: PathBuf,
+}
+
+fn assignment(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((path, value)) if !path.is_empty() => Ok((path.into(), value.into())),
+        _ => Err("expected PATH=VALUE, such as diffusion.hops=3".into()),
+    }
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=1024) => Ok(count),
+        _ => Err("expected a number from 1 to 1024".into()),
+    }
+}
+
+fn strategy(text: &str) -> Result<Strategy, String> {
+    text.parse().map_err(|error: Error| error.to_string())
+}
+
+/// A number of bytes: digits, then nothing or K, M, G, T (powers of 1024, an `iB` or `B` may follow).
+fn bytes(text: &str) -> Result<u64, String> {
+    let expected = || "expected a size such as 500000, 512M or 4GiB".to_string();
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = text[digits.len()..].to_ascii_lowercase();
+    let power = match unit.strip_suffix("ib").or(unit.strip_suffix('b')).unwrap_or(&unit) {
+        "" => 0,
+        "k" => 1,
+        "m" => 2,
+        "g" => 3,
+        "t" => 4,
+        _ => return Err(expected()),
+    };
+    let number: f64 = digits.trim().parse().map_err(|_| expected())?;
+    if !(number >= 0.0 && number.is_finite()) {
+        return Err(expected());
+    }
+    Ok((number * 1024_f64.powi(power)) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_in_every_unit() {
+        for (text, expected) in
+            [("0", 0), ("500", 500), ("1k", 1024), ("1.5M", 3 << 19), ("4GiB", 4 << 30), ("2 TB", 2 << 40), ("7B", 7)]
+        {
+            assert_eq!(bytes(text), Ok(expected), "{text}");
+        }
+        for text in ["", "M", "-1", "1X", "nan", "inf", "1 2"] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn assignments_need_a_path() {
+        assert_eq!(assignment("a.b=c=d"), Ok(("a.b".into(), "c=d".into())));
+        assert_eq!(assignment("a="), Ok(("a".into(), String::new())));
+        assert!(assignment("=1").is_err() && assignment("a").is_err());
+    }
+}

@@ -1,0 +1,164 @@
+//! A sample of rows, for lengths at which all n² points are too many.
+//!
+//! A row of Z_K needs the rows of Z_{K−1} of its keys, and so on: the K-hop neighborhood of the sampled rows,
+//! which may be everything. Each (batch, head) therefore has a budget of work. Rows are taken in the order
+//! given until the next one would pass the budget, and the result says which were computed.
+
+use std::collections::{BTreeSet, HashMap};
+
+use ndarray::ArrayView4;
+
+use super::{Head, Row, at, check_shapes, initial_row, restart, step};
+use crate::error::Result;
+use crate::pattern::Pattern;
+use crate::spec::PatternSpec;
+
+/// Rows that were computed.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Sample {
+    /// The rows, in the order of the places asked for.
+    pub rows: Vec<SampleRow>,
+    /// Rows that were asked for and left out, because the budget was spent.
+    pub left_out: usize,
+}
+
+/// One row of the output.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SampleRow {
+    /// Batch index.
+    pub batch: usize,
+    /// Query head.
+    pub head: usize,
+    /// Query.
+    pub query: usize,
+    /// Output, `[value_dim]`.
+    pub out: Vec<f64>,
+    /// Log-sum-exp, natural log.
+    pub lse: f64,
+}
+
+/// Computes the rows `queries` of each (batch, head) in `places`, as [`run`](super::run) would.
+///
+/// `budget` bounds the work on each place: one unit is one point asked of the pattern or one multiplication.
+/// A row whose neighborhood does not fit any more is left out, and so are those after it.
+///
+/// # Errors
+/// As [`run`](super::run). Places and queries beyond the tensors are passed over.
+pub fn run_rows(
+    pattern: &Pattern,
+    spec: &PatternSpec,
+    q: ArrayView4<'_, f32>,
+    k: ArrayView4<'_, f32>,
+    v: ArrayView4<'_, f32>,
+    places: &[(usize, usize)],
+    queries: &[usize],
+    budget: u64,
+) -> Result<Sample> {
+    check_shapes(pattern, spec, &q, &k, &v)?;
+    let mut sample = Sample::default();
+    for &(batch, index) in places.iter().filter(|&&(b, h)| b < q.dim().0 && h < spec.heads) {
+        let head =
+            Head { pattern, spec, index, q: at(&q, batch, index), k: at(&k, batch, index), v: at(&v, batch, index) };
+        let mut walk = Walk { head, known: HashMap::new(), spent: 0, budget };
+        let hops = spec.diffusion.hops.len();
+        // needed[j]: rows of Z_j that must be computed.
+        let mut needed: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); hops + 1];
+        let mut taken = Vec::new();
+        for &query in queries.iter().filter(|&&query| query < pattern.q_len) {
+            match walk.reach(query, &needed) {
+                Some(reach) => {
+                    for (all, more) in needed.iter_mut().zip(reach) {
+                        all.extend(more);
+                    }
+                    taken.push(query);
+                }
+                None => break,
+            }
+        }
+        sample.left_out += queries.len() - taken.len();
+        let z = walk.forward(&needed);
+        for query in taken {
+            sample.rows.push(SampleRow {
+                batch,
+                head: index,
+                query,
+                out: z[&query].clone(),
+                lse: walk.known[&query].lse,
+            });
+        }
+    }
+    Ok(sample)
+}
+
+/// The walk through one head's neighborhoods.
+struct Walk<'a> {
+    head: Head<'a>,
+    /// Rows of A computed so far.
+    known: HashMap<usize, Row>,
+    spent: u64,
+    budget: u64,
+}
+
+impl Walk<'_> {
+    /// The rows of each Z_j that row `query` of the output needs and that `needed` does not hold yet; `None`
+    /// when the budget ends first.
+    fn reach(&mut self, query: usize, needed: &[BTreeSet<usize>]) -> Option<Vec<BTreeSet<usize>>> {
+        let diffusion = &self.head.spec.diffusion;
+        let hops = diffusion.hops.len();
+        let mut reach = vec![BTreeSet::new(); hops + 1];
+        // The log-sum-exp is asked for even where no hop reads the row of A.
+        self.row(query)?;
+        reach[hops].insert(query);
+        for j in (0..hops).rev() {
+            if diffusion.hops[j].step == 0.0 {
+                break;
+            }
+            let (low, high) = reach.split_at_mut(j + 1);
+            for &row in &high[0] {
+                let width = self.head.spec.value_dim as u64;
+                let keys = &self.row(row)?.edges;
+                low[j].extend(keys.iter().map(|&(key, _)| key as usize).filter(|key| !needed[j].contains(key)));
+                self.spent += keys_len(&self.known[&row]) * width;
+            }
+        }
+        (self.spent <= self.budget).then_some(reach)
+    }
+
+    /// Row `i` of A, computed on first use.
+    fn row(&mut self, i: usize) -> Option<&Row> {
+        if !self.known.contains_key(&i) {
+            if self.spent + self.head.pattern.kv_len as u64 > self.budget {
+                return None;
+            }
+            let row = self.head.probabilities(i);
+            self.spent += self.head.pattern.kv_len as u64 + keys_len(&row) * self.head.spec.head_dim as u64;
+            self.known.insert(i, row);
+        }
+        self.known.get(&i)
+    }
+
+    /// The needed rows of Z_K, from those of Z_0 up.
+    fn forward(&self, needed: &[BTreeSet<usize>]) -> HashMap<usize, Vec<f64>> {
+        let Head { spec, v, .. } = &self.head;
+        let mut z: HashMap<usize, Vec<f64>> =
+            needed[0].iter().map(|&i| (i, initial_row(&spec.diffusion, v.row(i)))).collect();
+        for (hop, rows) in spec.diffusion.hops.iter().zip(&needed[1..]) {
+            z = rows
+                .iter()
+                .map(|&i| {
+                    let mut sums = vec![0.0; spec.value_dim];
+                    // A row that no step reads was never computed.
+                    let edges = self.known.get(&i).map_or(&[][..], |row| &row.edges);
+                    step(&mut sums, hop, edges, |key| &z[&key]);
+                    restart(&mut sums, hop, v, i);
+                    (i, sums)
+                })
+                .collect();
+        }
+        z
+    }
+}
+
+fn keys_len(row: &Row) -> u64 {
+    row.edges.len() as u64
+}

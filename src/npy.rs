@@ -1,0 +1,311 @@
+//! Tensors in `.npy` files: C order, little-endian f32.
+//!
+//! In: paths. Out: arrays, or written files. Refused, with what was found and what was expected: another
+//! element type, Fortran order, another number of axes, files that are cut short or no `.npy` at all.
+//! [`write_all`] writes several files or none.
+
+use std::fs::{self, File};
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use ndarray::{ArrayD, ArrayViewD, Dimension};
+use ndarray_npy::{ReadNpyExt, WriteNpyExt};
+use tempfile::NamedTempFile;
+
+use crate::error::{Error, Result};
+
+/// What a `.npy` file's header says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// The element type as numpy writes it, such as `<f4`.
+    pub descr: String,
+    /// Whether the first axis varies fastest.
+    pub fortran_order: bool,
+    /// The shape.
+    pub shape: Vec<usize>,
+    /// Where the elements start in the file.
+    pub offset: u64,
+}
+
+/// Reads the header alone, and checks that it describes an f32 tensor in C order with `axes.len()` axes and
+/// that the file is as long as it says; `axes` names the axes for messages.
+///
+/// # Errors
+/// [`Error::Input`] as in the module's description.
+pub fn check(path: &Path, axes: &[&str]) -> Result<Header> {
+    let wrong = |message: String| Error::Input { path: path.into(), message };
+    let file = open(path)?;
+    let length = file.metadata().map_err(|error| wrong(error.to_string()))?.len();
+    let header = read_header(&mut BufReader::new(file)).map_err(|what| {
+        wrong(if length == 0 { "is empty; expected a .npy file".into() } else { format!("is no .npy file: {what}") })
+    })?;
+    if header.descr != "<f4" {
+        let hint = match header.descr.as_str() {
+            "<f8" | ">f8" | "<f2" | ">f2" | ">f4" => "; convert with `x.astype('<f4')`",
+            _ => "",
+        };
+        return Err(wrong(format!("holds elements of type `{}`; expected `<f4` (float32){hint}", header.descr)));
+    }
+    if header.fortran_order && header.shape.len() > 1 {
+        return Err(wrong("is in Fortran order; expected C order: save `numpy.ascontiguousarray(x)`".into()));
+    }
+    if header.shape.len() != axes.len() {
+        return Err(wrong(format!(
+            "has {} axes, {:?}; expected {}: [{}]",
+            header.shape.len(),
+            header.shape,
+            axes.len(),
+            axes.join(", ")
+        )));
+    }
+    let bytes = header.shape.iter().try_fold(4_u64, |bytes, &extent| bytes.checked_mul(extent as u64));
+    let expected = bytes.and_then(|bytes| bytes.checked_add(header.offset));
+    if expected != Some(length) {
+        let expected = expected.map_or("more than any file".into(), |bytes| bytes.to_string());
+        return Err(wrong(format!("is {length} bytes long; its shape {:?} asks for {expected}", header.shape)));
+    }
+    Ok(header)
+}
+
+/// Reads a tensor whose header [`check`] has accepted.
+///
+/// # Errors
+/// [`Error::Input`] where the file cannot be read (any more).
+pub fn read<D: Dimension>(path: &Path) -> Result<ndarray::Array<f32, D>> {
+    let wrong = |message: String| Error::Input { path: path.into(), message };
+    let array = ArrayD::<f32>::read_npy(BufReader::new(open(path)?)).map_err(|error| wrong(error.to_string()))?;
+    let axes = array.ndim();
+    array.into_dimensionality::<D>().map_err(|_| wrong(format!("has {axes} axes")))
+}
+
+/// Writes all files, or none of them: each is written beside its place and moved there when all are complete.
+///
+/// # Errors
+/// [`Error::Input`]; files that were there before are then as they were, unless moving itself fails between
+/// two of them.
+pub fn write_all(files: &[(&Path, ArrayViewD<'_, f32>)]) -> Result<()> {
+    let wrong = |path: &Path, what: &dyn std::fmt::Display| Error::Input {
+        path: path.into(),
+        message: format!("cannot be written: {what}"),
+    };
+    let mut written = Vec::with_capacity(files.len());
+    for (path, array) in files {
+        check_output(path)?;
+        // Through a link to the file behind it.
+        let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+        let temporary = NamedTempFile::new_in(folder(path)).map_err(|error| wrong(path, &error))?;
+        let mut writer = BufWriter::new(temporary.as_file());
+        array.write_npy(&mut writer).map_err(|error| wrong(path, &error))?;
+        writer.flush().map_err(|error| wrong(path, &error))?;
+        drop(writer);
+        share_mode(&temporary, path).map_err(|error| wrong(path, &error))?;
+        written.push((path.clone(), temporary));
+    }
+    for (path, temporary) in written {
+        temporary.persist(&path).map_err(|error| wrong(&path, &error.error))?;
+    }
+    Ok(())
+}
+
+/// Refuses an output path that could not be written, before any work is done for it.
+///
+/// # Errors
+/// [`Error::Input`] where the folder does not exist or the path is a folder itself.
+pub fn check_output(path: &Path) -> Result<()> {
+    let wrong = |message: String| Err(Error::Input { path: path.into(), message });
+    match fs::metadata(path) {
+        Ok(data) if data.is_dir() => return wrong("is a folder; expected the name of a file".into()),
+        // Moving a file to the place of a device or a pipe would do away with it.
+        Ok(data) if !data.is_file() => return wrong("is no regular file; expected the name of one".into()),
+        _ => {}
+    }
+    if path.file_name().is_none() {
+        return wrong("names no file".into());
+    }
+    if !folder(path).is_dir() {
+        return wrong(format!("cannot be written: there is no folder {}", folder(path).display()));
+    }
+    Ok(())
+}
+
+fn open(path: &Path) -> Result<File> {
+    let wrong = |message: String| Error::Input { path: path.into(), message };
+    let file = File::open(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+    match file.metadata() {
+        Ok(data) if data.is_dir() => Err(wrong("is a folder; expected a .npy file".into())),
+        _ => Ok(file),
+    }
+}
+
+fn folder(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.into(),
+        _ => ".".into(),
+    }
+}
+
+/// Temporary files are private; an output gets the mode of the file it replaces, or that of a file that
+/// everyone may read.
+#[cfg(unix)]
+pub(crate) fn share_mode(temporary: &NamedTempFile, path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = fs::metadata(path).map_or(0o644, |data| data.permissions().mode() & 0o777);
+    temporary.as_file().set_permissions(fs::Permissions::from_mode(mode))
+}
+
+#[cfg(not(unix))]
+pub(crate) fn share_mode(_: &NamedTempFile, _: &Path) -> std::io::Result<()> {
+    Ok(())
+}
+
+/// Reads the magic, the version and the header's dictionary.
+fn read_header(file: &mut impl Read) -> Result<Header, String> {
+    let short = |_| "its header is cut short".to_string();
+    let mut start = [0_u8; 8];
+    file.read_exact(&mut start).map_err(short)?;
+    if &start[..6] != b"\x93NUMPY" {
+        return Err("it does not start with the mark of one".into());
+    }
+    let width: u64 = match start[6] {
+        1 => 2,
+        2 | 3 => 4,
+        version => return Err(format!("its version is {version}; known are 1 to 3")),
+    };
+    let mut length = [0_u8; 4];
+    file.read_exact(&mut length[..width as usize]).map_err(short)?;
+    let length = u32::from_le_bytes(length);
+    if length > 1 << 20 {
+        return Err(format!("its header claims {length} bytes"));
+    }
+    let mut text = vec![0_u8; length as usize];
+    file.read_exact(&mut text).map_err(short)?;
+    let text = String::from_utf8_lossy(&text);
+    let value = |key: &str| {
+        let after = text.split_once(&format!("'{key}':"))?.1;
+        Some(after.trim_start().to_string())
+    };
+    let bad = || format!("its header is {:?}", text.trim_end());
+    let descr = value("descr").ok_or_else(bad)?;
+    let order = value("fortran_order").ok_or_else(bad)?;
+    let shape = value("shape").ok_or_else(bad)?;
+    let shape = shape.strip_prefix('(').and_then(|rest| rest.split_once(')')).ok_or_else(bad)?.0.to_string();
+    let extents = shape.split(',').map(str::trim).filter(|extent| !extent.is_empty());
+    Ok(Header {
+        descr: match descr.strip_prefix('\'') {
+            Some(rest) => rest.split('\'').next().unwrap_or_default().into(),
+            // Structured types are written as a list.
+            None => descr.split(']').next().unwrap_or_default().to_string() + "]",
+        },
+        fortran_order: order.starts_with("True"),
+        shape: extents.map(str::parse).collect::<Result<_, _>>().map_err(|_| bad())?,
+        offset: 8 + width + u64::from(length),
+    })
+}
+
+/// An array's view with its number of axes forgotten, as [`write_all`] takes it.
+pub fn view<D: Dimension>(array: &ndarray::Array<f32, D>) -> ArrayViewD<'_, f32> {
+    array.view().into_dyn()
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::{Array3, Array4, Ix4};
+
+    use super::*;
+
+    const AXES: [&str; 4] = ["batch", "heads", "length", "width"];
+
+    /// Bytes of a version 1 file.
+    fn npy(header: &str, elements: usize) -> Vec<u8> {
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend((header.len() as u16).to_le_bytes());
+        bytes.extend(header.as_bytes());
+        bytes.extend(vec![0; elements]);
+        bytes
+    }
+
+    fn refusal(bytes: &[u8]) -> String {
+        let file = NamedTempFile::new().unwrap();
+        fs::write(file.path(), bytes).unwrap();
+        let error = check(file.path(), &AXES).unwrap_err().to_string();
+        error.strip_prefix(&format!("{}: ", file.path().display())).unwrap().to_string()
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let (a, b) = (folder.path().join("a.npy"), folder.path().join("b.npy"));
+        let out = Array4::from_shape_fn((2, 3, 4, 5), |(b, h, i, x)| (b * 60 + h * 20 + i * 5 + x) as f32);
+        let lse = Array3::from_elem((2, 3, 4), f32::NEG_INFINITY);
+        write_all(&[(&a, view(&out)), (&b, view(&lse))]).unwrap();
+        assert_eq!(check(&a, &AXES).unwrap().shape, [2, 3, 4, 5]);
+        assert_eq!(read::<Ix4>(&a).unwrap(), out);
+        assert_eq!(check(&b, &AXES[..3]).unwrap().shape, [2, 3, 4]);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "no temporary files are left");
+    }
+
+    #[test]
+    fn one_bad_path_leaves_all_files_as_they_were() {
+        let folder = tempfile::tempdir().unwrap();
+        let (good, bad) = (folder.path().join("a.npy"), folder.path().join("nowhere").join("b.npy"));
+        fs::write(&good, "before").unwrap();
+        let out = Array4::zeros((1, 1, 1, 1));
+        write_all(&[(&good, view(&out)), (&bad, view(&out))]).unwrap_err();
+        assert_eq!(fs::read(&good).unwrap(), b"before");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn refusals_say_what_was_found_and_expected() {
+        let header = |descr: &str, fortran: &str, shape: &str| {
+            format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}\n")
+        };
+        assert_eq!(refusal(b""), "is empty; expected a .npy file");
+        assert_eq!(refusal(b"PK\x03\x04 zip, not npy"), "is no .npy file: it does not start with the mark of one");
+        assert_eq!(refusal(b"\x93NUMPY\x01\x00\xff"), "is no .npy file: its header is cut short");
+        assert_eq!(
+            refusal(&npy(&header("<f8", "False", "(1, 1, 2, 2)"), 32)),
+            "holds elements of type `<f8`; expected `<f4` (float32); convert with `x.astype('<f4')`"
+        );
+        assert_eq!(
+            refusal(&npy(&header("<f4", "True", "(1, 1, 2, 2)"), 16)),
+            "is in Fortran order; expected C order: save `numpy.ascontiguousarray(x)`"
+        );
+        assert_eq!(
+            refusal(&npy(&header("<f4", "False", "(6,)"), 24)),
+            "has 1 axes, [6]; expected 4: [batch, heads, length, width]"
+        );
+        let short = npy(&header("<f4", "False", "(1, 1, 2, 2)"), 12);
+        assert_eq!(
+            refusal(&short),
+            format!("is {} bytes long; its shape [1, 1, 2, 2] asks for {}", short.len(), short.len() + 4)
+        );
+        let huge = npy(&header("<f4", "False", "(4294967296, 4294967296, 2, 2)"), 16);
+        assert!(refusal(&huge).ends_with("asks for more than any file"));
+        assert!(refusal(&npy("{'descr': '<f4'}", 0)).starts_with("is no .npy file: its header is "));
+    }
+
+    #[test]
+    fn outputs_are_checked_early() {
+        let folder = tempfile::tempdir().unwrap();
+        check_output(&folder.path().join("new.npy")).unwrap();
+        check_output(Path::new("new.npy")).unwrap();
+        let error = check_output(&folder.path().join("no").join("new.npy")).unwrap_err().to_string();
+        assert!(error.contains("there is no folder"), "{error}");
+        assert!(check_output(folder.path()).unwrap_err().to_string().contains("is a folder"));
+        #[cfg(unix)]
+        assert!(check_output(Path::new("/dev/null")).unwrap_err().to_string().contains("is no regular file"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_written_through() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("file.npy"), folder.path().join("link.npy"));
+        fs::write(&file, "before").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        write_all(&[(&link, view(&Array4::ones((1, 1, 1, 1))))]).unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(read::<Ix4>(&file).unwrap(), Array4::<f32>::ones((1, 1, 1, 1)));
+    }
+}

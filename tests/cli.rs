@@ -1,0 +1,363 @@
+//! The command as its users meet it: exit status, messages, files.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use ndarray::{Array3, Array4};
+use ndarray_npy::{read_npy, write_npy};
+use tempfile::TempDir;
+
+const WINDOW: &str = "name: window\nheads: 2\nhead_dim: 4\npattern: {window: {radius: 3}}\n";
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hopweave"));
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+fn hopweave(args: &[&str]) -> Output {
+    command(args).output().expect("the command starts")
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().expect("the command is not killed by a signal")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("text")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("text")
+}
+
+/// A folder with a spec and tensors that fit it: 2 heads of 4, 20 tokens, batch 3.
+struct Folder {
+    dir: TempDir,
+}
+
+impl Folder {
+    fn new() -> Self {
+        let folder = Self { dir: tempfile::tempdir().expect("a folder") };
+        folder.write("spec.yaml", WINDOW.as_bytes());
+        for (seed, name) in ["q.npy", "k.npy", "v.npy"].into_iter().enumerate() {
+            folder.tensor(name, (3, 2, 20, 4), seed);
+        }
+        folder
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) {
+        fs::write(self.path(name), bytes).expect("a file");
+    }
+
+    fn tensor(&self, name: &str, shape: (usize, usize, usize, usize), seed: usize) {
+        let wave = |(b, h, i, x)| ((seed * 5 + b * 7 + h * 13 + i * 31 + x * 17) as f32 * 0.7).sin();
+        write_npy(self.path(name), &Array4::from_shape_fn(shape, wave)).expect("a file");
+    }
+
+    /// `run` on the tensors, with more arguments.
+    fn run(&self, more: &[&str]) -> Output {
+        let (spec, q, k, v, out) =
+            (self.text("spec.yaml"), self.text("q.npy"), self.text("k.npy"), self.text("v.npy"), self.text("out.npy"));
+        let mut args = vec!["run", &spec, "--q", &q, "--k", &k, "--v", &v, "-o", &out];
+        args.extend(more);
+        hopweave(&args)
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.dir.path()).expect("the folder");
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into()).collect();
+        names.sort();
+        names
+    }
+}
+
+fn refused(output: &Output, message: &str) {
+    assert_eq!(code(output), 1, "{}", stderr(output));
+    assert!(stderr(output).starts_with("error: "), "{}", stderr(output));
+    assert!(stderr(output).contains(message), "expected {message:?} in {}", stderr(output));
+}
+
+#[test]
+fn a_wrong_command_line_is_status_two() {
+    for args in [
+        &["frobnicate"][..],
+        &[],
+        &["check"],
+        &["emit", "a.yaml", "-n", "4", "--stage", "soup"],
+        &["emit", "a.yaml", "--stage", "plan"],
+        &["explain", "a.yaml", "-n", "4", "--kv-len", "4"],
+        &["explain", "a.yaml", "-n", "minus one"],
+        &["check", "a.yaml", "--threads", "0"],
+        &["check", "a.yaml", "--isa", "mmx"],
+        &["check", "a.yaml", "--memory-limit", "lots"],
+        &["check", "a.yaml", "--set", "heads"],
+        &["bench", "a.yaml"],
+        &["bench", "a.yaml", "-n", "8", "--time", "-1"],
+    ] {
+        let output = hopweave(args);
+        assert_eq!(code(&output), 2, "{args:?}: {}", stderr(&output));
+        assert!(!output.stderr.is_empty() && output.stdout.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn check_goes_through_all_specs() {
+    let folder = Folder::new();
+    folder.write("bad.yaml", b"name: bad\nhead_dim: 4\nheds: 2\npattern: full\n");
+    let (good, bad, missing) = (folder.text("spec.yaml"), folder.text("bad.yaml"), folder.text("missing.yaml"));
+    let output = hopweave(&["check", &bad, &missing, &good]);
+    refused(&output, &format!("{bad}:3:1: "));
+    assert!(stderr(&output).contains("`heads`"), "the nearest key is named: {}", stderr(&output));
+    assert!(stderr(&output).contains(&format!("error: {missing}: cannot be read")));
+    assert_eq!(stdout(&output), format!("ok {good}: window, 2 heads of 4, 1 hop\n"));
+    assert_eq!(code(&hopweave(&["check", &good])), 0);
+}
+
+#[test]
+fn specs_come_from_standard_input() {
+    let piped = |text: &[u8], args: &[&str]| {
+        let mut child = command(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the command starts");
+        child.stdin.take().expect("a pipe").write_all(text).expect("the command reads");
+        child.wait_with_output().expect("the command ends")
+    };
+    let output = piped(WINDOW.as_bytes(), &["check", "-"]);
+    assert_eq!((code(&output), stdout(&output).as_str()), (0, "ok <stdin>: window, 2 heads of 4, 1 hop\n"));
+    let output =
+        piped(WINDOW.as_bytes(), &["check", "-", "--set", "diffusion={hops: 3, alpha: 0.1}", "--set", "heads=1"]);
+    assert_eq!(stdout(&output), "ok <stdin>: window, 1 head of 4, 3 hops\n", "{}", stderr(&output));
+    refused(&piped(b"name: [", &["check", "-"]), "<stdin>:");
+    refused(&piped(b"", &["check", "-"]), "<stdin>:1:1: ");
+    refused(&piped(b"\xff\xfe", &["check", "-"]), "is not UTF-8 text");
+}
+
+#[test]
+fn run_writes_what_the_interpreter_writes() {
+    let folder = Folder::new();
+    let (lse, other, other_lse) = (folder.text("lse.npy"), folder.path("other.npy"), folder.text("other-lse.npy"));
+    let output = folder.run(&["--lse", &lse]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(output.stdout.is_empty() && stderr(&output).contains("[3, 2, 20, 4]"), "{}", stderr(&output));
+    fs::rename(folder.path("out.npy"), &other).expect("the output is there");
+    fs::rename(&lse, &other_lse).expect("the log-sum-exp is there");
+    assert_eq!(code(&folder.run(&["--engine", "interpreter", "--lse", &lse])), 0);
+    let (a, b): (Array4<f32>, Array4<f32>) = (read_npy(other).unwrap(), read_npy(folder.path("out.npy")).unwrap());
+    assert_eq!(a.dim(), (3, 2, 20, 4));
+    assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-5));
+    let (a, b): (Array3<f32>, Array3<f32>) = (read_npy(other_lse).unwrap(), read_npy(lse).unwrap());
+    assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-5));
+    assert_eq!(
+        folder.names(),
+        ["k.npy", "lse.npy", "other-lse.npy", "other.npy", "out.npy", "q.npy", "spec.yaml", "v.npy"]
+    );
+}
+
+#[test]
+fn empty_problems_give_empty_results() {
+    let folder = Folder::new();
+    for shape in [(0, 2, 20, 4), (3, 2, 0, 4)] {
+        for name in ["q.npy", "k.npy", "v.npy"] {
+            folder.tensor(name, shape, 0);
+        }
+        for engine in ["jit", "interpreter"] {
+            let output = folder.run(&["--engine", engine]);
+            assert_eq!(code(&output), 0, "{shape:?} {engine}: {}", stderr(&output));
+            let out: Array4<f32> = read_npy(folder.path("out.npy")).unwrap();
+            assert_eq!(out.dim(), shape);
+        }
+    }
+}
+
+#[test]
+fn bad_tensors_are_refused_and_nothing_is_written() {
+    let folder = Folder::new();
+    folder.write("out.npy", b"precious");
+    let before = folder.names();
+    let attempt = |message: &str| {
+        refused(&folder.run(&[]), message);
+        assert_eq!(fs::read(folder.path("out.npy")).unwrap(), b"precious");
+        assert_eq!(folder.names(), before);
+    };
+    folder.tensor("k.npy", (3, 2, 20, 5), 0);
+    attempt("expected shape [batch 3, heads 2, kv_len 20, head_dim 4], found [3, 2, 20, 5]");
+    folder.tensor("k.npy", (3, 1, 20, 4), 0);
+    attempt("expected shape [batch 3, heads 2, kv_len 20, head_dim 4], found [3, 1, 20, 4]");
+    folder.tensor("k.npy", (3, 2, 20, 4), 0);
+    folder.tensor("v.npy", (3, 2, 19, 4), 0);
+    attempt("expected shape [batch 3, heads 2, kv_len 20, value_dim 4], found [3, 2, 19, 4]");
+    write_npy(folder.path("v.npy"), &Array4::<f64>::zeros((3, 2, 20, 4))).unwrap();
+    attempt("`<f8`; expected `<f4`");
+    write_npy(folder.path("v.npy"), &Array3::<f32>::zeros((3, 2, 20))).unwrap();
+    attempt("has 3 axes");
+    write_npy(folder.path("v.npy"), &Array4::<f32>::zeros((4, 20, 2, 3)).reversed_axes()).unwrap();
+    attempt("is in Fortran order");
+    folder.write("v.npy", b"");
+    attempt("is empty");
+    folder.write("v.npy", b"not a tensor at all");
+    attempt("is no .npy file");
+    fs::remove_file(folder.path("v.npy")).unwrap();
+    refused(&folder.run(&[]), "v.npy: cannot be read");
+    fs::create_dir(folder.path("v.npy")).unwrap();
+    refused(&folder.run(&[]), "is a folder");
+}
+
+#[test]
+fn outputs_that_cannot_be_written_are_refused_before_any_work() {
+    let folder = Folder::new();
+    let nowhere = folder.text("nowhere/lse.npy");
+    refused(&folder.run(&["--lse", &nowhere]), "there is no folder");
+    let same = folder.text("out.npy");
+    refused(&folder.run(&["--lse", &same]), "give two names");
+    assert!(!folder.path("out.npy").exists());
+}
+
+#[test]
+fn memory_limits_are_kept() {
+    let folder = Folder::new();
+    refused(&folder.run(&["--memory-limit", "1K"]), "the limit is 1.0 KiB; raise it with --memory-limit");
+    assert!(!folder.path("out.npy").exists());
+    let spec = folder.text("spec.yaml");
+    refused(&hopweave(&["bench", &spec, "-n", "1000000", "--memory-limit", "1M"]), "the limit is 1.0 MiB");
+}
+
+#[test]
+fn bench_measures_all_and_writes_json() {
+    let folder = Folder::new();
+    let (spec, json) = (folder.text("spec.yaml"), folder.text("bench.json"));
+    let output = hopweave(&["bench", &spec, "-n", "1,65", "--batch", "2", "--time", "0.001", "--json", &json]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(output.stderr.is_empty(), "no progress in a pipe: {}", stderr(&output));
+    let value: serde_json::Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
+    assert!(value["machine"]["cpu"].is_string());
+    let rows = value["rows"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row["implementation"].as_str().unwrap()).collect();
+    assert_eq!(names, ["hopweave", "dense", "unfused", "hopweave", "dense", "unfused"]);
+    for row in rows {
+        assert_eq!((row["batch"].as_u64(), row["spec"].as_str()), (Some(2), Some("window")));
+        assert!(row["max_abs_err"].as_f64().unwrap() < 1e-5, "{row}");
+        assert!(row["median_ms"].as_f64() >= row["min_ms"].as_f64() && row["runs"].as_u64() >= Some(1));
+        for key in ["max_ms", "gflops", "peak_fraction", "scratch_bytes"] {
+            assert!(row[key].is_number(), "{key} in {row}");
+        }
+    }
+    // 2 · nnz · (head_dim + value_dim) over 2 heads; window 3 over 65 tokens: 65 · 7 − 2 · (3 + 2 + 1) pairs.
+    let (nnz, batch) = (2 * (65 * 7 - 12), 2);
+    assert_eq!(rows[3]["nnz"].as_u64(), Some(nnz));
+    let gflops = (batch * nnz * 2 * 8) as f64 / rows[3]["median_ms"].as_f64().unwrap() * 1e-6;
+    assert!((rows[3]["gflops"].as_f64().unwrap() / gflops - 1.0).abs() < 1e-9);
+    assert!(rows[0]["compile_ms"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn bench_takes_tensors_and_skips_what_is_too_large() {
+    let folder = Folder::new();
+    let (spec, q, k, v) = (folder.text("spec.yaml"), folder.text("q.npy"), folder.text("k.npy"), folder.text("v.npy"));
+    assert_eq!(code(&folder.run(&[])), 0);
+    let expected = folder.text("out.npy");
+    let tensors = ["--q", &q, "--k", &k, "--v", &v, "--expected", &expected, "--time", "0"];
+    let output = hopweave(&[&["bench", &spec, "--baseline", "unfused"], &tensors[..]].concat());
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(stdout(&output).contains("to expected") && !stdout(&output).contains("dense"), "{}", stdout(&output));
+    refused(&hopweave(&["bench", &spec, "-n", "8", "--baseline", "torch"]), "known are dense, unfused and none");
+    // 4096² scores do not fit, edge lists and the kernel do.
+    let output = hopweave(&["bench", &spec, "-n", "4096", "--time", "0", "--memory-limit", "30M"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(stdout(&output).contains("dense was skipped: baseline dense needs "), "{}", stdout(&output));
+    folder.tensor("out.npy", (3, 2, 20, 3), 0);
+    refused(&hopweave(&[&["bench", &spec], &tensors[..]].concat()), "value_dim 4");
+}
+
+#[test]
+fn explain_counts_the_pattern() {
+    let folder = Folder::new();
+    let spec = folder.text("spec.yaml");
+    let args = ["explain", &spec, "-n", "100", "--json", "--set", "diffusion={hops: 2, alpha: 0.1}"];
+    let output = hopweave(&args);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let nnz = 2 * (700 - 12);
+    assert_eq!(value["nnz"].as_u64(), Some(nnz));
+    assert_eq!(value["flops"].as_u64(), Some(nnz * (2 * 4 + 2 * 2 * 4)));
+    assert_eq!(value["density"].as_f64(), Some(nnz as f64 / 20_000.0));
+    assert_eq!(value["empty_rows"].as_u64(), Some(0));
+    let reach: Vec<f64> = value["receptive_field"]["hops"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|hop| hop["minimum"].as_f64().unwrap())
+        .collect();
+    assert_eq!(reach, [0.04, 0.07]);
+    assert!(value["spectral_gap"].is_number() && value["strategy"].is_string() && value["scratch_bytes"].is_number());
+    for key in ["full", "partial", "scattered_edges"] {
+        assert!(value["blocks"][key].is_number(), "{key}");
+    }
+    let human = hopweave(&["explain", &spec, "--q-len", "100", "--kv-len", "100"]);
+    assert!(stdout(&human).contains("allowed pairs") && code(&human) == 0, "{}", stderr(&human));
+}
+
+#[test]
+fn emit_prints_every_stage() {
+    let folder = Folder::new();
+    let spec = folder.text("spec.yaml");
+    for stage in ["pattern", "mask", "schedule", "fused", "plan", "clif", "asm"] {
+        let output = hopweave(&["emit", &spec, "-n", "100", "--stage", stage]);
+        assert_eq!(code(&output), 0, "{stage}: {}", stderr(&output));
+        assert!(stdout(&output).ends_with('\n') && stdout(&output).len() > 10, "{stage}");
+    }
+    let negative = hopweave(&["emit", &spec, "-n", "100", "--stage", "plan", "--without", "no-such-pass"]);
+    refused(&negative, "no-such-pass");
+}
+
+#[test]
+fn patterns_lists_every_node_with_its_example() {
+    let output = hopweave(&["patterns"]);
+    assert_eq!(code(&output), 0);
+    for node in hopweave::pattern::NODES {
+        assert!(stdout(&output).contains(&format!("\n  {}: {}\n", node.name, node.meaning)), "{}", node.name);
+        assert!(stdout(&output).contains(node.example), "{}", node.name);
+    }
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let mut child =
+        command(&["patterns"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command starts");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("the command ends");
+    assert_eq!((code(&output), stderr(&output).as_str()), (0, ""));
+}
+
+#[test]
+fn the_shipped_example_has_its_expected_outputs() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/minilm-layer3");
+    let file = |name: &str| data.join(name).display().to_string();
+    let folder = Folder::new();
+    let out = folder.path("result.npy");
+    let out_text = out.display().to_string();
+    for name in ["full", "window32", "window32-hops5"] {
+        let spec = file(&format!("{name}.yaml"));
+        let (q, k, v) = (file("q.npy"), file("k.npy"), file("v.npy"));
+        let output = hopweave(&["run", &spec, "--q", &q, "--k", &k, "--v", &v, "-o", &out_text]);
+        assert_eq!(code(&output), 0, "{}", stderr(&output));
+        let (found, want): (Array4<f32>, Array4<f32>) =
+            (read_npy(&out).unwrap(), read_npy(file(&format!("{name}.npy"))).unwrap());
+        let error = found.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(error < 5e-6, "{name}: {error}");
+    }
+}
