@@ -5,6 +5,28 @@
 //! empty. Consecutive rows that differ only by a shift are one [`RowRun`], so a window over a million tokens
 //! is a handful of runs. No step visits n² points.
 
+mod build;
+mod coalesce;
+mod count;
+mod edge_rule;
+mod gather_columns;
+mod rewrite;
+mod row_runs;
+mod shifted_rows;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod text;
+mod verify;
+
+pub use build::{build, build_with};
+pub use coalesce::coalesce;
+pub use count::Counts;
+pub use edge_rule::EdgeRule;
+pub use gather_columns::gather_columns;
+pub use text::parse;
+pub use verify::verify;
+
 /// Queries in a block row.
 pub const QUERY_BLOCK: usize = 64;
 

@@ -36,11 +36,17 @@ impl KeySet {
 
     /// The set of ascending keys (repetitions allowed).
     pub fn from_sorted_keys(keys: impl IntoIterator<Item = i64>) -> Self {
-        let mut set = Self::empty();
+        let keys = keys.into_iter();
+        let mut set = Self::with_capacity(keys.size_hint().0);
         for key in keys {
             set.push(key, key + 1);
         }
         set
+    }
+
+    /// The empty set with room for so many intervals.
+    fn with_capacity(intervals: usize) -> Self {
+        Self { intervals: SmallVec::with_capacity(intervals) }
     }
 
     /// Adds `lo..hi`, whose `lo` must not lie before the last interval's; touching intervals become one.
@@ -101,7 +107,7 @@ impl KeySet {
             return self.clone();
         }
         let (mut a, mut b) = (self.intervals.iter().copied().peekable(), other.intervals.iter().copied().peekable());
-        let mut out = Self::empty();
+        let mut out = Self::with_capacity(a.len() + b.len());
         loop {
             let next = match (a.peek(), b.peek()) {
                 (Some(x), Some(y)) if x.0 <= y.0 => a.next(),
@@ -119,7 +125,7 @@ impl KeySet {
     pub fn intersection(&self, other: &Self) -> Self {
         let (a, b) = (&self.intervals, &other.intervals);
         let (mut i, mut j) = (0, 0);
-        let mut out = Self::empty();
+        let mut out = Self::with_capacity(a.len().max(b.len()));
         while i < a.len() && j < b.len() {
             out.push(a[i].0.max(b[j].0), a[i].1.min(b[j].1));
             if a[i].1 <= b[j].1 {
@@ -138,7 +144,7 @@ impl KeySet {
 
     /// Keys of this set that are not in `other`.
     pub fn difference(&self, other: &Self) -> Self {
-        let mut out = Self::empty();
+        let mut out = Self::with_capacity(self.intervals.len());
         let mut j = 0;
         for &(mut lo, hi) in &self.intervals {
             while j < other.intervals.len() && other.intervals[j].1 <= lo {
@@ -163,8 +169,9 @@ impl KeySet {
     /// Keys of the set within `lo..hi`.
     pub fn clip(&self, lo: i64, hi: i64) -> Self {
         let first = self.intervals.partition_point(|&(_, end)| end <= lo);
-        let mut out = Self::empty();
-        for &(start, end) in self.intervals[first..].iter().take_while(|&&(start, _)| start < hi) {
+        let after = self.intervals.partition_point(|&(start, _)| start < hi).max(first);
+        let mut out = Self::with_capacity(after - first);
+        for &(start, end) in &self.intervals[first..after] {
             out.push(start.max(lo), end.min(hi));
         }
         out

@@ -105,20 +105,33 @@ impl Tree {
         }
     }
 
-    /// A period of the tree where only `keys` (not empty) and `queries` (not empty) count: a leaf that is
-    /// decided there (all or nothing) is constant and has every period.
-    pub fn period_within(&self, head: usize, queries: &Range<usize>, keys: &Range<i64>) -> Option<u64> {
-        match self {
-            Self::Any(children) | Self::All(children) => {
-                children.iter().try_fold(1, |period, child| lcm(period, child.period_within(head, queries, keys)?))
-            }
-            Self::Not(child) => child.period_within(head, queries, keys),
-            Self::Leaf(leaf) => leaf.period().or_else(|| {
+    /// Whether shifting query and key together by `shift` changes no answer within `queries` × `keys` (neither
+    /// empty), as far as is known without looking at points: every leaf either has a period that divides
+    /// `shift`, or is decided there (all or nothing) and so constant.
+    ///
+    /// The value says how the leaves without such a period are decided, two bits a leaf: where two regions of
+    /// one shape have equal signatures, their answers are equal too.
+    pub fn shift_signature(&self, head: usize, queries: &Range<usize>, keys: &Range<i64>, shift: u64) -> Option<u64> {
+        let mut signature = 0u64;
+        let mut leaves = 0;
+        let unknown = self.any_leaf(&mut |leaf| {
+            leaves += 1;
+            let decision = if leaf.period().is_some_and(|period| period > 0 && shift.is_multiple_of(period)) {
+                0
+            } else {
                 let cover = leaf.cover(head, queries.clone());
-                let decided = !cover.some.meets(keys.start, keys.end) || cover.all.covers(keys.start, keys.end);
-                decided.then_some(1)
-            }),
-        }
+                if !cover.some.meets(keys.start, keys.end) {
+                    1
+                } else if cover.all.covers(keys.start, keys.end) {
+                    2
+                } else {
+                    return true;
+                }
+            };
+            signature = signature << 2 | decision;
+            leaves > 32
+        });
+        (!unknown).then_some(signature)
     }
 
     /// Whether `property` holds for some leaf.
@@ -169,5 +182,5 @@ fn lcm(a: u64, b: u64) -> Option<u64> {
     while y != 0 {
         (x, y) = (y, x % y);
     }
-    if x == 0 { None } else { (a / x).checked_mul(b).filter(|&period| period > 0) }
+    a.checked_div(x)?.checked_mul(b).filter(|&period| period > 0)
 }

@@ -1,0 +1,510 @@
+//! From a pattern to block rows: `Pattern -> BlockMask`.
+//!
+//! In: a [`Pattern`] and how much memory the mask may take. Out: a [`BlockMask`] whose segments are maximal
+//! contiguous runs of one kind. Refused: lengths beyond 32 bits, and masks that would pass the limit.
+//!
+//! A block row asks the pattern for bounds. What every query has is full without a further look; what some
+//! query may have is evaluated, 64 keys at a time, to exact words, unless a row before it had the same
+//! question at another shift. Rows that are provably shifted copies are not looked at at all
+//! ([`super::shifted_rows`]). So a row costs its undecided key blocks, not its keys.
+
+use std::ops::Range;
+
+use smallvec::SmallVec;
+
+use super::edge_rule::EdgeRule;
+use super::row_runs::RowRuns;
+use super::tables::Table;
+use super::{BlockMask, Edges, HeadMask, Keys, QUERY_BLOCK, RowOrder, Segment};
+use crate::error::{Error, Result};
+use crate::pattern::{Cover, KeySet, Pattern};
+
+/// Builds the block mask of a pattern with the default [`EdgeRule`]; `memory_limit` is in bytes.
+///
+/// # Errors
+///
+/// [`Error::Memory`] when the mask would take more than `memory_limit`, [`Error::Unsupported`] when a length
+/// or the number of scattered edges does not fit in 32 bits.
+pub fn build(pattern: &Pattern, memory_limit: u64) -> Result<BlockMask> {
+    build_with(pattern, memory_limit, &EdgeRule::default())
+}
+
+/// [`build`] with a rule of one's own.
+///
+/// # Errors
+///
+/// As [`build`].
+pub fn build_with(pattern: &Pattern, memory_limit: u64, rule: &EdgeRule) -> Result<BlockMask> {
+    for (what, length) in [("queries", pattern.q_len), ("keys", pattern.kv_len)] {
+        // Sums of a start and a length must fit as well.
+        if length > (u32::MAX / 2) as usize {
+            return Err(Error::unsupported(format!("{length} {what}"), format!("at most {} are", u32::MAX / 2)));
+        }
+    }
+    let mut mask =
+        BlockMask { q_len: pattern.q_len, kv_len: pattern.kv_len, masks: Vec::new(), mask_of_head: Vec::new() };
+    let classes = if pattern.depends_on_head() { pattern.heads } else { pattern.heads.min(1) };
+    let mut taken = 0;
+    for head in 0..classes {
+        let (head_mask, bytes) = HeadBuilder::new(pattern, head, rule, memory_limit, taken).run()?;
+        let number = mask.masks.iter().position(|other| *other == head_mask).unwrap_or_else(|| {
+            taken += bytes;
+            mask.masks.push(head_mask);
+            mask.masks.len() - 1
+        });
+        mask.mask_of_head.push(number as u32);
+    }
+    mask.mask_of_head.resize(pattern.heads, 0);
+    Ok(mask)
+}
+
+/// Queries `query ..` at places `place ..`, `len` of them: a stretch on which places and queries run together.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stretch {
+    pub(super) place: usize,
+    pub(super) query: usize,
+    pub(super) len: usize,
+}
+
+/// The queries of one block row, as ranges in the order of their places.
+pub(super) type Queries = SmallVec<[Range<usize>; 2]>;
+
+/// Keys of one kind in a row: full, or partial with words from `words` on in the row's buffer.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    start: u32,
+    len: u32,
+    words: Option<usize>,
+}
+
+/// Exact words of a key range, remembered by its place relative to the row's first query.
+#[derive(Debug)]
+struct Remembered {
+    /// The first query modulo the block, first key minus first query, and how the leaves that have no period
+    /// are decided: with these equal, the row is a shift of the one that was evaluated.
+    question: (usize, i64, u64),
+    words: Vec<u64>,
+}
+
+/// How many ranges are remembered at once; a window has two edges, a union of leaves a few more.
+const REMEMBERED: usize = 16;
+/// Keys of the longest range that is remembered.
+const LONGEST_REMEMBERED: usize = 4096;
+/// Rows with more undecided ranges than this are evaluated without asking the memory.
+const FEW_RANGES: usize = 8;
+
+/// Builds the mask of one head, row by row.
+pub(super) struct HeadBuilder<'a> {
+    pub(super) pattern: &'a Pattern,
+    pub(super) head: usize,
+    rule: &'a EdgeRule,
+    limit: u64,
+    /// Bytes of the heads before.
+    taken: u64,
+    order: RowOrder,
+    pub(super) stretches: Vec<Stretch>,
+    pub(super) rows: RowRuns,
+    words: Table<u64>,
+    edges: Edges,
+    /// The row under construction.
+    pub(super) segments: Vec<Segment>,
+    pieces: Vec<Piece>,
+    row_words: Vec<u64>,
+    edge_columns: Vec<(u32, u64)>,
+    /// Scratch of exact evaluation: undecided key blocks, their bits by query and then by key, one query's words.
+    blocks: Vec<u32>,
+    bits: Vec<u64>,
+    query_words: Vec<u64>,
+    remembered: Vec<Remembered>,
+    next_remembered: usize,
+}
+
+impl<'a> HeadBuilder<'a> {
+    fn new(pattern: &'a Pattern, head: usize, rule: &'a EdgeRule, limit: u64, taken: u64) -> Self {
+        let (order, stretches) = row_order(pattern, head);
+        Self {
+            pattern,
+            head,
+            rule,
+            limit,
+            taken,
+            order,
+            stretches,
+            rows: RowRuns::default(),
+            words: Table::default(),
+            edges: Edges::default(),
+            segments: Vec::new(),
+            pieces: Vec::new(),
+            row_words: Vec::new(),
+            edge_columns: Vec::new(),
+            blocks: Vec::new(),
+            bits: Vec::new(),
+            query_words: Vec::new(),
+            remembered: Vec::new(),
+            next_remembered: 0,
+        }
+    }
+
+    fn run(mut self) -> Result<(HeadMask, u64)> {
+        let block_rows = self.pattern.q_len.div_ceil(QUERY_BLOCK);
+        let mut copies = super::shifted_rows::Attempts::default();
+        let mut row = 0;
+        let mut stretch = 0;
+        while row < block_rows {
+            let place = row * QUERY_BLOCK;
+            while self.stretches[stretch].place + self.stretches[stretch].len <= place {
+                stretch += 1;
+            }
+            let queries = self.queries_at(stretch, place);
+            self.build_row(place, &queries)?;
+            self.rows.push(1, &self.segments);
+            row += 1;
+            if self.edge_columns.is_empty() && queries.len() == 1 && queries[0].len() == QUERY_BLOCK {
+                let on = self.stretches[stretch];
+                let more = (on.place + on.len - place) / QUERY_BLOCK - 1;
+                let copied = copies.append(&mut self, queries[0].start, more);
+                row += copied;
+                // The offsets of rows without edges, had there been edges before.
+                self.finish_edge_rows((row * QUERY_BLOCK).min(self.pattern.q_len));
+            }
+            self.check_memory()?;
+        }
+        let bytes = self.bytes() - self.taken;
+        let mask = HeadMask {
+            order: self.order,
+            rows: self.rows.finish(),
+            words: self.words.finish(),
+            lists: Vec::new(),
+            edges: self.edges,
+        };
+        Ok((mask, bytes))
+    }
+
+    /// The queries of the block row at `place`, which lies on stretch number `stretch`.
+    fn queries_at(&self, stretch: usize, place: usize) -> Queries {
+        let end = (place + QUERY_BLOCK).min(self.pattern.q_len);
+        let mut queries = Queries::new();
+        for on in self.stretches[stretch..].iter().take_while(|on| on.place < end) {
+            let (from, to) = (place.max(on.place), end.min(on.place + on.len));
+            queries.push(on.query + from - on.place..on.query + to - on.place);
+        }
+        queries
+    }
+
+    /// Leaves the segments of the row in `segments` and appends its edges.
+    fn build_row(&mut self, place: usize, queries: &Queries) -> Result<()> {
+        let count: usize = queries.iter().map(Range::len).sum();
+        let live = u64::MAX >> (QUERY_BLOCK - count);
+        let cover = self.bounds(queries);
+        let undecided = cover.some.difference(&cover.all);
+        self.pieces.clear();
+        self.row_words.clear();
+        self.collect_pieces(&cover.all, &undecided, queries, live);
+        self.choose_segments();
+        self.append_edges(place, count)
+    }
+
+    /// Bounds of a row, clipped to the keys there are.
+    fn bounds(&self, queries: &Queries) -> Cover {
+        let mut ranges = queries.iter().map(|range| self.pattern.cover(self.head, range.clone()));
+        let mut cover = ranges.next().unwrap_or_default();
+        for more in ranges {
+            cover.some = cover.some.union(&more.some);
+            cover.all = cover.all.intersection(&more.all);
+        }
+        let kv_len = self.pattern.kv_len as i64;
+        Cover { some: cover.some.clip(0, kv_len), all: cover.all.clip(0, kv_len) }
+    }
+
+    /// Full and partial pieces in ascending order of keys. `full` and `undecided` are disjoint.
+    fn collect_pieces(&mut self, full: &KeySet, undecided: &KeySet, queries: &Queries, live: u64) {
+        let ranges = undecided.intervals();
+        let few = ranges.len() <= FEW_RANGES && queries.len() == 1;
+        if !few {
+            self.evaluate(ranges, queries);
+        }
+        let mut block = 0;
+        let mut full = full.intervals().iter().peekable();
+        for &(lo, hi) in ranges {
+            while let Some(&&(start, end)) = full.peek().filter(|interval| interval.0 < lo) {
+                self.add_full(start as u32, (end - start) as u32);
+                full.next();
+            }
+            if few {
+                self.add_by_memory(lo, hi, queries, live);
+                continue;
+            }
+            while i64::from(self.blocks[block]) < lo / 64 {
+                block += 1;
+            }
+            for key in lo..hi {
+                if i64::from(self.blocks[block]) < key / 64 {
+                    block += 1;
+                }
+                self.add_word(key as u32, self.bits[block * 64 + (key % 64) as usize], live);
+            }
+        }
+        for &(start, end) in full {
+            self.add_full(start as u32, (end - start) as u32);
+        }
+    }
+
+    /// Adds the keys `lo..hi` of a row of contiguous queries, from memory where the same question was answered
+    /// for a row before.
+    fn add_by_memory(&mut self, lo: i64, hi: i64, queries: &Queries, live: u64) {
+        let range = queries[0].clone();
+        let first = (lo % 64) as usize;
+        let keys = first..first + (hi - lo) as usize;
+        // The answers of a short last row have fewer bits, and long ones are rarely asked for twice.
+        let signature = (range.len() == QUERY_BLOCK && keys.len() <= LONGEST_REMEMBERED)
+            .then(|| self.pattern.tree.shift_signature(self.head, &range, &(lo..hi), QUERY_BLOCK as u64))
+            .flatten();
+        let Some(signature) = signature else {
+            self.evaluate(&[(lo, hi)], queries);
+            for (key, at) in (lo..hi).zip(keys) {
+                self.add_word(key as u32, self.bits[at], live);
+            }
+            return;
+        };
+        let question = (range.start % QUERY_BLOCK, lo - range.start as i64, signature);
+        let known =
+            self.remembered.iter().position(|entry| entry.question == question && entry.words.len() == keys.len());
+        let number = known.unwrap_or_else(|| {
+            self.evaluate(&[(lo, hi)], queries);
+            let entry = Remembered { question, words: self.bits[keys].to_vec() };
+            let number = self.next_remembered;
+            if number == self.remembered.len() {
+                self.remembered.push(entry);
+            } else {
+                self.remembered[number] = entry;
+            }
+            self.next_remembered = (number + 1) % REMEMBERED;
+            number
+        });
+        let words = std::mem::take(&mut self.remembered[number].words);
+        for (key, &word) in (lo..hi).zip(&words) {
+            self.add_word(key as u32, word, live);
+        }
+        self.remembered[number].words = words;
+    }
+
+    /// Leaves in `blocks` the key blocks of `ranges` and in `bits` one word a key of theirs.
+    fn evaluate(&mut self, ranges: &[(i64, i64)], queries: &Queries) {
+        self.blocks.clear();
+        for &(lo, hi) in ranges {
+            let first = (lo / 64) as u32;
+            let from = self.blocks.last().map_or(first, |&last| first.max(last + 1));
+            self.blocks.extend(from..=((hi - 1) / 64) as u32);
+        }
+        self.bits.clear();
+        self.bits.resize(self.blocks.len() * 64, 0);
+        self.query_words.resize(self.blocks.len(), 0);
+        for (place, query) in queries.iter().cloned().flatten().enumerate() {
+            self.pattern.words(self.head, query, &self.blocks, &mut self.query_words);
+            for (block, &word) in self.query_words.iter().enumerate() {
+                self.bits[block * 64 + place] = word;
+            }
+        }
+        for block in self.bits.as_chunks_mut::<64>().0 {
+            transpose(block);
+        }
+    }
+
+    fn add_full(&mut self, start: u32, len: u32) {
+        match self.pieces.last_mut() {
+            Some(last) if last.words.is_none() && last.start + last.len == start => last.len += len,
+            _ => self.pieces.push(Piece { start, len, words: None }),
+        }
+    }
+
+    fn add_word(&mut self, key: u32, word: u64, live: u64) {
+        if word == 0 {
+            return;
+        }
+        if word == live {
+            return self.add_full(key, 1);
+        }
+        match self.pieces.last_mut() {
+            Some(last) if last.words.is_some() && last.start + last.len == key => last.len += 1,
+            _ => self.pieces.push(Piece { start: key, len: 1, words: Some(self.row_words.len()) }),
+        }
+        self.row_words.push(word);
+    }
+
+    /// Turns pieces into segments and edge columns, as [`EdgeRule`] decides.
+    fn choose_segments(&mut self) {
+        self.segments.clear();
+        self.edge_columns.clear();
+        for piece in &self.pieces {
+            let Piece { start, len, words } = *piece;
+            let Some(from) = words else {
+                self.segments.push(range(start, len, None));
+                continue;
+            };
+            let words = &self.row_words[from..from + len as usize];
+            if self.rule.keeps_run(words) {
+                let mask = self.words.intern(words);
+                self.segments.push(range(start, len, Some(mask)));
+                continue;
+            }
+            let mut at = 0;
+            while at < words.len() {
+                let kept = words[at..].iter().take_while(|&&word| self.rule.keeps_column(word)).count();
+                if kept > 0 {
+                    let mask = self.words.intern(&words[at..at + kept]);
+                    self.segments.push(range(start + at as u32, kept as u32, Some(mask)));
+                    at += kept;
+                } else {
+                    self.edge_columns.push((start + at as u32, words[at]));
+                    at += 1;
+                }
+            }
+        }
+    }
+
+    /// Appends the pairs of `edge_columns` by place; `count` queries stand from `place` on.
+    fn append_edges(&mut self, place: usize, count: usize) -> Result<()> {
+        if self.edge_columns.is_empty() && self.edges.offsets.is_empty() {
+            return Ok(());
+        }
+        if self.edges.offsets.is_empty() {
+            self.edges.offsets.push(0);
+            self.finish_edge_rows(place);
+        }
+        let mut ends = [0u64; QUERY_BLOCK];
+        for &(_, word) in &self.edge_columns {
+            each_bit(word, |bit| ends[bit] += 1);
+        }
+        let mut next = [0usize; QUERY_BLOCK];
+        let mut total = self.edges.keys.len() as u64;
+        for bit in 0..count {
+            next[bit] = total as usize;
+            total += ends[bit];
+            let Ok(offset) = u32::try_from(total) else {
+                return Err(Error::unsupported(
+                    "more than 4,294,967,295 scattered edges in one head",
+                    "edge offsets are 32 bits wide",
+                ));
+            };
+            self.edges.offsets.push(offset);
+        }
+        self.edges.keys.resize(total as usize, 0);
+        for &(key, word) in &self.edge_columns {
+            each_bit(word, |bit| {
+                self.edges.keys[next[bit]] = key;
+                next[bit] += 1;
+            });
+        }
+        Ok(())
+    }
+
+    /// Gives all places before `place` that have no offset yet an empty list; nothing where there are no edges.
+    fn finish_edge_rows(&mut self, place: usize) {
+        if let Some(&last) = self.edges.offsets.last()
+            && self.edges.offsets.len() <= place
+        {
+            self.edges.offsets.resize(place + 1, last);
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        let edges = 4 * (self.edges.keys.len() + self.edges.offsets.len()) as u64;
+        let order = if self.order == RowOrder::Identity { 0 } else { 4 * self.pattern.q_len as u64 };
+        self.taken + self.rows.bytes() + self.words.bytes() + edges + order
+    }
+
+    fn check_memory(&self) -> Result<()> {
+        let given = self.bytes();
+        if given > self.limit {
+            return Err(Error::Memory { what: "the block mask".into(), given, limit: self.limit });
+        }
+        Ok(())
+    }
+}
+
+fn range(start: u32, len: u32, mask: Option<u32>) -> Segment {
+    Segment { keys: Keys::Range { start, len, start_step: 0, len_step: 0 }, mask }
+}
+
+/// Dense queries last, so that whole blocks of them are dense and the rest keep their narrow rows.
+fn row_order(pattern: &Pattern, head: usize) -> (RowOrder, Vec<Stretch>) {
+    let q_len = pattern.q_len;
+    let identity = (RowOrder::Identity, vec![Stretch { place: 0, query: 0, len: q_len }]);
+    let dense = pattern.dense_queries(head);
+    // With most queries dense there are no narrow rows worth protecting.
+    if dense.is_empty() || dense.len() * 2 > q_len {
+        return identity;
+    }
+    let blocks = dense.chunk_by(|&a, &b| a as usize / QUERY_BLOCK == b as usize / QUERY_BLOCK);
+    let mut blocks = blocks.map(|block| (block[0] as usize / QUERY_BLOCK * QUERY_BLOCK, block.len()));
+    if blocks.all(|(start, len)| len == QUERY_BLOCK.min(q_len - start)) {
+        return identity;
+    }
+    let mut stretches = Vec::new();
+    let mut place = 0;
+    let mut add = |query: usize, len: usize| {
+        if len > 0 {
+            stretches.push(Stretch { place, query, len });
+            place += len;
+        }
+    };
+    let runs: Vec<&[u32]> = dense.chunk_by(|&a, &b| a + 1 == b).collect();
+    let mut after = 0;
+    for run in &runs {
+        add(after, run[0] as usize - after);
+        after = run[0] as usize + run.len();
+    }
+    add(after, q_len - after);
+    for run in &runs {
+        add(run[0] as usize, run.len());
+    }
+    let order = stretches.iter().flat_map(|on| on.query as u32..(on.query + on.len) as u32).collect();
+    (RowOrder::Permuted(order), stretches)
+}
+
+/// Calls `visit` with the number of each set bit, ascending.
+pub(super) fn each_bit(mut word: u64, mut visit: impl FnMut(usize)) {
+    while word != 0 {
+        visit(word.trailing_zeros() as usize);
+        word &= word - 1;
+    }
+}
+
+/// Transposes a 64 × 64 bit matrix: bit `j` of word `i` becomes bit `i` of word `j`. Quadrants are swapped, then
+/// their quadrants (Warren, "Hacker's Delight", section 7-3).
+fn transpose(matrix: &mut [u64; 64]) {
+    let mut half = 32;
+    let mut low = u64::MAX >> 32;
+    while half > 0 {
+        let mut row = 0;
+        while row < 64 {
+            let swap = ((matrix[row] >> half) ^ matrix[row + half]) & low;
+            matrix[row] ^= swap << half;
+            matrix[row + half] ^= swap;
+            row = (row + half + 1) & !half;
+        }
+        half /= 2;
+        low ^= low << half;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transposition_swaps_rows_and_bits() {
+        let mut seed = 1u64;
+        let before: [u64; 64] = std::array::from_fn(|_| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            seed ^ (seed >> 29)
+        });
+        let mut after = before;
+        transpose(&mut after);
+        for (i, row) in before.iter().enumerate() {
+            for (j, column) in after.iter().enumerate() {
+                assert_eq!((row >> j) & 1, (column >> i) & 1);
+            }
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! When a partly allowed run of keys is worth a segment, and when its pairs are cheaper one by one.
+//!
+//! This is the one place that decides it. Costs are in *dense elements*: the time of one score lane of a
+//! tile. A tile works on groups of 16 queries and skips 6-key × 16-query register tiles that are wholly
+//! masked, so that is what a run is charged for.
+
+/// Queries that a tile computes together: a group of lanes.
+const GROUP: u32 = 16;
+/// Keys of a register tile of the score kernel.
+const TILE_KEYS: usize = 6;
+
+/// Costs, in dense elements, that weigh segments against scattered edges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EdgeRule {
+    /// One scattered edge: a dot product and an axpy on rows that are fetched for it alone.
+    pub edge_cost: u32,
+    /// What a masked key column pays besides its elements when it stands alone: a gathered row, its word.
+    pub column_cost: u32,
+    /// What a masked run pays besides its elements: the call, trimming, its words.
+    pub run_cost: u32,
+}
+
+impl Default for EdgeRule {
+    fn default() -> Self {
+        Self { edge_cost: 6, column_cost: 32, run_cost: 64 }
+    }
+}
+
+impl EdgeRule {
+    /// Whether a contiguous run of masked keys is kept as a whole, sparse columns included: it is when it costs
+    /// no more, trimmed by register tiles, than its pairs as edges. A band's edge passes: its emptiest column
+    /// has one pair, but the triangle as a whole is half full.
+    pub fn keeps_run(&self, words: &[u64]) -> bool {
+        let pairs: u64 = words.iter().map(|word| u64::from(word.count_ones())).sum();
+        let elements: u64 = words
+            .chunks(TILE_KEYS)
+            .map(|tile| {
+                let any = tile.iter().fold(0, |any, word| any | word);
+                u64::from(active_groups(any) * GROUP) * tile.len() as u64
+            })
+            .sum();
+        elements + u64::from(self.run_cost) <= pairs * u64::from(self.edge_cost)
+    }
+
+    /// Whether one masked key of a run that was not kept is dense enough for a column of its own.
+    pub fn keeps_column(&self, word: u64) -> bool {
+        active_groups(word) * GROUP + self.column_cost <= word.count_ones() * self.edge_cost
+    }
+}
+
+/// Groups of 16 queries with at least one bit.
+fn active_groups(word: u64) -> u32 {
+    (0..4).filter(|group| (word >> (16 * group)) & 0xffff != 0).count() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_band_edge_stays_and_lone_pairs_go() {
+        let rule = EdgeRule::default();
+        let triangle: Vec<u64> = (0..64).map(|key| u64::MAX << key).collect();
+        assert!(rule.keeps_run(&triangle));
+        assert!(!rule.keeps_run(&[1, 2, 1 << 40]));
+        assert!(!rule.keeps_column(0b111) && rule.keeps_column(0xffff) && rule.keeps_column(u64::MAX));
+        assert_eq!(active_groups(1 | 1 << 63), 2);
+    }
+}

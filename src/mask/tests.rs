@@ -1,0 +1,510 @@
+//! The mask against its definition: every pair of every test pattern, decoded, and structure at a million.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::pattern::{Cover, KeySet, Leaf, Pattern, Tree};
+
+const LIMIT: u64 = 1 << 30;
+const LENGTHS: [usize; 9] = [0, 1, 2, 63, 64, 65, 127, 251, 1000];
+
+/// `-left <= k - q <= right` and `step` divides `k - q`.
+#[derive(Debug)]
+struct Window {
+    left: i64,
+    right: i64,
+    step: i64,
+}
+
+impl Leaf for Window {
+    fn allows(&self, _: usize, q: usize, k: usize) -> bool {
+        let apart = k as i64 - q as i64;
+        -self.left <= apart && apart <= self.right && apart % self.step == 0
+    }
+
+    fn cover(&self, _: usize, queries: Range<usize>) -> Cover {
+        let (first, last) = (queries.start as i64, queries.end as i64 - 1);
+        let some = KeySet::span(first - self.left, last + self.right + 1);
+        let all = if self.step == 1 { KeySet::span(last - self.left, first + self.right + 1) } else { KeySet::empty() };
+        Cover { some, all }
+    }
+
+    fn period(&self) -> Option<u64> {
+        Some(1)
+    }
+
+    fn print(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+/// `k < end`.
+#[derive(Debug)]
+struct Sink {
+    end: i64,
+}
+
+impl Leaf for Sink {
+    fn allows(&self, _: usize, _: usize, k: usize) -> bool {
+        (k as i64) < self.end
+    }
+
+    fn cover(&self, _: usize, _: Range<usize>) -> Cover {
+        let keys = KeySet::span(-KeySet::BOUND, self.end);
+        Cover { some: keys.clone(), all: keys }
+    }
+
+    fn print(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+/// `q` or `k` is one of `tokens`.
+#[derive(Debug)]
+struct Global {
+    tokens: Vec<u32>,
+}
+
+impl Leaf for Global {
+    fn allows(&self, _: usize, q: usize, k: usize) -> bool {
+        self.tokens.binary_search(&(q as u32)).is_ok() || self.tokens.binary_search(&(k as u32)).is_ok()
+    }
+
+    fn cover(&self, _: usize, queries: Range<usize>) -> Cover {
+        let keys = KeySet::from_sorted_keys(self.tokens.iter().map(|&token| i64::from(token)));
+        let inside = self.tokens.iter().filter(|&&token| queries.contains(&(token as usize))).count();
+        let every = KeySet::everything();
+        Cover {
+            some: if inside > 0 { every.clone() } else { keys.clone() },
+            all: if inside == queries.len() { every } else { keys },
+        }
+    }
+
+    fn dense_queries(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    fn print(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+/// `count` keys a query by a hash of the query, differing by head.
+#[derive(Debug)]
+struct Random {
+    count: u64,
+    keys: u64,
+    by_head: bool,
+}
+
+impl Random {
+    fn drawn(&self, head: usize, q: usize) -> Vec<u32> {
+        let head = if self.by_head { head as u64 + 1 } else { 0 };
+        let mut keys: Vec<u32> = (0..self.count.min(self.keys))
+            .map(|draw| {
+                let mixed = (q as u64 * 7919 + draw * 104_729 + head * 31).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                ((mixed >> 20) % self.keys) as u32
+            })
+            .collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+}
+
+impl Leaf for Random {
+    fn allows(&self, head: usize, q: usize, k: usize) -> bool {
+        self.drawn(head, q).contains(&(k as u32))
+    }
+
+    fn cover(&self, head: usize, queries: Range<usize>) -> Cover {
+        let mut keys: Vec<u32> = queries.clone().flat_map(|q| self.drawn(head, q)).collect();
+        keys.sort_unstable();
+        let some = KeySet::from_sorted_keys(keys.iter().map(|&key| i64::from(key)));
+        Cover { all: if queries.len() == 1 { some.clone() } else { KeySet::empty() }, some }
+    }
+
+    fn words(&self, head: usize, q: usize, blocks: &[u32], out: &mut [u64]) {
+        for key in self.drawn(head, q) {
+            if let Ok(at) = blocks.binary_search(&(key / 64)) {
+                out[at] |= 1 << (key % 64);
+            }
+        }
+    }
+
+    fn depends_on_head(&self) -> bool {
+        self.by_head
+    }
+
+    fn print(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+/// Nothing is known but points; with a period that divides the block, does not, or is missing.
+#[derive(Debug)]
+struct Opaque {
+    modulus: u64,
+    density: u64,
+    period: Option<u64>,
+}
+
+impl Leaf for Opaque {
+    fn allows(&self, _: usize, q: usize, k: usize) -> bool {
+        let (q, k) = match self.period {
+            Some(period) => (q as u64 % period, k as u64 + period * (1 << 20) - (q as u64 / period * period)),
+            None => (q as u64, k as u64),
+        };
+        ((q * 31 + k * 17).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % self.modulus < self.density
+    }
+
+    fn cover(&self, _: usize, _: Range<usize>) -> Cover {
+        Cover { some: KeySet::everything(), all: KeySet::empty() }
+    }
+
+    fn period(&self) -> Option<u64> {
+        self.period
+    }
+
+    fn print(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+fn leaf(leaf: impl Leaf + 'static) -> Tree {
+    Tree::Leaf(Arc::new(leaf))
+}
+
+fn window(left: i64, right: i64) -> Tree {
+    leaf(Window { left, right, step: 1 })
+}
+
+fn causal() -> Tree {
+    window(1 << 40, 0)
+}
+
+fn full() -> Tree {
+    window(1 << 40, 1 << 40)
+}
+
+fn pattern(tree: Tree, n: usize) -> Pattern {
+    Pattern { q_len: n, kv_len: n, heads: 2, tree }
+}
+
+fn random(count: u64, n: usize, by_head: bool) -> Tree {
+    leaf(Random { count, keys: n.max(1) as u64, by_head })
+}
+
+fn trees(n: usize) -> Vec<(&'static str, Tree)> {
+    let global = |step: usize| leaf(Global { tokens: (3..n as u32).step_by(step).collect() });
+    vec![
+        ("full", full()),
+        ("causal", causal()),
+        ("anti-causal", Tree::Not(Box::new(causal()))),
+        ("nothing", Tree::Not(Box::new(full()))),
+        ("window", window(17, 17)),
+        ("wide window", window(128, 100)),
+        ("dilated", leaf(Window { left: 60, right: 30, step: 3 })),
+        ("streaming", Tree::Any(vec![leaf(Sink { end: 4 }), Tree::All(vec![window(70, 3), causal()])])),
+        ("outside a window", Tree::Not(Box::new(window(40, 200)))),
+        ("longformer", Tree::Any(vec![window(32, 32), leaf(Global { tokens: (0..70.min(n as u32)).collect() })])),
+        ("scattered globals", Tree::Any(vec![window(32, 32), global(97)])),
+        ("diffuser", Tree::Any(vec![window(32, 32), global(131), random(9, n, false)])),
+        ("random by head", Tree::Any(vec![window(3, 3), random(5, n, true)])),
+        ("opaque", leaf(Opaque { modulus: 7, density: 3, period: None })),
+        ("opaque, period 32", leaf(Opaque { modulus: 7, density: 6, period: Some(32) })),
+        (
+            "opaque in a band",
+            Tree::All(vec![window(90, 90), leaf(Opaque { modulus: 9, density: 5, period: Some(24) })]),
+        ),
+    ]
+}
+
+/// Every pair of the mask equals the pattern's, for every head.
+fn assert_equal_to_points(name: &str, pattern: &Pattern, mask: &BlockMask) {
+    assert_eq!((mask.q_len, mask.kv_len, mask.mask_of_head.len()), (pattern.q_len, pattern.kv_len, pattern.heads));
+    for head in 0..pattern.heads {
+        let mut nnz = 0;
+        let mut empty = 0;
+        for place in 0..pattern.q_len {
+            let q = mask.head(head).order.query_at(place);
+            let expected: Vec<u32> =
+                (0..pattern.kv_len).filter(|&k| pattern.allows(head, q, k)).map(|k| k as u32).collect();
+            assert_eq!(mask.row_keys(head, place), expected, "{name}: n {}, head {head}, query {q}", pattern.q_len);
+            nnz += expected.len() as u64;
+            empty += u64::from(expected.is_empty());
+        }
+        assert_eq!(mask.nnz(head), nnz, "{name}: pairs");
+        assert_eq!(mask.empty_rows(head), empty, "{name}: empty rows");
+    }
+}
+
+#[test]
+fn decoded_masks_equal_points() {
+    for n in LENGTHS {
+        for (name, tree) in trees(n) {
+            let pattern = pattern(tree, n);
+            assert_equal_through_passes(name, &pattern);
+        }
+    }
+}
+
+/// The mask as built, after each pass, and after its text, with the rules checked each time.
+fn assert_equal_through_passes(name: &str, pattern: &Pattern) {
+    let mut mask = build(pattern, LIMIT).unwrap();
+    let check = |mask: &BlockMask| {
+        verify(mask).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_equal_to_points(name, pattern, mask);
+        assert_eq!(parse(&mask.print()).unwrap(), *mask, "{name}");
+    };
+    check(&mask);
+    mask.masks.iter_mut().for_each(|head| coalesce(head, pattern.q_len));
+    check(&mask);
+    let again = mask.clone();
+    mask.masks.iter_mut().for_each(|head| coalesce(head, pattern.q_len));
+    assert_eq!(mask, again, "{name}: coalesce twice");
+    mask.masks.iter_mut().for_each(gather_columns);
+    check(&mask);
+}
+
+fn some_tree() -> impl Strategy<Value = Tree> {
+    let leaves = prop_oneof![
+        (0i64..200, 0i64..200, 1i64..4).prop_map(|(left, right, step)| leaf(Window { left, right, step })),
+        (0i64..150).prop_map(|end| leaf(Sink { end })),
+        prop::collection::btree_set(0u32..300, 1..40)
+            .prop_map(|tokens| leaf(Global { tokens: tokens.into_iter().collect() })),
+        (1u64..8, any::<bool>()).prop_map(|(count, by_head)| random(count, 300, by_head)),
+        (2u64..9, prop_oneof![Just(None), Just(Some(16)), Just(Some(64)), Just(Some(24))])
+            .prop_map(|(modulus, period)| leaf(Opaque { modulus, density: 2, period })),
+    ];
+    leaves.prop_recursive(3, 8, 3, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 1..4).prop_map(Tree::Any),
+            prop::collection::vec(inner.clone(), 1..4).prop_map(Tree::All),
+            inner.prop_map(|tree| Tree::Not(Box::new(tree))),
+        ]
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+    #[test]
+    fn random_trees_equal_points(tree in some_tree(), q_len in 0usize..400, kv_len in 0usize..400) {
+        let pattern = Pattern { q_len, kv_len, heads: 2, tree };
+        assert_equal_through_passes("random tree", &pattern);
+    }
+}
+
+#[test]
+fn a_million_tokens_are_a_handful_of_runs() {
+    let n = 1_000_000;
+    let structures = [
+        ("full", full(), 1, n as u64 * n as u64),
+        ("causal", causal(), 3, (n * (n + 1) / 2) as u64),
+        ("window", window(128, 128), 8, 257 * n as u64 - 128 * 129),
+        (
+            "streaming",
+            Tree::Any(vec![leaf(Sink { end: 4 }), Tree::All(vec![window(255, 0), causal()])]),
+            8,
+            // The band cut at key 0, the sink beside it, and the sink's keys ahead of queries 0 to 2.
+            256 * n as u64 - 255 * 256 / 2 + (4..n).map(|q| (q as u64).saturating_sub(255).min(4)).sum::<u64>() + 6,
+        ),
+        ("longformer", Tree::Any(vec![window(128, 128), leaf(Global { tokens: (0..64).collect() })]), 9, 0),
+    ];
+    for (name, tree, runs, nnz) in structures {
+        let mask = build(&pattern(tree, n), LIMIT).unwrap();
+        assert!(mask.masks[0].rows.len() <= runs, "{name}: {} runs", mask.masks[0].rows.len());
+        if nnz > 0 {
+            assert_eq!(mask.nnz(0), nnz, "{name}");
+        }
+    }
+}
+
+#[test]
+fn heads_share_a_mask_unless_they_differ() {
+    let shared = build(&pattern(random(4, 200, false), 200), LIMIT).unwrap();
+    assert_eq!((shared.masks.len(), shared.mask_of_head.as_slice()), (1, &[0, 0][..]));
+    let own = build(&pattern(random(4, 200, true), 200), LIMIT).unwrap();
+    assert_eq!((own.masks.len(), own.mask_of_head.as_slice()), (2, &[0, 1][..]));
+}
+
+#[test]
+fn scattered_globals_share_one_list() {
+    let tokens: Vec<u32> = (100..2000).step_by(50).collect();
+    let n = 6400;
+    let tree = Tree::Any(vec![window(40, 40), leaf(Global { tokens: tokens.clone() })]);
+    let mut mask = build(&pattern(tree, n), LIMIT).unwrap().masks.remove(0);
+    coalesce(&mut mask, n);
+    let before = mask.counts(n);
+    gather_columns(&mut mask);
+    let after = mask.counts(n);
+    assert_eq!((before.nnz(), before.empty_rows), (after.nnz(), after.empty_rows));
+    assert!(mask.lists.contains(&tokens), "rows far from all tokens have them all in one list");
+    assert!(after.row_runs < 50 && after.full_segments < before.full_segments / 10, "{after:?}");
+}
+
+#[test]
+fn short_neighbors_join() {
+    let range = |start, len, mask| Segment { keys: Keys::Range { start, len, start_step: 0, len_step: 0 }, mask };
+    let segments = vec![range(0, 2, Some(0)), range(2, 3, None), range(5, 2, Some(0)), range(7, 90, None)];
+    let mut mask = HeadMask {
+        order: RowOrder::Identity,
+        rows: vec![RowRun { first: 0, count: 1, segments }],
+        words: vec![vec![1, 2]],
+        lists: Vec::new(),
+        edges: Edges::default(),
+    };
+    coalesce(&mut mask, 3);
+    assert_eq!(mask.rows[0].segments, [range(0, 7, Some(0)), range(7, 90, None)]);
+    assert_eq!(mask.words, [vec![1, 2, 7, 7, 7, 1, 2]]);
+}
+
+#[test]
+fn text_is_readable() {
+    let mut tree = vec![window(70, 0), leaf(Sink { end: 4 })];
+    tree.push(leaf(Global { tokens: vec![600] }));
+    let mask = build(&pattern(Tree::Any(tree), 640), LIMIT).unwrap();
+    let text = mask.print();
+    assert!(
+        text.starts_with("mask q_len 640 kv_len 640 heads 0*2\nhead mask 0\norder 0..600 601..640 600\n"),
+        "{text}"
+    );
+    assert!(text.contains("\nrows 2..9: [0 +4] [64t-70 +63 mask"), "{text}");
+}
+
+#[test]
+fn broken_texts_are_refused_with_their_line() {
+    let good = build(&pattern(window(70, 3), 300), LIMIT).unwrap().print();
+    let broken = [
+        ("", "", 0),
+        (good.as_str(), "", 0),
+        ("heads 0*2", "heads 0*99999999999", 1),
+        ("rows 0..1:", "rows 0..0:", 4),
+        ("rows 0..1:", "rows 0:", 4),
+        ("order identity", "order 1 2 3", 0),
+        ("order identity", "ordering", 3),
+        ("[0 +", "[400 +", 0),
+        ("mask0 =", "mask7 =", 0),
+        ("head mask 0", "head mask 1", 2),
+    ];
+    for (from, to, line) in broken {
+        let text = if from.is_empty() { String::new() } else { good.replacen(from, to, 1) };
+        match parse(&text) {
+            Err(crate::error::Error::Text { line: found, .. }) => assert!(line == 0 || line == found, "{to}: {found}"),
+            other => panic!("`{to}` gave {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn verify_finds_each_broken_rule() {
+    let n = 300;
+    let tree = Tree::Any(vec![window(10, 10), random(3, n, false), leaf(Global { tokens: vec![7, 90, 200] })]);
+    let good = build(&pattern(tree, n), LIMIT).unwrap();
+    type Breaker = fn(&mut HeadMask);
+    let breakers: Vec<(&str, Breaker)> = vec![
+        ("row", |mask| mask.rows[1].first += 1),
+        ("reach", |mask| drop(mask.rows.pop())),
+        ("share", |mask| {
+            let again = mask.rows[0].segments[0];
+            mask.rows[0].segments.insert(0, again);
+        }),
+        ("permutation", |mask| mask.order = RowOrder::Permuted(vec![0; 300])),
+        ("words", |mask| mask.words.iter_mut().for_each(|words| words.push(1))),
+        ("beyond the last query", |mask| mask.words.iter_mut().for_each(|words| words.fill(u64::MAX))),
+        ("ascending", |mask| mask.edges.keys.fill(299)),
+        ("offsets", |mask| mask.edges.offsets.truncate(300)),
+        ("beyond", |mask| {
+            mask.rows[0].segments[0].keys = Keys::Range { start: 299, len: 2, start_step: 0, len_step: 0 };
+        }),
+        ("no list", |mask| mask.rows[0].segments[0].keys = Keys::List { list: 9 }),
+    ];
+    verify(&good).unwrap();
+    for (message, break_it) in breakers {
+        let mut mask = good.clone();
+        break_it(&mut mask.masks[0]);
+        let error = verify(&mask).unwrap_err().to_string();
+        assert!(error.contains(message), "expected `{message}` in {error}");
+    }
+}
+
+#[test]
+fn the_memory_limit_is_kept() {
+    let error = build(&pattern(random(64, 4096, false), 4096), 1 << 16).unwrap_err();
+    assert!(matches!(error, crate::error::Error::Memory { limit: 65536, .. }), "{error}");
+}
+
+#[test]
+fn dense_queries_stand_at_the_end() {
+    let tree = Tree::Any(vec![window(5, 5), leaf(Global { tokens: vec![3, 100, 250] })]);
+    let mask = build(&pattern(tree, 300), LIMIT).unwrap();
+    let RowOrder::Permuted(order) = &mask.masks[0].order else { panic!("dense queries were not gathered") };
+    assert_eq!(order[297..], [3, 100, 250]);
+    assert!(order[..297].is_sorted());
+}
+
+#[test]
+#[ignore = "prints times: cargo test --release --lib mask -- --ignored --nocapture"]
+fn build_times() {
+    let globals = "global: {tokens: {random: {count: 64, seed: 1, from: 64}}}";
+    let cases = [
+        ("full", "full".to_string(), 1 << 30),
+        ("causal", "causal".to_string(), 1 << 30),
+        ("window", "window: {radius: 128}".to_string(), 1 << 30),
+        ("streaming", "any: [sink: 4, all: [window: {radius: 255}, causal]]".to_string(), 1 << 30),
+        ("longformer", "any: [window: {radius: 128}, global: {tokens: {first: 64}}]".to_string(), 1 << 30),
+        ("scattered globals", format!("any: [window: {{radius: 128}}, {globals}]"), 1 << 30),
+        ("anti-causal", "not: causal".to_string(), 1 << 30),
+        ("chunks", "chunk: {size: 64, stride: 32}".to_string(), 1 << 30),
+        ("dilated", "window: {radius: 64, dilation: 4}".to_string(), 1 << 30),
+        ("strided", "strided: {step: 64, mode: diagonal}".to_string(), 20_000),
+        ("exponential-like", "any: [window: {radius: 4}, strided: {step: 128, mode: vertical}]".to_string(), 20_000),
+        ("where", "where: \"(q + k) % 7 == 0 and abs(q - k) < 300\"".to_string(), 20_000),
+        ("random", "random: {keys_per_query: 64, seed: 1}".to_string(), 70_000),
+        (
+            "diffuser",
+            format!("any: [window: {{radius: 128}}, {globals}, random: {{keys_per_query: 64, seed: 2}}]"),
+            1_000_000,
+        ),
+    ];
+    for n in [4096, 16384, 65536, 1_000_000] {
+        for (name, tree, longest) in &cases {
+            if n > *longest {
+                continue;
+            }
+            let text = format!("name: x\nhead_dim: 64\npattern: {{{}}}\n", tree);
+            let text = if tree.contains(':') { text } else { format!("name: x\nhead_dim: 64\npattern: {tree}\n") };
+            let spec = match crate::spec::parse(&text, "<text>") {
+                Ok(spec) => spec,
+                Err(error) => panic!("{error}"),
+            };
+            let start = std::time::Instant::now();
+            let pattern = crate::pattern::resolve(&spec, n, n).unwrap();
+            let resolved = start.elapsed();
+            let start = std::time::Instant::now();
+            let mut mask = build(&pattern, 1 << 34).unwrap();
+            let built = start.elapsed();
+            let c = mask.head_counts(0);
+            let start = std::time::Instant::now();
+            mask.masks.iter_mut().for_each(|head| coalesce(head, n));
+            mask.masks.iter_mut().for_each(gather_columns);
+            let passes = start.elapsed();
+            let after = mask.head_counts(0);
+            println!(
+                "{name:18} n {n:8} resolve {resolved:>10.1?} build {built:>10.1?} passes {passes:>10.1?}  runs {} -> {}, \
+                 segments {}+{} -> {}+{}, edges {}, nnz {}",
+                c.row_runs,
+                after.row_runs,
+                c.full_segments,
+                c.partial_segments,
+                after.full_segments,
+                after.partial_segments,
+                c.scattered_edges,
+                c.nnz(),
+            );
+        }
+    }
+}
