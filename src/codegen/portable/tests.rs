@@ -22,7 +22,7 @@ struct Tiles {
 
 impl Tiles {
     fn new(d: usize, dv: usize) -> Self {
-        let isa = tile_isa("backtracking", Options { verify: true }).unwrap();
+        let isa = tile_isa(Options { verify: true }).unwrap();
         let mut module = JITModule::new(JITBuilder::with_isa(isa, default_libcall_names()));
         let symbols = define(&mut module, Shapes { d, dv }, Options { verify: true }).unwrap();
         module.finalize_definitions().unwrap();
@@ -158,7 +158,7 @@ fn allowed(words: Option<&[u64]>, key: usize, query: usize) -> bool {
 
 #[test]
 fn widths_of_zero_are_refused() {
-    let isa = tile_isa("backtracking", Options::default()).unwrap();
+    let isa = tile_isa(Options::default()).unwrap();
     let mut module = JITModule::new(JITBuilder::with_isa(isa, default_libcall_names()));
     let refused = define(&mut module, Shapes { d: 0, dv: 4 }, Options::default());
     assert!(matches!(refused, Err(Error::Unsupported { .. })));

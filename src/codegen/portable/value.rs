@@ -8,7 +8,7 @@ use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::{InstBuilder, Type, Value, types};
 use cranelift_module::{FuncId, Module};
 
-use super::{Compiler, Kind, condition_mask, field};
+use super::{Compiler, condition_mask, field};
 use crate::codegen::emit::Emit;
 use crate::error::Result;
 use crate::tiles::{BLOCK, LANES, ROW_CUTS, ValueCall};
@@ -30,7 +30,7 @@ pub(super) fn define(compiler: &mut Compiler, dv: usize) -> Result<FuncId> {
     let [six, five] = if dv >= COLUMNS {
         let mut add = |rows: usize| {
             let name = format!("value_rows{rows}");
-            compiler.add(&name, &params, &[], Kind::Hot, |e, p, _| {
+            compiler.add(&name, &params, &[], |e, p, _| {
                 emit_rows(e, &Rows::new(p), rows, dv / COLUMNS * COLUMNS);
                 Vec::new()
             })
@@ -42,12 +42,12 @@ pub(super) fn define(compiler: &mut Compiler, dv: usize) -> Result<FuncId> {
     let narrow = if dv.is_multiple_of(COLUMNS) {
         None
     } else {
-        Some(compiler.add("value_columns", &params, &[], Kind::Hot, |e, p, _| {
+        Some(compiler.add("value_columns", &params, &[], |e, p, _| {
             emit_columns(e, &Rows::new(p), dv);
             Vec::new()
         })?)
     };
-    compiler.add("value", &[pointer], &[types::I64], Kind::Hot, |e, p, module| {
+    compiler.add("value", &[pointer], &[types::I64], |e, p, module| {
         let mut import = |id: Option<FuncId>| id.map(|id| module.declare_func_in_func(id, e.b.func));
         let (six, five, narrow) = (import(six), import(five), import(narrow));
         let mut call = |e: &mut Emit, block: usize, rows: &Rows| {
