@@ -85,10 +85,14 @@ pub struct Symbols {
 /// [`Error::Unsupported`] for a width of 0, a big-endian host or one that Cranelift does not know, [`Error::Internal`] with the
 /// IR where Cranelift refuses a function.
 pub fn define(module: &mut JITModule, shapes: Shapes, options: Options) -> Result<Symbols> {
+    define_for(module, tile_isa(options, true)?, shapes)
+}
+
+fn define_for(module: &mut JITModule, isa: OwnedTargetIsa, shapes: Shapes) -> Result<Symbols> {
     if shapes.d == 0 || shapes.dv == 0 {
         return Err(Error::unsupported(format!("tiles of shape {shapes:?}"), "widths from 1 are supported"));
     }
-    let mut compiler = Compiler::new(module, options)?;
+    let mut compiler = Compiler { module, isa, context: Context::new(), builder: FunctionBuilderContext::new() };
     if compiler.isa.endianness() != Endianness::Little {
         return Err(Error::unsupported("portable tiles on a big-endian machine", "mask words are read in parts"));
     }
@@ -113,11 +117,7 @@ struct Compiler<'m> {
     builder: FunctionBuilderContext,
 }
 
-impl<'m> Compiler<'m> {
-    fn new(module: &'m mut JITModule, options: Options) -> Result<Self> {
-        Ok(Self { module, isa: tile_isa(options)?, context: Context::new(), builder: FunctionBuilderContext::new() })
-    }
-
+impl Compiler<'_> {
     fn pointer(&self) -> Type {
         self.isa.pointer_type()
     }
@@ -167,9 +167,9 @@ impl<'m> Compiler<'m> {
     }
 }
 
-/// The ISA of this CPU for tiles, without the mid-end. The register allocator is the default one: in every tile
+/// The ISA of this CPU for tiles (with `native` unset: of the oldest CPU of its kind), without the mid-end. The register allocator is the default one: in every tile
 /// the single-pass allocator saved no measurable compile time and made the loops two to four times slower.
-fn tile_isa(options: Options) -> Result<OwnedTargetIsa> {
+fn tile_isa(options: Options, native: bool) -> Result<OwnedTargetIsa> {
     let refuse = |reason: String| Error::unsupported("code generation on this machine", reason);
     let mut flags = settings::builder();
     let verify = if options.verify { "true" } else { "false" };
@@ -182,7 +182,7 @@ fn tile_isa(options: Options) -> Result<OwnedTargetIsa> {
     ] {
         flags.set(name, value).map_err(|error| refuse(error.to_string()))?;
     }
-    cranelift_native::builder()
+    cranelift_native::builder_with_options(native)
         .map_err(|reason| refuse(reason.to_owned()))?
         .finish(settings::Flags::new(flags))
         .map_err(|error| refuse(error.to_string()))

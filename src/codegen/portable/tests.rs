@@ -22,9 +22,14 @@ struct Tiles {
 
 impl Tiles {
     fn new(d: usize, dv: usize) -> Self {
-        let isa = tile_isa(Options { verify: true }).unwrap();
-        let mut module = JITModule::new(JITBuilder::with_isa(isa, default_libcall_names()));
-        let symbols = define(&mut module, Shapes { d, dv }, Options { verify: true }).unwrap();
+        Self::on(d, dv, true)
+    }
+
+    /// Tiles for this CPU, or for the oldest of its kind.
+    fn on(d: usize, dv: usize, native: bool) -> Self {
+        let isa = tile_isa(Options { verify: true }, native).unwrap();
+        let mut module = JITModule::new(JITBuilder::with_isa(isa.clone(), default_libcall_names()));
+        let symbols = define_for(&mut module, isa, Shapes { d, dv }).unwrap();
         module.finalize_definitions().unwrap();
         Self { module: Some(module), symbols }
     }
@@ -158,7 +163,7 @@ fn allowed(words: Option<&[u64]>, key: usize, query: usize) -> bool {
 
 #[test]
 fn widths_of_zero_are_refused() {
-    let isa = tile_isa(Options::default()).unwrap();
+    let isa = tile_isa(Options::default(), true).unwrap();
     let mut module = JITModule::new(JITBuilder::with_isa(isa, default_libcall_names()));
     let refused = define(&mut module, Shapes { d: 0, dv: 4 }, Options::default());
     assert!(matches!(refused, Err(Error::Unsupported { .. })));
@@ -292,44 +297,45 @@ fn probabilities_and_sums_match_plain_loops() {
     for nkeys in [1, 2, 5, 6, 7, 64, 65] {
         for groups in 1..=4 {
             for words in word_kinds(&mut random, nkeys) {
-                let words = words.as_deref();
-                let s_stride = (nkeys + random.below(3)) * LANES;
-                let len = (groups - 1) * s_stride + nkeys * LANES;
-                let mut scores: Vec<f32> = (0..len).map(|_| 20.0 * random.float()).collect();
-                for (index, special) in
-                    [f32::NEG_INFINITY, f32::NAN, f32::INFINITY, -130.0, -1e30, 100.0].into_iter().enumerate()
-                {
-                    scores[(index * 5 + 3) % (nkeys * LANES)] = special;
-                }
-                let mut s = Panel::from(&scores);
-                let mut max = Panel::new(groups * LANES, 3.25);
-                let mut sum = Panel::new(groups * LANES, 0.5);
-                let call = ExpCall {
-                    s: s.pointer(),
-                    s_stride,
-                    nkeys,
-                    groups,
-                    words: pointer_or_null(words),
-                    max: max.pointer(),
-                    sum: sum.pointer(),
-                };
-                tiles.call(tiles.symbols.exp, &call);
-                for panel in [&s, &max, &sum] {
-                    panel.check_borders();
-                }
-                for query in 0..groups * LANES {
-                    let mut total = 0.5;
-                    for key in 0..nkeys {
-                        let place = query / LANES * s_stride + key * LANES + query % LANES;
-                        let found = s.values()[place];
-                        let expected = probability(scores[place], 3.25, allowed(words, key, query));
-                        close(found, expected, expected.max(1e-37), &format!("2^({} - 3.25)", scores[place]));
-                        total += expected;
-                    }
-                    close(sum.values()[query], total, total, "sum");
-                }
+                check_exp(&tiles, &mut random, nkeys, groups, words.as_deref());
             }
         }
+    }
+}
+
+fn check_exp(tiles: &Tiles, random: &mut Random, nkeys: usize, groups: usize, words: Option<&[u64]>) {
+    let s_stride = (nkeys + random.below(3)) * LANES;
+    let len = (groups - 1) * s_stride + nkeys * LANES;
+    let mut scores: Vec<f32> = (0..len).map(|_| 20.0 * random.float()).collect();
+    for (index, special) in [f32::NEG_INFINITY, f32::NAN, f32::INFINITY, -130.0, -1e30, 100.0].into_iter().enumerate() {
+        scores[(index * 5 + 3) % (nkeys * LANES)] = special;
+    }
+    let mut s = Panel::from(&scores);
+    let mut max = Panel::new(groups * LANES, 3.25);
+    let mut sum = Panel::new(groups * LANES, 0.5);
+    let call = ExpCall {
+        s: s.pointer(),
+        s_stride,
+        nkeys,
+        groups,
+        words: pointer_or_null(words),
+        max: max.pointer(),
+        sum: sum.pointer(),
+    };
+    tiles.call(tiles.symbols.exp, &call);
+    for panel in [&s, &max, &sum] {
+        panel.check_borders();
+    }
+    for query in 0..groups * LANES {
+        let mut total = 0.5;
+        for key in 0..nkeys {
+            let place = query / LANES * s_stride + key * LANES + query % LANES;
+            let found = s.values()[place];
+            let expected = probability(scores[place], 3.25, allowed(words, key, query));
+            close(found, expected, expected.max(1e-37), &format!("2^({} - 3.25)", scores[place]));
+            total += expected;
+        }
+        close(sum.values()[query], total, total, "sum");
     }
 }
 
@@ -473,20 +479,24 @@ fn value_sums_match_plain_loops() {
         let tiles = Tiles::new(1, dv);
         for nkeys in [0, 1, 5, 6, 7, 64, 65, 129, 300] {
             for rows in [1, 5, 6, 11, 16, 17, 64] {
-                let mut case = ValueCase::random(&mut random, dv, nkeys, rows);
-                let acc_stride = dv.next_multiple_of(LANES);
-                let start = if case.accumulate { 0.75 } else { f32::NAN };
-                let mut acc = Panel::new(rows * acc_stride, start);
-                let call = case.call(&mut acc, acc_stride);
-                assert_eq!(tiles.call(tiles.symbols.value, &call), 0);
-                acc.check_borders();
-                for (row, column) in (0..rows).flat_map(|row| (0..dv).map(move |column| (row, column))) {
-                    let (expected, scale) = case.expected(start, row, column);
-                    let what = format!("dv {dv}, {nkeys} keys, {rows} rows, row {row}, column {column}");
-                    close(acc.values()[row * acc_stride + column], expected, scale, &what);
-                }
+                check_value_sums(&tiles, &mut random, dv, nkeys, rows);
             }
         }
+    }
+}
+
+fn check_value_sums(tiles: &Tiles, random: &mut Random, dv: usize, nkeys: usize, rows: usize) {
+    let mut case = ValueCase::random(random, dv, nkeys, rows);
+    let acc_stride = dv.next_multiple_of(LANES);
+    let start = if case.accumulate { 0.75 } else { f32::NAN };
+    let mut acc = Panel::new(rows * acc_stride, start);
+    let call = case.call(&mut acc, acc_stride);
+    assert_eq!(tiles.call(tiles.symbols.value, &call), 0);
+    acc.check_borders();
+    for (row, column) in (0..rows).flat_map(|row| (0..dv).map(move |column| (row, column))) {
+        let (expected, scale) = case.expected(start, row, column);
+        let what = format!("dv {dv}, {nkeys} keys, {rows} rows, row {row}, column {column}");
+        close(acc.values()[row * acc_stride + column], expected, scale, &what);
     }
 }
 
@@ -676,5 +686,23 @@ fn check_edges(tiles: &Tiles, random: &mut Random, width: usize, rows: usize, ga
     }
     for panel in [&s, &max, &sum, &acc] {
         panel.check_borders();
+    }
+}
+
+/// The instructions that every CPU of this kind has: no fused multiply-add, no AVX on x86-64.
+#[test]
+fn tiles_for_the_oldest_cpu_match_plain_loops() {
+    let mut random = Random(9);
+    for width in [1, 7, 8, 33, 64] {
+        let tiles = Tiles::on(width, width, false);
+        for nkeys in [1, 7, 65] {
+            for words in word_kinds(&mut random, nkeys) {
+                check_score(&tiles, &mut random, width, nkeys, 4, words.as_deref());
+                check_exp(&tiles, &mut random, nkeys, 4, words.as_deref());
+            }
+            check_value_sums(&tiles, &mut random, width, nkeys, 64);
+            check_value_sums(&tiles, &mut random, width, nkeys, 17);
+        }
+        check_edges(&tiles, &mut random, width, 17, true);
     }
 }
