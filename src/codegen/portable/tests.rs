@@ -1,7 +1,6 @@
 //! Every portable tile against plain loops in f64, over odd shapes.
 //!
-//! Inputs that a tile may not read past lie at the very end of their vectors, and outputs carry a sentinel
-//! behind their last element.
+//! Row data ends at a page that may not be touched; panels carry sentinels around their values.
 
 use core::ptr;
 
@@ -179,7 +178,7 @@ fn pack_transposes_scales_and_clears_lanes_beyond_the_last_query() {
                 let stride = d + random.below(3);
                 let total = if gathered { count + 7 } else { count };
                 // The last row ends where the vector ends.
-                let mut q = random.floats((total - 1) * stride + d);
+                let mut q = Guarded::from(&random.floats((total - 1) * stride + d));
                 q[(count - 1) * stride] = f32::NAN;
                 let rows = gathered.then(|| random.rows(count, total));
                 let groups = count.div_ceil(LANES);
@@ -232,7 +231,7 @@ fn check_score(tiles: &Tiles, random: &mut Random, d: usize, nkeys: usize, group
     let with_max = random.below(4) != 0;
     let stride = d + random.below(3);
     let total = if gathered { nkeys + 5 } else { nkeys };
-    let mut k = random.floats((total - 1) * stride + d);
+    let mut k = Guarded::from(&random.floats((total - 1) * stride + d));
     let keys = gathered.then(|| random.rows(nkeys, total));
     let row = |key: usize| keys.as_ref().map_or(key, |keys| keys[key] as usize);
     // A key with NaN and one with infinity: they may reach only scores and maxima that see them.
@@ -380,6 +379,60 @@ fn powers_of_two_are_exact_and_others_close() {
     assert!(worst < 2e-7, "largest relative error {worst:e}");
 }
 
+/// Floats that end where a page begins that may not be touched: one element read or written too far is a fault.
+struct Guarded {
+    start: *mut libc::c_void,
+    bytes: usize,
+    values: *mut f32,
+    len: usize,
+}
+
+impl Guarded {
+    #[allow(unsafe_code)]
+    fn from(values: &[f32]) -> Self {
+        // SAFETY: plain queries and a fresh private mapping; its last page is made inaccessible before anything
+        // points into the mapping, and the copy ends where that page begins.
+        unsafe {
+            let page = libc::sysconf(libc::_SC_PAGESIZE) as usize;
+            let bytes = (4 * values.len()).next_multiple_of(page) + page;
+            let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            let start = libc::mmap(ptr::null_mut(), bytes, access, flags, -1, 0);
+            assert_ne!(start, libc::MAP_FAILED, "no memory for a guarded buffer");
+            let guard = start.byte_add(bytes - page);
+            assert_eq!(libc::mprotect(guard, page, libc::PROT_NONE), 0);
+            let first = guard.cast::<f32>().sub(values.len());
+            ptr::copy_nonoverlapping(values.as_ptr(), first, values.len());
+            Self { start, bytes, values: first, len: values.len() }
+        }
+    }
+}
+
+impl Drop for Guarded {
+    #[allow(unsafe_code)]
+    fn drop(&mut self) {
+        // SAFETY: the mapping of `from`, which nothing refers to any more.
+        unsafe { libc::munmap(self.start, self.bytes) };
+    }
+}
+
+impl core::ops::Deref for Guarded {
+    type Target = [f32];
+
+    #[allow(unsafe_code)]
+    fn deref(&self) -> &[f32] {
+        // SAFETY: `len` floats of a mapping that lives as long as `self`, written in `from`.
+        unsafe { core::slice::from_raw_parts(self.values, self.len) }
+    }
+}
+
+impl core::ops::DerefMut for Guarded {
+    #[allow(unsafe_code)]
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as for `deref`, and `self` is borrowed mutably.
+        unsafe { core::slice::from_raw_parts_mut(self.values, self.len) }
+    }
+}
+
 /// A value call's inputs, kept alive together.
 struct ValueCase {
     nkeys: usize,
@@ -387,7 +440,7 @@ struct ValueCase {
     dv: usize,
     p: Panel,
     p_stride: usize,
-    v: Vec<f32>,
+    v: Guarded,
     v_stride: usize,
     keys: Option<Vec<u32>>,
     trims: Option<Vec<[u32; 2]>>,
@@ -417,7 +470,7 @@ impl ValueCase {
         }
         let total = if gathered { nkeys + 4 } else { nkeys };
         let v_stride = dv + random.below(3);
-        let v = random.floats(if total == 0 { 0 } else { (total - 1) * v_stride + dv });
+        let v = Guarded::from(&random.floats(if total == 0 { 0 } else { (total - 1) * v_stride + dv }));
         let keys = gathered.then(|| random.rows(nkeys, total.max(1)));
         Self {
             nkeys,
@@ -514,11 +567,11 @@ fn value_outputs_take_factor_and_restart() {
                 let total = if scattered { 2 * rows } else { rows };
                 let numbers: Option<Vec<u32>> =
                     scattered.then(|| (0..rows as u32).rev().map(|row| 2 * row + 1).collect());
-                let mut out = Panel::new((total - 1) * out_stride + dv, SENTINEL);
-                let rv = random.floats((total - 1) * rv_stride + dv);
+                let mut out = Guarded::from(&vec![SENTINEL; (total - 1) * out_stride + dv]);
+                let rv = Guarded::from(&random.floats((total - 1) * rv_stride + dv));
                 let factor = random.floats(rows);
                 let call = ValueCall {
-                    out: out.pointer(),
+                    out: out.as_mut_ptr(),
                     out_stride,
                     out_rows: pointer_or_null(numbers.as_deref()),
                     factor: factor.as_ptr(),
@@ -528,8 +581,7 @@ fn value_outputs_take_factor_and_restart() {
                     ..case.call(&mut acc, acc_stride)
                 };
                 assert_eq!(tiles.call(tiles.symbols.value, &call), 0);
-                out.check_borders();
-                let mut seen = vec![false; out.len];
+                let mut seen = vec![false; out.len()];
                 for (row, column) in (0..rows).flat_map(|row| (0..dv).map(move |column| (row, column))) {
                     let number = numbers.as_ref().map_or(row, |numbers| numbers[row] as usize);
                     let (sum, scale) = case.expected(0.25, row, column);
@@ -537,9 +589,9 @@ fn value_outputs_take_factor_and_restart() {
                     let expected = f64::from(factor[row]) * sum + term;
                     let place = number * out_stride + column;
                     seen[place] = true;
-                    close(out.values()[place], expected, scale + 1.0, &format!("dv {dv}, row {row}, column {column}"));
+                    close(out[place], expected, scale + 1.0, &format!("dv {dv}, row {row}, column {column}"));
                 }
-                for (place, &value) in out.values().iter().enumerate() {
+                for (place, &value) in out.iter().enumerate() {
                     assert!(seen[place] || value == SENTINEL, "written outside the output's rows");
                 }
             }
@@ -561,7 +613,7 @@ fn value_reports_what_is_not_finite() {
                 let acc_stride = dv.next_multiple_of(LANES);
                 let mut acc = Panel::new(20 * acc_stride, 0.0);
                 let mut out = Panel::new(20 * dv, 0.0);
-                let factor = vec![1.0; 20];
+                let factor = [1.0; 20];
                 let call = ValueCall {
                     out: out.pointer(),
                     out_stride: dv,
@@ -618,10 +670,10 @@ fn check_edges(tiles: &Tiles, random: &mut Random, width: usize, rows: usize, ga
     let edge_keys = random.rows(offsets[rows] as usize, nkeys);
     let (q_stride, kv_stride) = (width + random.below(3), width + random.below(3));
     let total = if gathered { rows + 3 } else { rows };
-    let q = random.floats((total - 1) * q_stride + width);
-    let kv = random.floats((nkeys - 1) * kv_stride + width);
+    let q = Guarded::from(&random.floats((total - 1) * q_stride + width));
+    let kv = Guarded::from(&random.floats((nkeys - 1) * kv_stride + width));
     let q_rows = gathered.then(|| random.rows(rows, total));
-    let mut s = Panel::new(count, 0.0);
+    let mut s = Guarded::from(&vec![0.0; count]);
     let mut max = Panel::new(rows, -0.5);
     let mut sum = Panel::new(rows, 0.25);
     let acc_stride = width.next_multiple_of(LANES);
@@ -640,7 +692,7 @@ fn check_edges(tiles: &Tiles, random: &mut Random, width: usize, rows: usize, ga
         edge_keys: edge_keys.as_ptr(),
         kv: kv.as_ptr(),
         kv_stride,
-        s: s.pointer(),
+        s: s.as_mut_ptr(),
         max: max.pointer(),
         sum: sum.pointer(),
         acc: acc.pointer(),
@@ -651,7 +703,7 @@ fn check_edges(tiles: &Tiles, random: &mut Random, width: usize, rows: usize, ga
     let key = |edge: usize| edge_keys[edge + base as usize] as usize;
 
     tiles.call(tiles.symbols.edge_score, &call);
-    let scores = s.values().to_vec();
+    let scores = s.to_vec();
     for row in 0..rows {
         let mut best = -0.5f32;
         for edge in edges(row) {
@@ -670,7 +722,7 @@ fn check_edges(tiles: &Tiles, random: &mut Random, width: usize, rows: usize, ga
         let mut total = 0.25;
         for edge in edges(row) {
             let expected = f64::from(scores[edge] - max.values()[row]).exp2();
-            close(s.values()[edge], expected, expected, "edge probability");
+            close(s[edge], expected, expected, "edge probability");
             total += expected;
         }
         close(sum.values()[row], total, total, "edge sum");
@@ -680,11 +732,11 @@ fn check_edges(tiles: &Tiles, random: &mut Random, width: usize, rows: usize, ga
     for (row, column) in (0..rows).flat_map(|row| (0..width).map(move |column| (row, column))) {
         let mut expected = if accumulate == 1 { 0.5 } else { 0.0 };
         for edge in edges(row) {
-            expected += f64::from(s.values()[edge]) * f64::from(kv[key(edge) * kv_stride + column]);
+            expected += f64::from(s[edge]) * f64::from(kv[key(edge) * kv_stride + column]);
         }
         close(acc.values()[row * acc_stride + column], expected, 12.0, &format!("dv {width}, row {row}"));
     }
-    for panel in [&s, &max, &sum, &acc] {
+    for panel in [&max, &sum, &acc] {
         panel.check_borders();
     }
 }
