@@ -6,8 +6,8 @@
 //! a width of 0, and big-endian machines.
 //!
 //! The tiles are compiled for the same CPU as the module, but with an ISA of their own at `opt_level=none`: the
-//! mid-end reorders long chains of fused multiply-adds until they spill (measured: 24 to 36 GF/s instead of 52
-//! to 55). Bytes and relocations are then handed to the module.
+//! mid-end reorders long chains of fused multiply-adds until they spill, which cost a prototype a third to a half
+//! of its speed. Bytes and relocations are then handed to the module.
 
 mod edges;
 mod exp;
@@ -51,12 +51,14 @@ pub struct Shapes {
 pub struct Options {
     /// Run Cranelift's verifier over every function.
     pub verify: bool,
+    /// Emit the tiles for scattered edges: about a fifth of the time to compile, wasted where a pattern has none.
+    pub edges: bool,
 }
 
 impl Default for Options {
-    /// The verifier is on where debug assertions are.
+    /// All tiles; the verifier is on where debug assertions are.
     fn default() -> Self {
-        Self { verify: cfg!(debug_assertions) }
+        Self { verify: cfg!(debug_assertions), edges: true }
     }
 }
 
@@ -71,24 +73,31 @@ pub struct Symbols {
     pub exp: FuncId,
     /// [`ValueCall`](crate::tiles::ValueCall); returns 1 when a value written to `out` is not finite, else 0.
     pub value: FuncId,
-    /// [`EdgeCall`](crate::tiles::EdgeCall).
-    pub edge_score: FuncId,
-    /// [`EdgeCall`](crate::tiles::EdgeCall).
-    pub edge_exp: FuncId,
-    /// [`EdgeCall`](crate::tiles::EdgeCall).
-    pub edge_value: FuncId,
+    /// The tiles for scattered edges, where [`Options::edges`] asked for them.
+    pub edges: Option<EdgeSymbols>,
 }
 
-/// Emits all tiles for `shapes` and defines them in `module` under names that begin with `portable_`.
+/// The tiles for scattered edges, each taking an [`EdgeCall`](crate::tiles::EdgeCall).
+#[derive(Debug, Clone, Copy)]
+pub struct EdgeSymbols {
+    /// Scores and their maxima.
+    pub score: FuncId,
+    /// Probabilities and their sums.
+    pub exp: FuncId,
+    /// Sums of values.
+    pub value: FuncId,
+}
+
+/// Emits the tiles for `shapes` and defines them in `module` under names that begin with `portable_`.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for a width of 0, a big-endian host or one that Cranelift does not know, [`Error::Internal`] with the
 /// IR where Cranelift refuses a function.
 pub fn define(module: &mut JITModule, shapes: Shapes, options: Options) -> Result<Symbols> {
-    define_for(module, tile_isa(options, true)?, shapes)
+    define_for(module, tile_isa(options, true)?, shapes, options)
 }
 
-fn define_for(module: &mut JITModule, isa: OwnedTargetIsa, shapes: Shapes) -> Result<Symbols> {
+fn define_for(module: &mut JITModule, isa: OwnedTargetIsa, shapes: Shapes, options: Options) -> Result<Symbols> {
     if shapes.d == 0 || shapes.dv == 0 {
         return Err(Error::unsupported(format!("tiles of shape {shapes:?}"), "widths from 1 are supported"));
     }
@@ -98,14 +107,20 @@ fn define_for(module: &mut JITModule, isa: OwnedTargetIsa, shapes: Shapes) -> Re
     }
     let pointer = compiler.pointer();
     let record = [pointer];
+    let mut edges = None;
+    if options.edges {
+        edges = Some(EdgeSymbols {
+            score: compiler.add("edge_score", &record, &[], |e, p, _| edges::emit_score(e, p[0], shapes.d))?,
+            exp: compiler.add("edge_exp", &record, &[], |e, p, _| edges::emit_exp(e, p[0]))?,
+            value: compiler.add("edge_value", &record, &[], |e, p, _| edges::emit_value(e, p[0], shapes.dv))?,
+        });
+    }
     Ok(Symbols {
         pack: compiler.add("pack", &record, &[], |e, p, _| pack::emit(e, p[0], shapes.d))?,
         score: compiler.add("score", &record, &[], |e, p, _| score::emit(e, p[0], shapes.d))?,
         exp: compiler.add("exp", &record, &[], |e, p, _| exp::emit(e, p[0]))?,
         value: value::define(&mut compiler, shapes.dv)?,
-        edge_score: compiler.add("edge_score", &record, &[], |e, p, _| edges::emit_score(e, p[0], shapes.d))?,
-        edge_exp: compiler.add("edge_exp", &record, &[], |e, p, _| edges::emit_exp(e, p[0]))?,
-        edge_value: compiler.add("edge_value", &record, &[], |e, p, _| edges::emit_value(e, p[0], shapes.dv))?,
+        edges,
     })
 }
 

@@ -26,9 +26,9 @@ impl Tiles {
 
     /// Tiles for this CPU, or for the oldest of its kind.
     fn on(d: usize, dv: usize, native: bool) -> Self {
-        let isa = tile_isa(Options { verify: true }, native).unwrap();
+        let isa = tile_isa(Options { verify: true, edges: true }, native).unwrap();
         let mut module = JITModule::new(JITBuilder::with_isa(isa.clone(), default_libcall_names()));
-        let symbols = define_for(&mut module, isa, Shapes { d, dv }).unwrap();
+        let symbols = define_for(&mut module, isa, Shapes { d, dv }, Options::default()).unwrap();
         module.finalize_definitions().unwrap();
         Self { module: Some(module), symbols }
     }
@@ -702,7 +702,7 @@ fn check_edges(tiles: &Tiles, random: &mut Random, width: usize, rows: usize, ga
     let edges = |row: usize| (offsets[row] - base) as usize..(offsets[row + 1] - base) as usize;
     let key = |edge: usize| edge_keys[edge + base as usize] as usize;
 
-    tiles.call(tiles.symbols.edge_score, &call);
+    tiles.call(tiles.symbols.edges.unwrap().score, &call);
     let scores = s.to_vec();
     for row in 0..rows {
         let mut best = -0.5f32;
@@ -717,7 +717,7 @@ fn check_edges(tiles: &Tiles, random: &mut Random, width: usize, rows: usize, ga
         assert_eq!(max.values()[row], best, "maximum of row {row}");
     }
 
-    tiles.call(tiles.symbols.edge_exp, &call);
+    tiles.call(tiles.symbols.edges.unwrap().exp, &call);
     for row in 0..rows {
         let mut total = 0.25;
         for edge in edges(row) {
@@ -728,7 +728,7 @@ fn check_edges(tiles: &Tiles, random: &mut Random, width: usize, rows: usize, ga
         close(sum.values()[row], total, total, "edge sum");
     }
 
-    tiles.call(tiles.symbols.edge_value, &call);
+    tiles.call(tiles.symbols.edges.unwrap().value, &call);
     for (row, column) in (0..rows).flat_map(|row| (0..width).map(move |column| (row, column))) {
         let mut expected = if accumulate == 1 { 0.5 } else { 0.0 };
         for edge in edges(row) {
