@@ -155,7 +155,7 @@ impl<'a> Emit<'a> {
         self.b.ins().bitcast(types::I32X4, MemFlagsData::new(), value)
     }
 
-    /// For eight queries of a mask word: what [`Self::lane_mask`] compares with, for queries 0 to 3 and 4 to 7 of
+    /// For eight queries of a mask word: what [`Self::lane_masks`] compares with, for queries 0 to 3 and 4 to 7 of
     /// `half`, counted in eights from the start of the block.
     pub fn lane_probes(&mut self, half: Value) -> [Value; 2] {
         let within = self.b.ins().band_imm_u(half, 3);

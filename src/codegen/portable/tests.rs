@@ -746,15 +746,23 @@ fn check_edges(tiles: &Tiles, random: &mut Random, width: usize, rows: usize, ga
 fn tiles_for_the_oldest_cpu_match_plain_loops() {
     let mut random = Random(9);
     for width in [1, 7, 8, 33, 64] {
-        let tiles = Tiles::on(width, width, false);
-        for nkeys in [1, 7, 65] {
-            for words in word_kinds(&mut random, nkeys) {
-                check_score(&tiles, &mut random, width, nkeys, 4, words.as_deref());
-                check_exp(&tiles, &mut random, nkeys, 4, words.as_deref());
-            }
-            check_value_sums(&tiles, &mut random, width, nkeys, 64);
-            check_value_sums(&tiles, &mut random, width, nkeys, 17);
-        }
-        check_edges(&tiles, &mut random, width, 17, true);
+        check_all(&Tiles::on(width, width, false), &mut random, width);
     }
+}
+
+#[test]
+fn tiles_of_the_largest_width_match_plain_loops() {
+    check_all(&Tiles::new(512, 512), &mut Random(10), 512);
+}
+
+fn check_all(tiles: &Tiles, random: &mut Random, width: usize) {
+    for nkeys in [1, 7, 65] {
+        for words in word_kinds(random, nkeys) {
+            check_score(tiles, random, width, nkeys, 4, words.as_deref());
+            check_exp(tiles, random, nkeys, 4, words.as_deref());
+        }
+        check_value_sums(tiles, random, width, nkeys, 64);
+        check_value_sums(tiles, random, width, nkeys, 17);
+    }
+    check_edges(tiles, random, width, 17, true);
 }
