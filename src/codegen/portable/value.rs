@@ -50,7 +50,14 @@ pub(super) fn define(compiler: &mut Compiler, dv: usize) -> Result<FuncId> {
         })?)
     };
     compiler.add("value", &[pointer], &[types::I64], |e, p, module| {
-        let mut import = |id: Option<FuncId>| id.map(|id| module.declare_func_in_func(id, e.b.func));
+        let mut import = |id: Option<FuncId>| {
+            id.map(|id| {
+                let function = module.declare_func_in_func(id, e.b.func);
+                // Each function may lie in a mapping of its own, out of reach of a near call.
+                e.b.func.dfg.ext_funcs[function].colocated = false;
+                function
+            })
+        };
         let (six, five, narrow) = (import(six), import(five), import(narrow));
         let mut call = |e: &mut Emit, block: usize, rows: &Rows| {
             let whole = if ROW_CUTS[block + 1] - ROW_CUTS[block] == 6 { six } else { five };
