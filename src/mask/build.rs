@@ -93,6 +93,10 @@ const LONGEST_REMEMBERED: usize = 4096;
 /// Rows with more undecided ranges than this are evaluated without asking the memory.
 const FEW_RANGES: usize = 8;
 
+/// Rows with at least this many undecided ranges are scattered query by query, if bounds allow: their words are
+/// nearly empty, and 64 queries over all those blocks are more of them than pairs.
+const MANY_RANGES: usize = 128;
+
 /// Builds the mask of one head, row by row.
 pub(super) struct HeadBuilder<'a> {
     pub(super) pattern: &'a Pattern,
@@ -117,6 +121,10 @@ pub(super) struct HeadBuilder<'a> {
     query_words: Vec<u64>,
     remembered: Vec<Remembered>,
     next_remembered: usize,
+    /// One word a key, all 0 between rows; empty until a row scatters into it.
+    columns: Vec<u64>,
+    /// Whether the bounds of a single query were once found inexact.
+    bounds_are_loose: bool,
 }
 
 impl<'a> HeadBuilder<'a> {
@@ -142,6 +150,8 @@ impl<'a> HeadBuilder<'a> {
             query_words: Vec::new(),
             remembered: Vec::new(),
             next_remembered: 0,
+            columns: Vec::new(),
+            bounds_are_loose: false,
         }
     }
 
@@ -220,7 +230,8 @@ impl<'a> HeadBuilder<'a> {
     fn collect_pieces(&mut self, full: &KeySet, undecided: &KeySet, queries: &Queries, live: u64) {
         let ranges = undecided.intervals();
         let few = ranges.len() <= FEW_RANGES && queries.len() == 1;
-        if !few {
+        let scattered = !few && ranges.len() >= MANY_RANGES && self.scatter(full, queries);
+        if !few && !scattered {
             self.evaluate(ranges, queries);
         }
         let mut block = 0;
@@ -232,6 +243,13 @@ impl<'a> HeadBuilder<'a> {
             }
             if few {
                 self.add_by_memory(lo, hi, queries, live);
+                continue;
+            }
+            if scattered {
+                for key in lo..hi {
+                    let word = std::mem::take(&mut self.columns[key as usize]);
+                    self.add_word(key as u32, word, live);
+                }
                 continue;
             }
             while i64::from(self.blocks[block]) < lo / 64 {
@@ -286,6 +304,28 @@ impl<'a> HeadBuilder<'a> {
             self.add_word(key as u32, word, live);
         }
         self.remembered[number].words = words;
+    }
+
+    /// Leaves in `columns` the word of every key outside `full`, from the bounds of single queries; false, and
+    /// no words, where those are not exact. This costs the pairs of the row, however many blocks they lie in.
+    fn scatter(&mut self, full: &KeySet, queries: &Queries) -> bool {
+        if self.bounds_are_loose {
+            return false;
+        }
+        let kv_len = self.pattern.kv_len;
+        self.columns.resize(kv_len, 0);
+        for (place, query) in queries.iter().cloned().flatten().enumerate() {
+            let Cover { some, all } = self.pattern.cover(self.head, query..query + 1);
+            if some != all {
+                self.bounds_are_loose = true;
+                self.columns.fill(0);
+                return false;
+            }
+            for &(lo, hi) in some.difference(full).clip(0, kv_len as i64).intervals() {
+                self.columns[lo as usize..hi as usize].iter_mut().for_each(|word| *word |= 1 << place);
+            }
+        }
+        true
     }
 
     /// Leaves in `blocks` the key blocks of `ranges` and in `bits` one word a key of theirs.
