@@ -17,7 +17,7 @@ use super::row_runs::RowRuns;
 use super::tables::Table;
 use super::{BlockMask, Edges, HeadMask, Keys, QUERY_BLOCK, RowOrder, Segment};
 use crate::error::{Error, Result};
-use crate::pattern::{Cover, KeySet, Pattern};
+use crate::pattern::{Cover, KeySet, Pattern, Tree};
 
 /// Builds the block mask of a pattern with the default [`EdgeRule`]; `memory_limit` is in bytes.
 ///
@@ -97,6 +97,9 @@ const FEW_RANGES: usize = 8;
 /// nearly empty, and 64 queries over all those blocks are more of them than pairs.
 const MANY_RANGES: usize = 128;
 
+/// Keys of an interval that are scattered without asking whether every query has them.
+const SHORT_INTERVAL: i64 = 8;
+
 /// Builds the mask of one head, row by row.
 pub(super) struct HeadBuilder<'a> {
     pub(super) pattern: &'a Pattern,
@@ -123,6 +126,8 @@ pub(super) struct HeadBuilder<'a> {
     next_remembered: usize,
     /// One word a key, all 0 between rows; empty until a row scatters into it.
     columns: Vec<u64>,
+    /// Keys of `columns` that a short interval set.
+    touched: Vec<u32>,
     /// Whether the bounds of a single query were once found inexact.
     bounds_are_loose: bool,
 }
@@ -151,6 +156,7 @@ impl<'a> HeadBuilder<'a> {
             remembered: Vec::new(),
             next_remembered: 0,
             columns: Vec::new(),
+            touched: Vec::new(),
             bounds_are_loose: false,
         }
     }
@@ -265,6 +271,12 @@ impl<'a> HeadBuilder<'a> {
         for &(start, end) in full {
             self.add_full(start as u32, (end - start) as u32);
         }
+        if scattered {
+            // Bits of keys that every query has were set with the others and not read.
+            for &key in &self.touched {
+                self.columns[key as usize] = 0;
+            }
+        }
     }
 
     /// Adds the keys `lo..hi` of a row of contiguous queries, from memory where the same question was answered
@@ -312,17 +324,41 @@ impl<'a> HeadBuilder<'a> {
         if self.bounds_are_loose {
             return false;
         }
-        let kv_len = self.pattern.kv_len;
-        self.columns.resize(kv_len, 0);
+        let pattern = self.pattern;
+        self.columns.resize(pattern.kv_len, 0);
+        self.touched.clear();
         for (place, query) in queries.iter().cloned().flatten().enumerate() {
-            let Cover { some, all } = self.pattern.cover(self.head, query..query + 1);
-            if some != all {
+            if !self.scatter_query(&pattern.tree, query, 1 << place, full) {
                 self.bounds_are_loose = true;
                 self.columns.fill(0);
                 return false;
             }
-            for &(lo, hi) in some.difference(full).clip(0, kv_len as i64).intervals() {
-                self.columns[lo as usize..hi as usize].iter_mut().for_each(|word| *word |= 1 << place);
+        }
+        true
+    }
+
+    /// Adds one query's bit; false where the bounds of a part of the tree are not exact. Parts of a union are
+    /// added one by one: to join their sets first would cost more than all the rest.
+    fn scatter_query(&mut self, tree: &Tree, query: usize, bit: u64, full: &KeySet) -> bool {
+        if let Tree::Any(children) = tree {
+            return children.iter().all(|child| self.scatter_query(child, query, bit, full));
+        }
+        let Cover { some, all } = tree.cover(self.head, query..query + 1);
+        if some != all {
+            return false;
+        }
+        let kv_len = self.pattern.kv_len as i64;
+        for &(lo, hi) in some.intervals() {
+            let (lo, hi) = (lo.max(0), hi.min(kv_len));
+            if hi - lo <= SHORT_INTERVAL {
+                for key in lo..hi {
+                    self.columns[key as usize] |= bit;
+                    self.touched.push(key as u32);
+                }
+            } else {
+                for &(lo, hi) in KeySet::span(lo, hi).difference(full).intervals() {
+                    self.columns[lo as usize..hi as usize].iter_mut().for_each(|word| *word |= bit);
+                }
             }
         }
         true
