@@ -10,7 +10,7 @@
 
 use std::arch::x86_64::*;
 
-use super::split::{self, SCORE_KEYS, ScoreKernel, ScoreTile, VALUE_ROWS, ValueKernel, ValueTile};
+use super::split::{self, EdgeRange, SCORE_KEYS, ScoreKernel, ScoreTile, VALUE_ROWS, ValueKernel, ValueTile};
 use super::{EdgeCall, ExpCall, Family, LANES, PackCall, ScoreCall, ValueCall};
 use crate::target::Isa;
 
@@ -398,16 +398,6 @@ unsafe fn value_step<const R: usize, const C: usize, const CUT: bool>(
     }
 }
 
-/// First offset of the block, and the edges of query `r`.
-///
-/// # Safety
-/// `r < c.rows`.
-#[inline]
-unsafe fn edge_range(c: &EdgeCall, r: usize) -> (usize, usize, usize) {
-    // SAFETY: `offsets` holds `rows + 1` entries.
-    unsafe { (*c.offsets as usize, *c.offsets.add(r) as usize, *c.offsets.add(r + 1) as usize) }
-}
-
 /// See [`EdgeCall`]: eight dots at a time, reduced together.
 #[target_feature(enable = "avx2,fma")]
 unsafe extern "C" fn edge_score(call: *const EdgeCall) {
@@ -416,7 +406,7 @@ unsafe extern "C" fn edge_score(call: *const EdgeCall) {
     for r in 0..c.rows {
         // SAFETY: `r < rows`; edges stay between the row's offsets.
         unsafe {
-            let (base, mut edge, end) = edge_range(c, r);
+            let EdgeRange { base, begin: mut edge, end, .. } = EdgeRange::new(c, r);
             let row = if c.q_rows.is_null() { r } else { *c.q_rows.add(r) as usize };
             let q = c.q.add(row * c.q_stride);
             let mut max = _mm256_set1_ps(*c.max.add(r));
@@ -499,7 +489,7 @@ unsafe extern "C" fn edge_exp(call: *const EdgeCall) {
     for r in 0..c.rows {
         // SAFETY: `r < rows`; edges stay between the row's offsets.
         unsafe {
-            let (base, mut edge, end) = edge_range(c, r);
+            let EdgeRange { base, begin: mut edge, end, .. } = EdgeRange::new(c, r);
             let max = _mm256_set1_ps(*c.max.add(r));
             let mut sum = _mm256_setzero_ps();
             while edge < end {
@@ -552,7 +542,7 @@ unsafe fn edge_columns<const C: usize, const CUT: bool>(c: &EdgeCall, r: usize, 
     let mut sums = [[_mm256_setzero_ps(); C]; 1];
     // SAFETY: contract of `super`; `tail` cuts the last vector at `dv`.
     unsafe {
-        let (base, edge, end) = edge_range(c, r);
+        let range = EdgeRange::new(c, r);
         let acc = c.acc.add(r * c.acc_stride + column);
         if c.accumulate != 0 {
             for i in 0..C {
@@ -560,9 +550,10 @@ unsafe fn edge_columns<const C: usize, const CUT: bool>(c: &EdgeCall, r: usize, 
             }
         }
         let v = c.kv.add(column);
-        for edge in edge..end {
+        for edge in range.begin..range.end {
+            range.fetch(c, v, edge, C * W);
             let key = *c.edge_keys.add(edge) as usize;
-            value_step::<1, C, CUT>(&mut sums, c.s.add(edge - base), v.add(key * c.kv_stride), tail);
+            value_step::<1, C, CUT>(&mut sums, c.s.add(edge - range.base), v.add(key * c.kv_stride), tail);
         }
         for i in 0..C {
             _mm256_storeu_ps(acc.add(i * W), sums[0][i]);

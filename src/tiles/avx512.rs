@@ -9,7 +9,7 @@
 
 use std::arch::x86_64::*;
 
-use super::split::{self, SCORE_KEYS, ScoreKernel, ScoreTile, VALUE_ROWS, ValueKernel, ValueTile};
+use super::split::{self, EdgeRange, SCORE_KEYS, ScoreKernel, ScoreTile, VALUE_ROWS, ValueKernel, ValueTile};
 use super::{EdgeCall, ExpCall, Family, LANES, PackCall, ScoreCall, ValueCall};
 use crate::target::Isa;
 
@@ -415,7 +415,7 @@ unsafe extern "C" fn edge_score(call: *const EdgeCall) {
     for r in 0..c.rows {
         // SAFETY: `r < rows`; edges stay between the row's offsets.
         unsafe {
-            let (base, mut edge, end) = edge_range(c, r);
+            let EdgeRange { base, begin: mut edge, end, .. } = EdgeRange::new(c, r);
             let row = if c.q_rows.is_null() { r } else { *c.q_rows.add(r) as usize };
             let q = c.q.add(row * c.q_stride);
             let mut max = _mm512_set1_ps(*c.max.add(r));
@@ -437,16 +437,6 @@ unsafe extern "C" fn edge_score(call: *const EdgeCall) {
             *c.max.add(r) = _mm512_reduce_max_ps(max);
         }
     }
-}
-
-/// First offset of the block, and the edges of query `r`.
-///
-/// # Safety
-/// `r < c.rows`.
-#[inline]
-unsafe fn edge_range(c: &EdgeCall, r: usize) -> (usize, usize, usize) {
-    // SAFETY: `offsets` holds `rows + 1` entries.
-    unsafe { (*c.offsets as usize, *c.offsets.add(r) as usize, *c.offsets.add(r + 1) as usize) }
 }
 
 /// `scale · q · keys[i]` in lane `i`. `D` is `d` where known when compiled, else 0.
@@ -510,7 +500,7 @@ unsafe extern "C" fn edge_exp(call: *const EdgeCall) {
     for r in 0..c.rows {
         // SAFETY: `r < rows`; edges stay between the row's offsets.
         unsafe {
-            let (base, mut edge, end) = edge_range(c, r);
+            let EdgeRange { base, begin: mut edge, end, .. } = EdgeRange::new(c, r);
             let max = _mm512_set1_ps(*c.max.add(r));
             let mut sum = _mm512_setzero_ps();
             while edge < end {
@@ -564,7 +554,8 @@ unsafe fn edge_columns<const C: usize, const CUT: bool>(c: &EdgeCall, r: usize, 
     let mut odd = [[_mm512_setzero_ps(); C]; 1];
     // SAFETY: contract of `super`; `tail` cuts the last vector at `dv`.
     unsafe {
-        let (base, mut edge, end) = edge_range(c, r);
+        let range = EdgeRange::new(c, r);
+        let EdgeRange { base, begin: mut edge, end, .. } = range;
         let acc = c.acc.add(r * c.acc_stride + column);
         if c.accumulate != 0 {
             for i in 0..C {
@@ -573,6 +564,8 @@ unsafe fn edge_columns<const C: usize, const CUT: bool>(c: &EdgeCall, r: usize, 
         }
         let v = c.kv.add(column);
         while edge < end {
+            range.fetch(c, v, edge, C * LANES);
+            range.fetch(c, v, edge + 1, C * LANES);
             let key = *c.edge_keys.add(edge) as usize;
             value_step::<1, C, CUT>(&mut even, c.s.add(edge - base), v.add(key * c.kv_stride), tail);
             if edge + 1 < end {
