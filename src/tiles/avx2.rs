@@ -418,15 +418,19 @@ unsafe extern "C" fn edge_score(call: *const EdgeCall) {
                     let at = edge + if i < count { i } else { 0 };
                     keys[i] = c.kv.add(*c.edge_keys.add(at) as usize * c.kv_stride);
                 }
-                // Repeats of the first edge cannot raise the maximum, so all lanes may enter it.
-                let dots =
-                    if c.d == 64 { dots::<64>(q, &keys, 64, c.scale) } else { dots::<0>(q, &keys, c.d, c.scale) };
-                max = _mm256_max_ps(dots, max);
+                let dots = match (c.d, count) {
+                    (_, ..=4) => dots::<0, 4>(q, &keys, c.d, c.scale),
+                    (64, _) => dots::<64, 8>(q, &keys, 64, c.scale),
+                    _ => dots::<0, 8>(q, &keys, c.d, c.scale),
+                };
+                let keep = first(count);
+                // The second operand is returned where one is NaN.
+                max = _mm256_blendv_ps(max, _mm256_max_ps(dots, max), _mm256_castsi256_ps(keep));
                 let at = c.s.add(edge - base);
                 if count == W {
                     _mm256_storeu_ps(at, dots);
                 } else {
-                    _mm256_maskstore_ps(at, first(count), dots);
+                    _mm256_maskstore_ps(at, keep, dots);
                 }
                 edge += count;
             }
@@ -437,13 +441,13 @@ unsafe extern "C" fn edge_score(call: *const EdgeCall) {
     }
 }
 
-/// `scale · q · keys[i]` in lane `i`. `D` is `d` where known when compiled, else 0.
+/// `scale · q · keys[i]` in lane `i < N`, 0 beyond. `D` is `d` where known when compiled, else 0.
 ///
 /// # Safety
 /// `q` and every key point at `d` floats.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn dots<const D: usize>(q: *const f32, keys: &[*const f32; W], d: usize, scale: f32) -> __m256 {
+unsafe fn dots<const D: usize, const N: usize>(q: *const f32, keys: &[*const f32; W], d: usize, scale: f32) -> __m256 {
     let d = if D == 0 { d } else { D };
     let scale = _mm256_set1_ps(scale);
     let mut sums = [_mm256_setzero_ps(); W];
@@ -452,7 +456,7 @@ unsafe fn dots<const D: usize>(q: *const f32, keys: &[*const f32; W], d: usize, 
         let mut x = 0;
         while x + W <= d {
             let query = _mm256_mul_ps(_mm256_loadu_ps(q.add(x)), scale);
-            for i in 0..W {
+            for i in 0..N {
                 sums[i] = _mm256_fmadd_ps(_mm256_loadu_ps(keys[i].add(x)), query, sums[i]);
             }
             x += W;
@@ -460,7 +464,7 @@ unsafe fn dots<const D: usize>(q: *const f32, keys: &[*const f32; W], d: usize, 
         if x < d {
             let keep = first(d - x);
             let query = _mm256_mul_ps(_mm256_maskload_ps(q.add(x), keep), scale);
-            for i in 0..W {
+            for i in 0..N {
                 sums[i] = _mm256_fmadd_ps(_mm256_maskload_ps(keys[i].add(x), keep), query, sums[i]);
             }
         }
