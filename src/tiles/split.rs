@@ -64,15 +64,15 @@ pub(super) unsafe fn score(call: &ScoreCall, kernels: &[ScoreKernel; SCORE_KEYS]
                 any |= word;
                 all &= word;
             }
-            let queries = u64::MAX >> (64 - LANES * call.groups);
-            any &= queries;
-            masked = all & queries != queries;
+            any &= u64::MAX >> (64 - LANES * call.groups);
             if any == 0 {
                 first += count;
                 continue;
             }
             group = any.trailing_zeros() as usize / LANES;
             end = (63 - any.leading_zeros() as usize) / LANES + 1;
+            let seen = u64::MAX >> (64 - LANES * end) & (u64::MAX << (LANES * group));
+            masked = all & seen != seen;
         }
         // SAFETY: `group < groups` and `first < nkeys`, so that every pointer stays in the record's arrays; `keys`
         // holds `nkeys` row numbers of rows that lie at `k`.
