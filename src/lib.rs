@@ -6,13 +6,21 @@
 pub mod analysis;
 pub mod baselines;
 pub mod cli;
+pub mod codegen;
+pub mod compiler;
 pub mod error;
 pub mod interpreter;
+pub mod jit;
 pub mod machine;
 pub mod mask;
 pub mod npy;
+pub mod passes;
 pub mod pattern;
+pub mod plan;
+pub mod runtime;
 pub mod schedule;
 pub mod spec;
 pub mod target;
 pub mod tiles;
+
+pub use error::{Error, Result};

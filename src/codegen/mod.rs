@@ -1,1 +1,112 @@
 //! From a plan to Cranelift functions.
+//!
+//! In: a [`KernelPlan`] and the target's settings. Out: [`Lowered`] functions that walk the plan's block rows
+//! and call tiles by name, and the [`Tables`] they read. Rows in regular runs become code of their own, with
+//! key ranges as arithmetic in the row number and every size a constant; all other rows share one loop over
+//! tables. Nothing here decides anything that the plan does not say.
+
+use cranelift_codegen::ir::{Function, UserFuncName};
+use cranelift_codegen::isa::TargetIsa;
+use cranelift_frontend::FunctionBuilderContext;
+
+use crate::plan::{KernelPlan, Strategy};
+
+mod args;
+pub mod emit;
+mod flash;
+mod kernel;
+pub mod portable;
+mod resident;
+mod softmax;
+mod steps;
+mod tables;
+
+pub use args::KernelArgs;
+pub use tables::Tables;
+
+/// A function that a kernel calls, in the order of [`TileFn::ALL`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TileFn {
+    /// [`crate::tiles::PackCall`]
+    Pack,
+    /// [`crate::tiles::ScoreCall`]
+    Score,
+    /// [`crate::tiles::ExpCall`]
+    Exp,
+    /// [`crate::tiles::ValueCall`]
+    Value,
+    /// [`crate::tiles::EdgeCall`]
+    EdgeScore,
+    /// [`crate::tiles::EdgeCall`]
+    EdgeExp,
+    /// [`crate::tiles::EdgeCall`]
+    EdgeValue,
+    /// [`crate::tiles::exact::ExactCall`]
+    ValueExact,
+}
+
+impl TileFn {
+    /// All of them; the position is the index in the external names of lowered functions.
+    pub const ALL: [Self; 8] = [
+        Self::Pack,
+        Self::Score,
+        Self::Exp,
+        Self::Value,
+        Self::EdgeScore,
+        Self::EdgeExp,
+        Self::EdgeValue,
+        Self::ValueExact,
+    ];
+
+    /// Symbol name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pack => "pack",
+            Self::Score => "score",
+            Self::Exp => "exp",
+            Self::Value => "value",
+            Self::EdgeScore => "edge_score",
+            Self::EdgeExp => "edge_exp",
+            Self::EdgeValue => "edge_value",
+            Self::ValueExact => "value_exact",
+        }
+    }
+
+    /// Whether the function returns the flag of [`crate::tiles::Family::value`].
+    pub const fn returns_flag(self) -> bool {
+        matches!(self, Self::Value)
+    }
+}
+
+/// A kernel function before it becomes machine code.
+#[derive(Debug, Clone)]
+pub struct Lowered {
+    /// Symbol name.
+    pub name: &'static str,
+    /// The function; it takes one pointer to [`KernelArgs`].
+    pub function: Function,
+}
+
+/// Lowers a plan: one function for `flash`, two (`probabilities`, `hop`) for `resident`.
+pub fn lower(plan: &KernelPlan, isa: &dyn TargetIsa) -> Vec<Lowered> {
+    let mut context = FunctionBuilderContext::new();
+    let mut function = |name: &'static str, index: u32, write: fn(kernel::Kernel<'_, '_>)| {
+        let mut function = Function::with_name_signature(
+            UserFuncName::user(1, index),
+            emit::signature(isa.default_call_conv(), &[isa.pointer_type()], &[]),
+        );
+        write(kernel::Kernel::new(plan, &mut function, &mut context, isa));
+        Lowered { name, function }
+    };
+    match plan.strategy {
+        Strategy::Flash => vec![function("flash", 0, flash::write)],
+        Strategy::Resident => {
+            vec![function("probabilities", 0, resident::write_probabilities), function("hop", 1, resident::write_hop)]
+        }
+    }
+}
+
+/// Whether block rows are looked up through an order.
+fn is_ordered(plan: &KernelPlan) -> bool {
+    plan.masks.iter().any(|mask| mask.order.is_some())
+}

@@ -112,7 +112,7 @@ pub enum Keys {
 }
 
 /// Scattered edges as row lists (CSR), by place.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Edges {
     /// Empty when there are no edges; otherwise `q_len + 1` offsets into `keys`, by place.
     pub offsets: Vec<u32>,

@@ -1,5 +1,157 @@
 //! The schedule: what a kernel computes, as a short list of operations over neighbor blocks and hops.
 //!
-//! In: a [`BlockMask`](crate::mask::BlockMask), the score's scale and the diffusion. Out: a [`Schedule`],
-//! first as the definition has it (one operation a step), later as [`crate::passes`] have fused it.
-//! [`verify`] turns it into a [`VerifiedSchedule`], the only thing that later steps accept.
+//! In: a [`BlockMask`], the score's scale and the diffusion. Out: a [`Schedule`], first as the definition
+//! has it (one operation a step), later as [`crate::passes`] have fused it. [`verify`] turns it into a
+//! [`VerifiedSchedule`], the only thing that later steps accept.
+//!
+//! The whole IR, as its text form:
+//!
+//! ```text
+//! schedule heads H q_len M kv_len N head_dim D value_dim E
+//! blocks test every | blocks test partial
+//! qt = pack q * SCALE                 packed, scaled queries
+//! s = sddmm k qt                      scores on the neighbors (blocks and scattered edges)
+//! s, m = sddmm k qt with mask rowmax  the same, masked and reduced in the tile's epilogue
+//! s = scale s * FACTOR
+//! s = mask s                          scores outside the neighbors become -inf
+//! m = rowmax s
+//! p, l = exp BASE s - m [with mask]   p = BASE^(s - m), l its row sums; BASE is e or 2
+//! hops K {                            z' = step * (p z) / l + restart * v, z = v at first
+//!   spmm p z * STEP                   one line a hop
+//!   restart v * RESTART               after its hop; folded: `spmm p z * STEP + v * RESTART`
+//! }
+//! hop { … }                           a single hop, no loop and no buffer for z
+//! neighbors
+//! …the block mask's own text form…
+//! ```
+
+use crate::error::Error;
+use crate::mask::BlockMask;
+use crate::spec::{HopFactors, PatternSpec};
+
+mod text;
+mod verify;
+
+pub use text::parse;
+pub use verify::{VerifiedSchedule, verify};
+
+/// What a kernel computes for every head.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Schedule {
+    /// Query heads.
+    pub heads: usize,
+    /// Width of a query or key.
+    pub head_dim: usize,
+    /// Width of a value.
+    pub value_dim: usize,
+    /// Which blocks have their mask words tested.
+    pub block_test: BlockTest,
+    /// The operations, in order.
+    pub body: Vec<Op>,
+    /// Who meets whom: blocks, gathered panels and scattered edges, per head.
+    pub neighbors: BlockMask,
+}
+
+/// Which blocks have their mask words tested.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockTest {
+    /// All: a full block is tested against words of ones.
+    Every,
+    /// Partial ones; full blocks go without.
+    Partial,
+}
+
+/// One operation.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Op {
+    /// `qt = scale · Qᵀ`, a block of 64 queries at a time.
+    Pack {
+        /// Factor on every query.
+        scale: f64,
+    },
+    /// `s = K · qt` on the neighbors.
+    Sddmm {
+        /// The tile's epilogue applies the mask and reduces the row maximum.
+        fused: bool,
+    },
+    /// `s = factor · s`.
+    Scale {
+        /// Factor on every score.
+        factor: f64,
+    },
+    /// Scores outside the neighbors become −inf (selected, never added: NaN outside does not enter).
+    Mask,
+    /// `m = max over keys of s`.
+    RowMax,
+    /// `p = base^(s − m)` and the row sums `l`.
+    Exp {
+        /// Base of the exponential.
+        base: Base,
+        /// Masked entries become 0 here, whatever their score.
+        masked: bool,
+    },
+    /// The hops, in order.
+    Hops {
+        /// Factors, one entry a hop.
+        factors: Vec<HopFactors>,
+        /// The restart term is added by the value tile.
+        restart_folded: bool,
+        /// More than one hop, or one that was not yet recognised as single: Z lives in memory between hops.
+        looped: bool,
+    },
+}
+
+/// Base of the softmax's exponential.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Base {
+    /// e, as the definition has it.
+    E,
+    /// 2: what the tiles compute; log2(e) has gone into the scale.
+    Two,
+}
+
+/// The schedule as the definition has it, before any pass: one operation a step.
+///
+/// The factor of the diffusion on V before the first hop ([`crate::spec::Diffusion::initial`]) goes into the
+/// first hop's step, since A is linear. No hop at all is a hop with step 0 whose restart is that factor: a step
+/// of 0 leaves the term out, so that NaN in it does not enter.
+pub fn build(spec: &PatternSpec, neighbors: BlockMask) -> Schedule {
+    let initial = spec.diffusion.initial;
+    let mut factors = spec.diffusion.hops.clone();
+    match factors.first_mut() {
+        None => factors.push(HopFactors { step: 0.0, restart: initial }),
+        Some(first) => first.step *= initial,
+    }
+    Schedule {
+        heads: spec.heads,
+        head_dim: spec.head_dim,
+        value_dim: spec.value_dim,
+        block_test: BlockTest::Every,
+        body: vec![
+            Op::Pack { scale: 1.0 },
+            Op::Sddmm { fused: false },
+            Op::Scale { factor: spec.scale },
+            Op::Mask,
+            Op::RowMax,
+            Op::Exp { base: Base::E, masked: false },
+            Op::Hops { factors, restart_folded: false, looped: true },
+        ],
+        neighbors,
+    }
+}
+
+impl Schedule {
+    /// The factors of the hops, at least one in a verified schedule.
+    pub fn hops(&self) -> &[HopFactors] {
+        let hops = self.body.iter().find_map(|op| match op {
+            Op::Hops { factors, .. } => Some(factors.as_slice()),
+            _ => None,
+        });
+        hops.unwrap_or(&[])
+    }
+
+    /// An internal error about this schedule.
+    pub(crate) fn broken(&self, message: impl Into<String>) -> Error {
+        Error::internal("schedule", message, self.print())
+    }
+}

@@ -104,7 +104,7 @@ pub struct Diffusion {
 }
 
 /// The factors of one hop: `Z' = step · A Z + restart · V`.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct HopFactors {
     /// Factor on A Z.
     pub step: f64,

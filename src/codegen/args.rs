@@ -1,0 +1,39 @@
+//! The record with which a kernel is called: plain data that generated code reads by offset.
+
+/// What a kernel function works on: block rows `first_row .. end_row` of one (batch, head).
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct KernelArgs {
+    /// Row 0 of the head's queries.
+    pub q: *const f32,
+    /// Floats from one query to the next.
+    pub q_stride: usize,
+    /// Row 0 of the head's keys.
+    pub k: *const f32,
+    /// Floats from one key to the next.
+    pub k_stride: usize,
+    /// Row 0 of the head's values.
+    pub v: *const f32,
+    /// Floats from one value to the next.
+    pub v_stride: usize,
+    /// Row 0 of the head's output.
+    pub out: *mut f32,
+    /// Floats from one output row to the next.
+    pub out_stride: usize,
+    /// Row maxima in the base-2 domain, `[q_len]`, or null where they are not wanted.
+    pub row_max: *mut f32,
+    /// Row sums, `[q_len]`; null together with `row_max`.
+    pub row_sum: *mut f32,
+    /// The mask's [`Tables`](super::Tables).
+    pub tables: *const u64,
+    /// The worker's scratch, 64-byte aligned.
+    pub local: *mut u8,
+    /// The head's scratch, 64-byte aligned.
+    pub shared: *mut u8,
+    /// First block row.
+    pub first_row: usize,
+    /// Block row behind the last.
+    pub end_row: usize,
+    /// Which hop (`hop` function).
+    pub hop: usize,
+}

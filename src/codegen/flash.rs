@@ -1,0 +1,121 @@
+//! `flash`: one hop, online softmax over the steps of a block row, P never stored.
+
+use std::mem::offset_of;
+
+use cranelift_codegen::ir::{InstBuilder, Value};
+
+use super::kernel::{Kernel, Row};
+use super::steps::{Panel, StepKind};
+use super::{KernelArgs, TileFn};
+use crate::plan::CHUNK_KEYS;
+use crate::tiles::{EdgeCall, ValueCall};
+
+/// Writes the function.
+pub(super) fn write(mut kernel: Kernel<'_, '_>) {
+    kernel.fill_records();
+    // Row by row: pack, then step by step scores, maxima, exponentials and values, then the output.
+    kernel.for_rows(|kernel, row, steps| {
+        let applies = kernel.plan.hops[0].step != 0.0;
+        let redo = applies && kernel.has_masks(steps);
+        kernel.redo_if_not_finite(redo, |kernel| {
+            kernel.begin_row(row);
+            kernel.for_steps(row, steps, |kernel, step| kernel.flash_step(row, step, applies, redo));
+            kernel.flash_output(row)
+        });
+        kernel.store_statistics(row);
+    });
+    kernel.finish();
+}
+
+impl<'p> Kernel<'_, 'p> {
+    fn flash_step(&mut self, row: Row, step: StepKind<'p>, applies: bool, redo: bool) {
+        let base = self.local(self.scratch.panel);
+        let stride = self.e.int(self.scratch.panel_stride as i64);
+        let panel = Panel { base, stride };
+        let v = self.arg(offset_of!(KernelArgs, v));
+        let v_stride = self.arg(offset_of!(KernelArgs, v_stride));
+        match step {
+            StepKind::Edges => {
+                let s = self.local(self.scratch.edges);
+                self.edge_scores(s);
+                self.update(row);
+                self.edge_exp();
+                if applies {
+                    // The first step of a row: sums start here.
+                    self.edge_values(s, v, v_stride);
+                }
+            }
+            StepKind::Joint(source) => {
+                self.for_pieces(row, source, |kernel, piece| kernel.score_piece(row, panel, piece));
+                self.update(row);
+                self.for_pieces(row, source, |kernel, piece| kernel.exp_piece(panel, piece));
+                if applies {
+                    self.rescale(row);
+                    self.values(row, panel, source, v, v_stride, redo);
+                }
+            }
+            StepKind::Stream(stretch) => {
+                let (start, len) = self.stretch(row, stretch);
+                let end = self.e.b.ins().iadd(start, len);
+                let most = self.e.int(i64::from(CHUNK_KEYS));
+                self.for_range(start, end, i64::from(CHUNK_KEYS), |kernel, key| {
+                    let left = kernel.e.b.ins().isub(end, key);
+                    let len = kernel.e.b.ins().smin(left, most);
+                    let chunk = kernel.chunk(key, len);
+                    kernel.score_piece(row, panel, chunk);
+                    kernel.update(row);
+                    kernel.exp_piece(panel, chunk);
+                    if applies {
+                        kernel.rescale(row);
+                        kernel.value_run(panel, chunk, v, v_stride);
+                    }
+                });
+            }
+        }
+    }
+
+    fn flash_output(&mut self, row: Row) -> Value {
+        let hop = self.plan.hops[0];
+        let sum = self.local(self.scratch.sum);
+        let factor = self.local(self.scratch.factor);
+        self.invert(row, sum, factor, Some(hop.step as f32));
+        let out = self.arg(offset_of!(KernelArgs, out));
+        let out_stride = self.arg(offset_of!(KernelArgs, out_stride));
+        let restart = self.e.b.ins().f32const(hop.restart as f32);
+        self.write_output(row, out, out_stride, restart)
+    }
+
+    /// Scores of the row's scattered edges into `s`, with the row maxima.
+    pub fn edge_scores(&mut self, s: Value) {
+        let record = self.records.edge;
+        let k = self.arg(offset_of!(KernelArgs, k));
+        let k_stride = self.arg(offset_of!(KernelArgs, k_stride));
+        let max = self.local(self.scratch.max);
+        self.set(record, offset_of!(EdgeCall, kv), k);
+        self.set(record, offset_of!(EdgeCall, kv_stride), k_stride);
+        self.set(record, offset_of!(EdgeCall, s), s);
+        self.set(record, offset_of!(EdgeCall, max), max);
+        self.call(TileFn::EdgeScore, record);
+    }
+
+    /// Probabilities of the edges scored last, and their sums.
+    pub fn edge_exp(&mut self) {
+        let record = self.records.edge;
+        let reference = self.local(self.scratch.reference);
+        let sum = self.local(self.scratch.sum);
+        self.set(record, offset_of!(EdgeCall, max), reference);
+        self.set(record, offset_of!(EdgeCall, sum), sum);
+        self.call(TileFn::EdgeExp, record);
+    }
+
+    /// Starts the row's sums with the values of its scattered edges.
+    pub fn edge_values(&mut self, s: Value, v: Value, v_stride: Value) {
+        let record = self.records.edge;
+        self.set(record, offset_of!(EdgeCall, s), s);
+        self.set(record, offset_of!(EdgeCall, kv), v);
+        self.set(record, offset_of!(EdgeCall, kv_stride), v_stride);
+        self.set_int(record, offset_of!(EdgeCall, accumulate), 0);
+        self.call(TileFn::EdgeValue, record);
+        self.set_int(self.records.value, offset_of!(ValueCall, accumulate), 1);
+    }
+}

@@ -1,0 +1,378 @@
+//! What the functions of a kernel share: arguments, call records, the walk over block rows.
+
+use std::mem::offset_of;
+
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::{
+    ExtFuncData, ExternalName, FuncRef, Function, InstBuilder, UserExternalName, Value, types,
+};
+use cranelift_codegen::isa::TargetIsa;
+use cranelift_frontend::FunctionBuilderContext;
+
+use super::emit::{Emit, signature};
+use super::tables::{Section, Starts};
+use super::{KernelArgs, TileFn, is_ordered};
+use crate::mask::QUERY_BLOCK;
+use crate::plan::{KernelPlan, RowPlan, Scratch, Step};
+use crate::tiles::exact::ExactCall;
+use crate::tiles::{EdgeCall, ExpCall, LANES, PackCall, ScoreCall, ValueCall};
+
+/// Bytes of 64 floats: one array over the queries of a block.
+const LANE_BYTES: i64 = (QUERY_BLOCK * size_of::<f32>()) as i64;
+
+/// Writes one function of a kernel.
+pub(super) struct Kernel<'a, 'p> {
+    pub e: Emit<'a>,
+    pub plan: &'p KernelPlan,
+    pub scratch: Scratch,
+    pub starts: Starts,
+    /// The function's argument.
+    pub args: Value,
+    /// Call records on the stack.
+    pub records: Records,
+    /// 1 while a block row is redone because its result was not finite, else 0; on the stack.
+    exact: Value,
+    tiles: [FuncRef; TileFn::ALL.len()],
+}
+
+/// Addresses of the call records. Fields that never change are written once, at the function's start.
+#[derive(Clone, Copy)]
+pub(super) struct Records {
+    pub pack: Value,
+    pub score: Value,
+    pub exp: Value,
+    pub value: Value,
+    pub exact: Value,
+    pub edge: Value,
+}
+
+/// A block row that is being walked.
+#[derive(Clone, Copy)]
+pub(super) struct Row {
+    /// Number of the row.
+    pub t: Value,
+    /// Place of its first query, 64 t.
+    pub place: Value,
+    /// Number of the row within its run (constant rows).
+    pub in_run: Value,
+    /// Its queries, 1 to 64.
+    pub count: Value,
+    /// Groups of 16 queries.
+    pub groups: Value,
+}
+
+/// Where the steps of a row are found.
+#[derive(Clone, Copy)]
+pub(super) enum Steps<'p> {
+    /// Known now.
+    Constant(&'p [Step]),
+    /// In the tables.
+    Table,
+}
+
+impl<'a, 'p> Kernel<'a, 'p> {
+    pub fn new(
+        plan: &'p KernelPlan,
+        function: &'a mut Function,
+        context: &'a mut FunctionBuilderContext,
+        isa: &dyn TargetIsa,
+    ) -> Self {
+        let tiles = std::array::from_fn(|index| import(function, isa, index));
+        let (mut e, params) = Emit::new(function, context, isa);
+        let mut record = |bytes: usize| e.stack(bytes as u32);
+        let records = Records {
+            pack: record(size_of::<PackCall>()),
+            score: record(size_of::<ScoreCall>()),
+            exp: record(size_of::<ExpCall>()),
+            value: record(size_of::<ValueCall>()),
+            exact: record(size_of::<ExactCall>()),
+            edge: record(size_of::<EdgeCall>()),
+        };
+        let exact = record(size_of::<u64>());
+        // What differs from mask to mask is read from the tables.
+        let mask = &plan.masks[0];
+        let (scratch, starts) = (Scratch::new(plan, mask), Starts::new(mask));
+        Self { e, plan, scratch, starts, args: params[0], records, exact, tiles }
+    }
+
+    /// Returns from the function.
+    pub fn finish(self) {
+        self.e.finish(&[]);
+    }
+
+    /// Reads a field of the arguments.
+    pub fn arg(&mut self, offset: usize) -> Value {
+        self.e.field(self.args, offset)
+    }
+
+    /// The address of a section of the tables, or the offset that stands in its place in the header.
+    pub fn section(&mut self, section: Section) -> Value {
+        let tables = self.arg(offset_of!(KernelArgs, tables));
+        let offset = self.e.load(types::I64, tables, (section as usize * size_of::<u64>()) as i32);
+        match section {
+            Section::SharedEdges | Section::SharedPanels => offset,
+            _ => self.e.b.ins().iadd(tables, offset),
+        }
+    }
+
+    /// An address in the worker's scratch.
+    pub fn local(&mut self, offset: usize) -> Value {
+        let base = self.arg(offset_of!(KernelArgs, local));
+        self.e.b.ins().iadd_imm_s(base, offset as i64)
+    }
+
+    /// An address in the head's scratch.
+    pub fn shared(&mut self, offset: usize) -> Value {
+        let base = self.arg(offset_of!(KernelArgs, shared));
+        self.e.b.ins().iadd_imm_s(base, offset as i64)
+    }
+
+    /// Writes a field of a record.
+    pub fn set(&mut self, record: Value, offset: usize, value: Value) {
+        self.e.store(value, record, offset as i32);
+    }
+
+    /// Writes an integer or null field of a record.
+    pub fn set_int(&mut self, record: Value, offset: usize, value: i64) {
+        let value = self.e.int(value);
+        self.set(record, offset, value);
+    }
+
+    /// Calls a tile with its record.
+    pub fn call(&mut self, tile: TileFn, record: Value) -> Option<Value> {
+        let call = self.e.b.ins().call(self.tiles[tile as usize], &[record]);
+        self.e.b.inst_results(call).first().copied()
+    }
+
+    /// Writes the fields of all records that are the same in every call.
+    pub fn fill_records(&mut self) {
+        let Records { pack, score, exp, value, exact, edge } = self.records;
+        let (d, dv) = (self.plan.head_dim as i64, self.plan.value_dim as i64);
+        let acc = self.local(self.scratch.acc);
+        let acc_stride = self.scratch.acc_stride as i64;
+        let q_stride = self.arg(offset_of!(KernelArgs, q_stride));
+        let k_stride = self.arg(offset_of!(KernelArgs, k_stride));
+        let qt = self.local(self.scratch.qt);
+        let max = self.local(self.scratch.max);
+        let reference = self.local(self.scratch.reference);
+        let sum = self.local(self.scratch.sum);
+        let factor = self.local(self.scratch.factor);
+
+        self.set(pack, offset_of!(PackCall, q_stride), q_stride);
+        self.set_int(pack, offset_of!(PackCall, d), d);
+        self.set(pack, offset_of!(PackCall, out), qt);
+        let scale = self.e.b.ins().f32const(self.plan.scores.pack_scale);
+        self.set(pack, offset_of!(PackCall, scale), scale);
+
+        self.set(score, offset_of!(ScoreCall, qt), qt);
+        self.set(score, offset_of!(ScoreCall, k_stride), k_stride);
+        self.set_int(score, offset_of!(ScoreCall, d), d);
+        let max_in_tile = if self.plan.scores.fused { max } else { self.e.int(0) };
+        self.set(score, offset_of!(ScoreCall, max), max_in_tile);
+
+        self.set(exp, offset_of!(ExpCall, max), reference);
+        self.set(exp, offset_of!(ExpCall, sum), sum);
+
+        self.set_int(value, offset_of!(ValueCall, dv), dv);
+        self.set(value, offset_of!(ValueCall, acc), acc);
+        self.set_int(value, offset_of!(ValueCall, acc_stride), acc_stride);
+        self.set(value, offset_of!(ValueCall, factor), factor);
+        self.set_int(value, offset_of!(ValueCall, out), 0);
+
+        self.set_int(exact, offset_of!(ExactCall, dv), dv);
+        self.set(exact, offset_of!(ExactCall, acc), acc);
+        self.set_int(exact, offset_of!(ExactCall, acc_stride), acc_stride);
+
+        if self.has_edges() {
+            let offsets = self.section(Section::EdgeOffsets);
+            let keys = self.section(Section::EdgeKeys);
+            self.set(edge, offset_of!(EdgeCall, q_stride), q_stride);
+            self.set_int(edge, offset_of!(EdgeCall, d), d);
+            self.set_int(edge, offset_of!(EdgeCall, dv), dv);
+            self.set(edge, offset_of!(EdgeCall, offsets), offsets);
+            self.set(edge, offset_of!(EdgeCall, edge_keys), keys);
+            self.set(edge, offset_of!(EdgeCall, acc), acc);
+            self.set_int(edge, offset_of!(EdgeCall, acc_stride), acc_stride);
+            // The panel's own factor, where there is one, goes onto edge scores here as well.
+            let scores = self.plan.scores;
+            let scale = self.e.b.ins().f32const(scores.pack_scale * scores.panel_scale.unwrap_or(1.0));
+            self.set(edge, offset_of!(EdgeCall, scale), scale);
+        }
+    }
+
+    /// Whether any mask has scattered edges.
+    pub fn has_edges(&self) -> bool {
+        self.plan.masks.iter().any(|mask| !mask.edges.keys.is_empty())
+    }
+
+    /// Walks the block rows of this call that the plan knows, in order.
+    pub fn for_rows(&mut self, body: impl Fn(&mut Self, Row, Steps<'p>)) {
+        let first = self.arg(offset_of!(KernelArgs, first_row));
+        let end = self.arg(offset_of!(KernelArgs, end_row));
+        // A kernel of several masks has only table rows, the same for each.
+        let rows: &'p [RowPlan] = &self.plan.masks[0].rows;
+        for group in rows.chunk_by(|a, b| a.table && b.table) {
+            let (run_first, last) = (group[0].first, &group[group.len() - 1]);
+            let run_end = last.first + last.count;
+            let run_first = self.e.int(i64::from(run_first));
+            let run_end = self.e.int(i64::from(run_end));
+            let start = self.e.b.ins().smax(first, run_first);
+            let stop = self.e.b.ins().smin(end, run_end);
+            let steps = if group[0].table { Steps::Table } else { Steps::Constant(&group[0].steps) };
+            self.for_range(start, stop, 1, |kernel, t| {
+                let row = kernel.row(t, run_first);
+                body(kernel, row, steps);
+            });
+        }
+    }
+
+    fn row(&mut self, t: Value, run_first: Value) -> Row {
+        let place = self.e.b.ins().ishl_imm_u(t, i64::from(QUERY_BLOCK.trailing_zeros()));
+        let in_run = self.e.b.ins().isub(t, run_first);
+        let block = self.e.int(QUERY_BLOCK as i64);
+        let count = if self.plan.q_len % QUERY_BLOCK == 0 {
+            block
+        } else {
+            let end = self.e.int(self.plan.q_len as i64);
+            let left = self.e.b.ins().isub(end, place);
+            self.e.b.ins().smin(left, block)
+        };
+        let up = self.e.b.ins().iadd_imm_s(count, LANES as i64 - 1);
+        let groups = self.e.b.ins().ushr_imm_u(up, i64::from(LANES.trailing_zeros()));
+        Row { t, place, in_run, count, groups }
+    }
+
+    /// Where the row's queries (or outputs) start, and the list of their row numbers or null.
+    pub fn rows_of(&mut self, row: Row, base: Value, stride: Value) -> (Value, Value) {
+        if is_ordered(self.plan) {
+            let order = self.section(Section::Order);
+            let order = self.e.offset(order, row.place, size_of::<u32>() as i64);
+            return (base, order);
+        }
+        let at = self.e.row(base, row.place, stride);
+        (at, self.e.int(0))
+    }
+
+    /// Packs the row's queries, and sets the fields that hold its number of queries and groups.
+    pub fn begin_row(&mut self, row: Row) {
+        let Records { pack, score, exp, edge, .. } = self.records;
+        let q = self.arg(offset_of!(KernelArgs, q));
+        let q_stride = self.arg(offset_of!(KernelArgs, q_stride));
+        let (q, rows) = self.rows_of(row, q, q_stride);
+        self.set(pack, offset_of!(PackCall, q), q);
+        self.set(pack, offset_of!(PackCall, rows), rows);
+        self.set(pack, offset_of!(PackCall, count), row.count);
+        self.call(TileFn::Pack, pack);
+        self.set(score, offset_of!(ScoreCall, groups), row.groups);
+        self.set(exp, offset_of!(ExpCall, groups), row.groups);
+        self.begin_values(row);
+        if self.has_edges() {
+            self.set(edge, offset_of!(EdgeCall, q), q);
+            self.set(edge, offset_of!(EdgeCall, q_rows), rows);
+        }
+        let lowest = self.e.constant(f32::NEG_INFINITY);
+        let zero = self.e.constant(0.0);
+        let max = self.local(self.scratch.max);
+        let old = self.local(self.scratch.old);
+        let sum = self.local(self.scratch.sum);
+        for lane in (0..LANE_BYTES as i32).step_by(16) {
+            self.e.store(lowest, max, lane);
+            self.e.store(lowest, old, lane);
+            self.e.store(zero, sum, lane);
+        }
+    }
+
+    /// Sets the fields of the value records that hold the row's number of queries, and starts sums at zero.
+    pub fn begin_values(&mut self, row: Row) {
+        let Records { value, exact, edge, .. } = self.records;
+        self.set(value, offset_of!(ValueCall, rows), row.count);
+        self.set(exact, offset_of!(ExactCall, rows), row.count);
+        self.set_int(value, offset_of!(ValueCall, accumulate), 0);
+        if self.has_edges() {
+            self.set(edge, offset_of!(EdgeCall, rows), row.count);
+            let offsets = self.section(Section::EdgeOffsets);
+            let offsets = self.e.offset(offsets, row.place, size_of::<u32>() as i64);
+            self.set(edge, offset_of!(EdgeCall, offsets), offsets);
+        }
+    }
+
+    /// Whether the row is being redone exactly; not 0 if so.
+    pub fn is_exact(&mut self) -> Value {
+        self.e.field(self.exact, 0)
+    }
+
+    /// Runs `row_body`, which returns the value tile's flag, and once more with `is_exact` set where the flag says
+    /// that a result is not finite: a NaN or Inf value of a forbidden pair may have met its probability 0.
+    pub fn redo_if_not_finite(&mut self, redo: bool, row_body: impl FnOnce(&mut Self) -> Value) {
+        let zero = self.e.int(0);
+        self.e.store(zero, self.exact, 0);
+        if !redo {
+            row_body(self);
+            return;
+        }
+        let (again, after) = (self.e.b.create_block(), self.e.b.create_block());
+        self.e.b.ins().jump(again, &[]);
+        self.e.b.switch_to_block(again);
+        let flag = row_body(self);
+        let was_exact = self.is_exact();
+        let one = self.e.int(1);
+        self.e.store(one, self.exact, 0);
+        let more = self.e.b.ins().icmp(IntCC::UnsignedGreaterThan, flag, was_exact);
+        self.e.b.ins().brif(more, again, &[], after, &[]);
+        self.e.b.seal_block(again);
+        self.e.b.seal_block(after);
+        self.e.b.switch_to_block(after);
+    }
+
+    /// Runs a loop of the emitter with the kernel in its body.
+    pub fn for_range(&mut self, start: Value, end: Value, step: i64, body: impl FnOnce(&mut Self, Value)) {
+        let (header, inside, after) = (self.e.b.create_block(), self.e.b.create_block(), self.e.b.create_block());
+        let ptr = self.e.ptr;
+        let index = self.e.b.append_block_param(header, ptr);
+        self.e.b.ins().jump(header, &[start.into()]);
+        self.e.b.switch_to_block(header);
+        let more = self.e.b.ins().icmp(IntCC::SignedLessThan, index, end);
+        self.e.b.ins().brif(more, inside, &[], after, &[]);
+        self.e.b.seal_block(inside);
+        self.e.b.switch_to_block(inside);
+        body(self, index);
+        let next = self.e.b.ins().iadd_imm_s(index, step);
+        self.e.b.ins().jump(header, &[next.into()]);
+        self.e.b.seal_block(header);
+        self.e.b.seal_block(after);
+        self.e.b.switch_to_block(after);
+    }
+
+    /// Runs one of two branches.
+    pub fn if_else(&mut self, condition: Value, then: impl FnOnce(&mut Self), otherwise: impl FnOnce(&mut Self)) {
+        let (yes, no, after) = (self.e.b.create_block(), self.e.b.create_block(), self.e.b.create_block());
+        self.e.b.ins().brif(condition, yes, &[], no, &[]);
+        self.e.b.seal_block(yes);
+        self.e.b.seal_block(no);
+        self.e.b.switch_to_block(yes);
+        then(self);
+        self.e.b.ins().jump(after, &[]);
+        self.e.b.switch_to_block(no);
+        otherwise(self);
+        self.e.b.ins().jump(after, &[]);
+        self.e.b.seal_block(after);
+        self.e.b.switch_to_block(after);
+    }
+
+    /// The bytes from one stored or local panel lane group of 16 keys to the next key.
+    pub fn panel_at(&mut self, panel: Value, at: Value) -> Value {
+        self.e.offset(panel, at, (LANES * size_of::<f32>()) as i64)
+    }
+}
+
+fn import(function: &mut Function, isa: &dyn TargetIsa, index: usize) -> FuncRef {
+    let returns: &[_] = if TileFn::ALL[index].returns_flag() { &[types::I64] } else { &[] };
+    let signature = function.import_signature(signature(isa.default_call_conv(), &[isa.pointer_type()], returns));
+    let name = function.declare_imported_user_function(UserExternalName { namespace: 0, index: index as u32 });
+    function.import_function(ExtFuncData {
+        name: ExternalName::user(name),
+        signature,
+        colocated: false,
+        patchable: false,
+    })
+}

@@ -1,0 +1,396 @@
+//! Pieces and runs of a step: operands for the tiles, from constants or from tables.
+
+use std::mem::offset_of;
+
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::{InstBuilder, Value, types};
+
+use super::kernel::{Kernel, Records, Row, Steps};
+use super::tables::{EDGE_STEP, ENTRY_WORDS, NONE, Section};
+use super::{KernelArgs, TileFn};
+use crate::plan::{Piece, PieceKeys, Step, Stretch, ValueRun};
+use crate::tiles::exact::ExactCall;
+use crate::tiles::{ExpCall, LANES, ROW_BLOCKS, ScoreCall, ValueCall};
+
+/// Operands of one piece or run.
+#[derive(Clone, Copy)]
+pub(super) struct Operands {
+    /// First key, 0 for a list.
+    start: Value,
+    /// Keys.
+    pub len: Value,
+    /// Address of the list, or 0.
+    list: Value,
+    /// Address of mask words (a piece) or trims (a run), or 0.
+    aux: Value,
+    /// Where the first key stands in the panel.
+    pub at: Value,
+    /// Whether mask words may exist.
+    masked: Masked,
+}
+
+/// What is known of a piece's mask when code is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Masked {
+    Yes,
+    No,
+    Perhaps,
+}
+
+/// A panel of scores: where its group 0 starts, and floats to the next group.
+#[derive(Clone, Copy)]
+pub(super) struct Panel {
+    pub base: Value,
+    pub stride: Value,
+}
+
+/// What a step is, with where its pieces are.
+#[derive(Clone, Copy)]
+pub(super) enum StepKind<'p> {
+    Edges,
+    Joint(Source<'p>),
+    Stream(Stretch),
+}
+
+/// Where pieces and runs of a joint step are found.
+#[derive(Clone, Copy)]
+pub(super) enum Source<'p> {
+    Constant(&'p [Piece], &'p [ValueRun]),
+    /// Address of the step's entry.
+    Table(Value),
+}
+
+impl<'p> Kernel<'_, 'p> {
+    /// Runs `body` for every step of the row.
+    pub fn for_steps(&mut self, row: Row, steps: Steps<'p>, body: impl Fn(&mut Self, StepKind<'p>)) {
+        match steps {
+            Steps::Constant(steps) => {
+                for step in steps {
+                    let kind = match step {
+                        Step::Edges => StepKind::Edges,
+                        Step::Joint { pieces, runs } => StepKind::Joint(Source::Constant(pieces, runs)),
+                        Step::Stream(stretch) => StepKind::Stream(*stretch),
+                    };
+                    body(self, kind);
+                }
+            }
+            Steps::Table => {
+                let rows = self.section(Section::Rows);
+                let entry = self.e.offset(rows, row.t, 8);
+                let first = self.e.load_u32(entry, 0);
+                let count = self.e.load_u32(entry, 4);
+                let end = self.e.b.ins().iadd(first, count);
+                let table = self.section(Section::Steps);
+                let has_edges = self.has_edges();
+                self.for_range(first, end, 1, |kernel, index| {
+                    let step = kernel.e.offset(table, index, 16);
+                    if !has_edges {
+                        body(kernel, StepKind::Joint(Source::Table(step)));
+                        return;
+                    }
+                    let pieces = kernel.e.load_u32(step, 4);
+                    let is_edges = kernel.e.b.ins().icmp_imm_u(IntCC::Equal, pieces, i64::from(EDGE_STEP));
+                    kernel.if_else(
+                        is_edges,
+                        |kernel| body(kernel, StepKind::Edges),
+                        |kernel| body(kernel, StepKind::Joint(Source::Table(step))),
+                    );
+                });
+            }
+        }
+    }
+
+    /// Whether a row of these steps can need the exact redo.
+    pub fn has_masks(&self, steps: Steps<'p>) -> bool {
+        match steps {
+            Steps::Table => true,
+            Steps::Constant(steps) => steps.iter().any(|step| match step {
+                Step::Joint { pieces, .. } => pieces.iter().any(|piece| piece.mask.is_some()),
+                Step::Edges | Step::Stream(_) => false,
+            }),
+        }
+    }
+
+    /// Runs `body` for every piece of a joint step.
+    pub fn for_pieces(&mut self, row: Row, source: Source<'p>, body: impl Fn(&mut Self, Operands)) {
+        match source {
+            Source::Constant(pieces, _) => {
+                for piece in pieces {
+                    let list = self.starts.list(piece.keys);
+                    let aux = self.starts.word(piece.mask);
+                    let mut operands = self.constant(row, piece.keys, piece.at, list);
+                    if let Some(address) = self.entry_address(Section::Words, aux, 8) {
+                        operands.aux = address;
+                        operands.masked = Masked::Yes;
+                    }
+                    body(self, operands);
+                }
+            }
+            Source::Table(step) => self.for_entries(step, 0, Section::Pieces, Section::Words, 8, body),
+        }
+    }
+
+    /// Runs `body` for every value run of a joint step.
+    fn for_runs(&mut self, row: Row, source: Source<'p>, body: impl Fn(&mut Self, Operands)) {
+        const TRIM_BYTES: i64 = (ROW_BLOCKS * size_of::<[u32; 2]>()) as i64;
+        match source {
+            Source::Constant(_, runs) => {
+                for run in runs {
+                    let list = self.starts.list(run.keys);
+                    let mut operands = self.constant(row, run.keys, run.at, list);
+                    if let Some(address) = self.entry_address(Section::Trims, run.trims.unwrap_or(NONE), TRIM_BYTES) {
+                        operands.aux = address;
+                    }
+                    body(self, operands);
+                }
+            }
+            Source::Table(step) => self.for_entries(step, 8, Section::Runs, Section::Trims, TRIM_BYTES, body),
+        }
+    }
+
+    fn entry_address(&mut self, section: Section, index: u32, bytes: i64) -> Option<Value> {
+        if index == NONE {
+            return None;
+        }
+        let base = self.section(section);
+        Some(self.e.b.ins().iadd_imm_s(base, i64::from(index) * bytes))
+    }
+
+    fn constant(&mut self, row: Row, keys: PieceKeys, at: u32, list: u32) -> Operands {
+        let (start, len) = match keys {
+            PieceKeys::Range(stretch) => self.stretch(row, stretch),
+            PieceKeys::List { len, .. } => (self.e.int(0), self.e.int(i64::from(len))),
+        };
+        let zero = self.e.int(0);
+        let list = self.entry_address(Section::Lists, list, 4).unwrap_or(zero);
+        let at = self.e.int(i64::from(at));
+        Operands { start, len, list, aux: zero, at, masked: Masked::No }
+    }
+
+    /// First key and number of keys of a stretch in this row.
+    pub fn stretch(&mut self, row: Row, stretch: Stretch) -> (Value, Value) {
+        let mut affine = |base: u32, step: u32| {
+            let base = self.e.int(i64::from(base));
+            match step {
+                0 => base,
+                step => {
+                    let moved = self.e.b.ins().imul_imm_s(row.in_run, i64::from(step));
+                    self.e.b.ins().iadd(base, moved)
+                }
+            }
+        };
+        (affine(stretch.start, stretch.start_step), affine(stretch.len, stretch.len_step))
+    }
+
+    fn for_entries(
+        &mut self,
+        step: Value,
+        field: i32,
+        entries: Section,
+        aux: Section,
+        aux_bytes: i64,
+        body: impl Fn(&mut Self, Operands),
+    ) {
+        let first = self.e.load_u32(step, field);
+        let count = self.e.load_u32(step, field + 4);
+        let end = self.e.b.ins().iadd(first, count);
+        let table = self.section(entries);
+        let lists = self.section(Section::Lists);
+        let aux_table = self.section(aux);
+        let masked = if aux == Section::Words { Masked::Perhaps } else { Masked::No };
+        self.for_range(first, end, 1, |kernel, index| {
+            let entry = kernel.e.offset(table, index, (ENTRY_WORDS * size_of::<u32>()) as i64);
+            let [start, len, at] = [0, 4, 8].map(|offset| kernel.e.load_u32(entry, offset));
+            let list = kernel.optional(entry, 12, lists, 4);
+            let aux = kernel.optional(entry, 16, aux_table, aux_bytes);
+            body(kernel, Operands { start, len, list, aux, at, masked });
+        });
+    }
+
+    /// The address of an entry whose index stands in a table, or 0 where the index is [`NONE`].
+    fn optional(&mut self, entry: Value, offset: i32, base: Value, bytes: i64) -> Value {
+        let index = self.e.load_u32(entry, offset);
+        let address = self.e.offset(base, index, bytes);
+        let is_none = self.e.b.ins().icmp_imm_u(IntCC::Equal, index, i64::from(NONE));
+        let zero = self.e.int(0);
+        self.e.b.ins().select(is_none, zero, address)
+    }
+
+    /// Scores of a piece, with the row maximum; mask and maximum are passes of their own where they were not
+    /// fused.
+    pub fn score_piece(&mut self, row: Row, panel: Panel, piece: Operands) {
+        let record = self.records.score;
+        let k = self.arg(offset_of!(KernelArgs, k));
+        let k_stride = self.arg(offset_of!(KernelArgs, k_stride));
+        let k = self.e.row(k, piece.start, k_stride);
+        let s = self.panel_at(panel.base, piece.at);
+        let words = self.words(piece);
+        let fused = self.plan.scores.fused;
+        let in_tile = if fused { words } else { self.e.int(0) };
+        self.set(record, offset_of!(ScoreCall, k), k);
+        self.set(record, offset_of!(ScoreCall, keys), piece.list);
+        self.set(record, offset_of!(ScoreCall, nkeys), piece.len);
+        self.set(record, offset_of!(ScoreCall, words), in_tile);
+        self.set(record, offset_of!(ScoreCall, s), s);
+        self.set(record, offset_of!(ScoreCall, s_stride), panel.stride);
+        self.call(TileFn::Score, record);
+        if let Some(factor) = self.plan.scores.panel_scale {
+            let factor = self.e.constant(factor);
+            self.for_panel(row, s, panel.stride, piece.len, |kernel, address, _, _, _| {
+                for offset in [0, 16, 32, 48] {
+                    let score = kernel.e.load(types::F32X4, address, offset);
+                    let scaled = kernel.e.b.ins().fmul(score, factor);
+                    kernel.e.store(scaled, address, offset);
+                }
+            });
+        }
+        if !fused {
+            self.mask_and_rowmax(row, s, panel.stride, piece, words);
+        }
+    }
+
+    /// The unfused operations `mask` and `rowmax` over one piece.
+    fn mask_and_rowmax(&mut self, row: Row, s: Value, stride: Value, piece: Operands, words: Value) {
+        let lowest = self.e.constant(f32::NEG_INFINITY);
+        let max = self.local(self.scratch.max);
+        let no_words = self.e.b.ins().icmp_imm_u(IntCC::Equal, words, 0);
+        self.for_panel(row, s, stride, piece.len, |kernel, address, group, key, _| {
+            let ones = kernel.e.b.ins().iconst(types::I64, -1);
+            let at = kernel.e.offset(words, key, 8);
+            // Without words nothing is read: the address is replaced by one that is always readable.
+            let at = kernel.e.b.ins().select(no_words, address, at);
+            let word = kernel.e.load(types::I64, at, 0);
+            let word = kernel.e.b.ins().select(no_words, ones, word);
+            let shift = kernel.e.b.ins().imul_imm_s(group, LANES as i64);
+            let bits = kernel.e.b.ins().ushr(word, shift);
+            let bits = kernel.e.b.ins().ireduce(types::I32, bits);
+            let max = kernel.e.offset(max, group, (LANES * 4) as i64);
+            for vector in 0..4 {
+                let offset = vector * 16;
+                let score = kernel.e.load(types::F32X4, address, offset);
+                let allowed = kernel.allowed_lanes(bits, vector as u32 * 4);
+                let score = kernel.e.b.ins().bitselect(allowed, score, lowest);
+                kernel.e.store(score, address, offset);
+                let so_far = kernel.e.load(types::F32X4, max, offset);
+                let larger = kernel.e.max(score, so_far);
+                kernel.e.store(larger, max, offset);
+            }
+        });
+    }
+
+    /// Lane `i` all ones where bit `first + i` is set.
+    fn allowed_lanes(&mut self, bits: Value, first: u32) -> Value {
+        let wide = self.e.b.ins().splat(types::I32X4, bits);
+        let probes = self.e.lanes([1 << first, 2 << first, 4 << first, 8 << first], types::I32X4);
+        let hit = self.e.b.ins().band(wide, probes);
+        let mask = self.e.b.ins().icmp(IntCC::Equal, hit, probes);
+        self.e.as_f32(mask)
+    }
+
+    /// For every group and key of a piece: the address of its 16 lanes, the group and the key.
+    fn for_panel(
+        &mut self,
+        row: Row,
+        s: Value,
+        stride: Value,
+        len: Value,
+        body: impl Fn(&mut Self, Value, Value, Value, ()),
+    ) {
+        let zero = self.e.int(0);
+        self.for_range(zero, row.groups, 1, |kernel, group| {
+            let base = kernel.e.row(s, group, stride);
+            kernel.for_range(zero, len, 1, |kernel, key| {
+                let address = kernel.panel_at(base, key);
+                body(kernel, address, group, key, ());
+            });
+        });
+    }
+
+    /// The words a piece is tested against, or 0.
+    fn words(&mut self, piece: Operands) -> Value {
+        if !self.plan.scores.test_every || piece.masked == Masked::Yes {
+            return piece.aux;
+        }
+        let ones = self.section(Section::Ones);
+        let has_words = self.e.b.ins().icmp_imm_u(IntCC::NotEqual, piece.aux, 0);
+        self.e.b.ins().select(has_words, piece.aux, ones)
+    }
+
+    /// Probabilities of a piece, in place, and their sums.
+    pub fn exp_piece(&mut self, panel: Panel, piece: Operands) {
+        let record = self.records.exp;
+        let s = self.panel_at(panel.base, piece.at);
+        let words = if self.plan.scores.exp_masked { self.words(piece) } else { self.e.int(0) };
+        self.set(record, offset_of!(ExpCall, s), s);
+        self.set(record, offset_of!(ExpCall, s_stride), panel.stride);
+        self.set(record, offset_of!(ExpCall, nkeys), piece.len);
+        self.set(record, offset_of!(ExpCall, words), words);
+        self.call(TileFn::Exp, record);
+    }
+
+    /// Adds the values of a joint step to the row's sums.
+    ///
+    /// Runs go across masked pieces, where probabilities are 0; the exact redo goes piece by piece and leaves
+    /// masked pairs out.
+    pub fn values(&mut self, row: Row, panel: Panel, source: Source<'p>, v: Value, v_stride: Value, redo: bool) {
+        if !redo {
+            self.for_runs(row, source, |kernel, run| kernel.value_run(panel, run, v, v_stride));
+            return;
+        }
+        let exact = self.is_exact();
+        self.if_else(
+            exact,
+            |kernel| {
+                kernel.for_pieces(row, source, |kernel, piece| match piece.masked {
+                    Masked::No => kernel.value_run(panel, piece, v, v_stride),
+                    Masked::Yes => kernel.value_exact(panel, piece, v, v_stride),
+                    Masked::Perhaps => kernel.if_else(
+                        piece.aux,
+                        |kernel| kernel.value_exact(panel, piece, v, v_stride),
+                        |kernel| kernel.value_run(panel, piece, v, v_stride),
+                    ),
+                });
+            },
+            |kernel| kernel.for_runs(row, source, |kernel, run| kernel.value_run(panel, run, v, v_stride)),
+        );
+    }
+
+    /// Adds one run to the row's sums; a piece without mask is a run without trims.
+    pub fn value_run(&mut self, panel: Panel, run: Operands, v: Value, v_stride: Value) {
+        let record = self.records.value;
+        let v = self.e.row(v, run.start, v_stride);
+        let p = self.panel_at(panel.base, run.at);
+        self.set(record, offset_of!(ValueCall, p), p);
+        self.set(record, offset_of!(ValueCall, p_stride), panel.stride);
+        self.set(record, offset_of!(ValueCall, v), v);
+        self.set(record, offset_of!(ValueCall, v_stride), v_stride);
+        self.set(record, offset_of!(ValueCall, keys), run.list);
+        self.set(record, offset_of!(ValueCall, nkeys), run.len);
+        self.set(record, offset_of!(ValueCall, trims), run.aux);
+        self.call(TileFn::Value, record);
+        self.set_int(record, offset_of!(ValueCall, accumulate), 1);
+    }
+
+    fn value_exact(&mut self, panel: Panel, piece: Operands, v: Value, v_stride: Value) {
+        let Records { exact: record, value, .. } = self.records;
+        let v = self.e.row(v, piece.start, v_stride);
+        let p = self.panel_at(panel.base, piece.at);
+        let accumulate = self.e.field(value, offset_of!(ValueCall, accumulate));
+        self.set(record, offset_of!(ExactCall, p), p);
+        self.set(record, offset_of!(ExactCall, p_stride), panel.stride);
+        self.set(record, offset_of!(ExactCall, v), v);
+        self.set(record, offset_of!(ExactCall, v_stride), v_stride);
+        self.set(record, offset_of!(ExactCall, keys), piece.list);
+        self.set(record, offset_of!(ExactCall, nkeys), piece.len);
+        self.set(record, offset_of!(ExactCall, words), piece.aux);
+        self.set(record, offset_of!(ExactCall, accumulate), accumulate);
+        self.call(TileFn::ValueExact, record);
+        self.set_int(value, offset_of!(ValueCall, accumulate), 1);
+    }
+
+    /// Operands of a chunk of unmasked keys at the start of the panel.
+    pub fn chunk(&mut self, start: Value, len: Value) -> Operands {
+        let zero = self.e.int(0);
+        Operands { start, len, list: zero, aux: zero, at: zero, masked: Masked::No }
+    }
+}

@@ -1,0 +1,191 @@
+//! The way of the data, on one screen.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::mask::BlockMask;
+use crate::pattern::Pattern;
+use crate::plan::{Strategy, Wishes};
+use crate::runtime::Kernel;
+use crate::schedule::VerifiedSchedule;
+use crate::spec::PatternSpec;
+use crate::target::Isa;
+use crate::{codegen, jit, machine, mask, passes, pattern, plan, schedule};
+
+/// Everything the steps make of one spec at one length.
+#[derive(Debug)]
+pub struct Compiled {
+    /// The predicate tree.
+    pub pattern: Pattern,
+    /// The block mask, before any pass.
+    pub mask: BlockMask,
+    /// The schedule, after all passes.
+    pub schedule: VerifiedSchedule,
+    /// The callable kernel; it holds the plan.
+    pub kernel: Kernel,
+    /// How long each step took, in order.
+    pub timings: Vec<(&'static str, Duration)>,
+}
+
+/// Compiles a spec for one pair of lengths.
+///
+/// # Errors
+/// [`Error::Spec`] where the spec does not fit the lengths, [`Error::Unsupported`] for wishes that cannot be
+/// served, [`Error::Memory`] beyond the limit. [`Error::Internal`] is our bug.
+pub fn compile(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Options) -> Result<Compiled> {
+    let mut clock = Clock::default();
+    // Expressions are evaluated and random choices drawn: from here on there are only numbers.
+    let pattern = clock.time("resolve", || pattern::resolve(spec, q_len, kv_len))?;
+    // Whole blocks are classified by intervals; points are visited only inside partial blocks.
+    let mask = clock.time("mask", || mask::build(&pattern, options.memory_limit))?;
+    let schedule = clock.time("schedule", || schedule::build(spec, mask.clone()));
+    let schedule = clock.time("passes", || passes::run(schedule, &options.without))?;
+    let schedule = clock.time("verify", || schedule::verify(schedule))?;
+    let plan = clock.time("plan", || plan::build(&schedule, options.isa, Wishes { strategy: options.strategy }))?;
+    let isa = jit::target_isa()?;
+    let functions = clock.time("lower", || codegen::lower(&plan, &*isa));
+    let code = clock.time("link", || jit::link(&plan, functions, &isa))?;
+    let kernel = clock.time("kernel", || Kernel::new(plan, code, options.threads))?;
+    check_memory(&kernel, options.memory_limit)?;
+    Ok(Compiled { pattern, mask, schedule, kernel, timings: clock.steps })
+}
+
+/// The text of one stage, for `emit`.
+///
+/// # Errors
+/// Those of [`compile`], as far as the stage needs the steps before it.
+pub fn emit(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Options, stage: Stage) -> Result<String> {
+    let pattern = pattern::resolve(spec, q_len, kv_len)?;
+    if stage == Stage::Pattern {
+        return Ok(pattern.print());
+    }
+    let mask = mask::build(&pattern, options.memory_limit)?;
+    if stage == Stage::Mask {
+        return Ok(mask.print());
+    }
+    let schedule = schedule::build(spec, mask);
+    if stage == Stage::Schedule {
+        return Ok(schedule.print());
+    }
+    let schedule = schedule::verify(passes::run(schedule, &options.without)?)?;
+    if stage == Stage::Fused {
+        return Ok(schedule.print());
+    }
+    let plan = plan::build(&schedule, options.isa, Wishes { strategy: options.strategy })?;
+    if stage == Stage::Plan {
+        return Ok(plan.print());
+    }
+    let isa = jit::target_isa()?;
+    let functions = codegen::lower(&plan, &*isa);
+    match stage {
+        Stage::Clif => Ok(functions.iter().map(|lowered| format!("{}\n", lowered.function.display())).collect()),
+        _ => jit::disassemble(functions, &isa),
+    }
+}
+
+fn check_memory(kernel: &Kernel, limit: u64) -> Result<()> {
+    let given = kernel.scratch_bytes(1) + kernel.code_bytes().1 as u64;
+    if given > limit {
+        return Err(Error::Memory { what: format!("scratch of the {} kernel", kernel.plan().strategy), given, limit });
+    }
+    Ok(())
+}
+
+/// What a caller may insist on.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Tile family.
+    pub isa: Isa,
+    /// Threads of a call, at least 1.
+    pub threads: usize,
+    /// Strategy; the planner chooses where there is none.
+    pub strategy: Option<Strategy>,
+    /// Passes to leave out, by name.
+    pub without: Vec<String>,
+    /// Bytes that masks, tables and scratch may take.
+    pub memory_limit: u64,
+}
+
+impl Default for Options {
+    /// The best tile family, all cores, 80 % of the free memory.
+    fn default() -> Self {
+        Self {
+            isa: Isa::best(),
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            strategy: None,
+            without: Vec::new(),
+            memory_limit: machine::default_memory_limit(),
+        }
+    }
+}
+
+/// A stage whose text `emit` prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The resolved predicate tree.
+    Pattern,
+    /// The block mask.
+    Mask,
+    /// The schedule as the definition has it.
+    Schedule,
+    /// The schedule after all passes.
+    Fused,
+    /// The plan.
+    Plan,
+    /// Cranelift's intermediate form.
+    Clif,
+    /// Machine code.
+    Asm,
+}
+
+impl Stage {
+    /// Every stage, in order.
+    pub const ALL: [Self; 7] =
+        [Self::Pattern, Self::Mask, Self::Schedule, Self::Fused, Self::Plan, Self::Clif, Self::Asm];
+
+    /// Name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pattern => "pattern",
+            Self::Mask => "mask",
+            Self::Schedule => "schedule",
+            Self::Fused => "fused",
+            Self::Plan => "plan",
+            Self::Clif => "clif",
+            Self::Asm => "asm",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Stage {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|stage| stage.name() == name).ok_or_else(|| {
+            let names = Self::ALL.map(Self::name);
+            Error::unsupported(format!("stage `{name}`"), format!("the stages are {}", names.join(", ")))
+        })
+    }
+}
+
+#[derive(Default)]
+struct Clock {
+    steps: Vec<(&'static str, Duration)>,
+}
+
+impl Clock {
+    fn time<T>(&mut self, step: &'static str, work: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let result = work();
+        self.steps.push((step, start.elapsed()));
+        result
+    }
+}

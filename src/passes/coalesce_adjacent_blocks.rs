@@ -1,0 +1,21 @@
+//! `[a, b) masked, [b, c) masked -> [a, c) masked`, and the same for two full runs.
+//!
+//! A union of nodes meets a row in runs that touch; one longer run is one call of each tile, and lets the
+//! value tile keep its sums in registers. Full and masked runs stay apart: joining them would bring mask
+//! tests to the full one. The value tile joins across that border by itself, since masked probabilities
+//! are 0.
+
+use super::Pass;
+use crate::mask;
+use crate::schedule::Schedule;
+
+pub(super) const PASS: Pass = Pass {
+    name: "coalesce_adjacent_blocks",
+    rewrite: "[a, b) [b, c) of one kind -> [a, c)",
+    run,
+};
+
+fn run(schedule: &mut Schedule) {
+    let q_len = schedule.neighbors.q_len;
+    schedule.neighbors.masks.iter_mut().for_each(|mask| mask::coalesce(mask, q_len));
+}

@@ -1,0 +1,264 @@
+//! The plan: how one kernel walks its block rows on this machine.
+//!
+//! In: a [`VerifiedSchedule`], a tile family, and what the caller insists on. Out: a [`KernelPlan`]: the
+//! strategy and why, for every block row its steps (pieces of keys that share one panel of scores, runs of
+//! keys for the value tile with their trims), and the scratch that a call needs. Code generation adds no
+//! decision to it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::mask::{Edges, HeadMask, QUERY_BLOCK, RowOrder};
+use crate::schedule::{Base, BlockTest, Op, VerifiedSchedule};
+use crate::spec::HopFactors;
+use crate::target::Isa;
+use crate::tiles::{LANES, ROW_BLOCKS};
+
+mod rows;
+mod scratch;
+mod text;
+
+pub use rows::{CHUNK_KEYS, JOINT_KEYS, Piece, PieceKeys, RowPlan, Step, Stretch, ValueRun};
+pub use scratch::Scratch;
+pub use text::parse;
+
+/// How the hops of a block row follow each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Strategy {
+    /// One hop, online softmax, P never leaves the panel of its block row.
+    Flash,
+    /// P is stored once per head, then read by one SpMM per hop.
+    Resident,
+}
+
+impl Strategy {
+    /// Every strategy.
+    pub const ALL: [Self; 2] = [Self::Flash, Self::Resident];
+
+    /// Name on the command line and in every text form.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Flash => "flash",
+            Self::Resident => "resident",
+        }
+    }
+}
+
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Strategy {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|strategy| strategy.name() == name).ok_or_else(|| {
+            Error::unsupported(format!("strategy `{name}`"), "the strategies are flash, resident".to_owned())
+        })
+    }
+}
+
+/// How one kernel computes all heads of one problem size.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KernelPlan {
+    /// Tile family.
+    pub isa: Isa,
+    /// Strategy.
+    pub strategy: Strategy,
+    /// Why this strategy, and why not the others; for people.
+    pub reasons: Vec<String>,
+    /// Query heads.
+    pub heads: usize,
+    /// Queries.
+    pub q_len: usize,
+    /// Keys.
+    pub kv_len: usize,
+    /// Width of a query or key.
+    pub head_dim: usize,
+    /// Width of a value.
+    pub value_dim: usize,
+    /// How scores become probabilities.
+    pub scores: ScoreForm,
+    /// Factors, one entry a hop.
+    pub hops: Vec<HopFactors>,
+    /// The value tile adds the restart term.
+    pub restart_folded: bool,
+    /// One plan per distinct block mask.
+    pub masks: Vec<MaskPlan>,
+    /// For every query head, its index in `masks`.
+    pub mask_of_head: Vec<u32>,
+}
+
+/// How scores become probabilities, as far as passes may have changed it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ScoreForm {
+    /// Factor that packing puts on the queries.
+    pub pack_scale: f32,
+    /// Factor on the panel of scores before the maximum, where it did not go into the queries.
+    pub panel_scale: Option<f32>,
+    /// Mask and maximum are taken in the score tile; otherwise by passes over the panel.
+    pub fused: bool,
+    /// The exponential selects by mask words.
+    pub exp_masked: bool,
+    /// Full blocks are tested too, against words of ones.
+    pub test_every: bool,
+}
+
+/// The walk over one block mask.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MaskPlan {
+    /// Query at each place, where the order is not the identity.
+    pub order: Option<Vec<u32>>,
+    /// Mask words of partial pieces.
+    pub words: Vec<Vec<u64>>,
+    /// Gathered keys.
+    pub lists: Vec<Vec<u32>>,
+    /// Distinct trims of value runs, `[front, back]` per register row block.
+    pub trims: Vec<[[u32; 2]; ROW_BLOCKS]>,
+    /// Scattered edges, by place.
+    pub edges: Edges,
+    /// Block rows in order.
+    pub rows: Vec<RowPlan>,
+    /// Keys of the widest panel.
+    pub panel_keys: usize,
+    /// Scattered edges of the fullest block row.
+    pub block_edges: usize,
+    /// Keys of all panels together: what `resident` stores.
+    pub stored_keys: u64,
+}
+
+impl KernelPlan {
+    /// Block rows.
+    pub fn block_rows(&self) -> usize {
+        self.q_len.div_ceil(QUERY_BLOCK)
+    }
+
+    /// Groups of 16 queries in the widest block row.
+    pub fn groups(&self) -> usize {
+        self.q_len.min(QUERY_BLOCK).div_ceil(LANES)
+    }
+}
+
+/// What a caller may insist on.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wishes {
+    /// The strategy; the planner chooses where there is none.
+    pub strategy: Option<Strategy>,
+}
+
+/// Plans a kernel.
+///
+/// # Errors
+/// [`Error::Unsupported`] when the wished strategy is not legal for the schedule, with the reason.
+pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<KernelPlan> {
+    let mut scores =
+        ScoreForm { pack_scale: 1.0, panel_scale: None, fused: false, exp_masked: false, test_every: false };
+    scores.test_every = schedule.block_test == BlockTest::Every;
+    let mut panel_scale = 1.0;
+    let mut hops = Vec::new();
+    let (mut restart_folded, mut looped) = (true, false);
+    for op in &schedule.body {
+        match op {
+            Op::Pack { scale } => scores.pack_scale = *scale as f32,
+            Op::Sddmm { fused } => scores.fused = *fused,
+            Op::Scale { factor } => panel_scale *= factor,
+            Op::Mask | Op::RowMax => {}
+            Op::Exp { base, masked } => {
+                scores.exp_masked = *masked;
+                // The tiles compute powers of two; e^(s - m) = 2^(s' - m') with both scaled by log2 e.
+                panel_scale *= match base {
+                    Base::E => std::f64::consts::LOG2_E,
+                    Base::Two => 1.0,
+                };
+            }
+            Op::Hops { factors, restart_folded: folded, looped: in_loop } => {
+                hops.clone_from(factors);
+                (restart_folded, looped) = (*folded, *in_loop);
+            }
+        }
+    }
+    scores.panel_scale = (panel_scale != 1.0).then_some(panel_scale as f32);
+    let (strategy, reasons) = choose(hops.len(), looped, wishes.strategy)?;
+    let masks = schedule
+        .neighbors
+        .masks
+        .iter()
+        .map(|mask| plan_mask(mask, schedule.neighbors.masks.len() == 1, strategy))
+        .collect();
+    Ok(KernelPlan {
+        isa,
+        strategy,
+        reasons,
+        heads: schedule.heads,
+        q_len: schedule.neighbors.q_len,
+        kv_len: schedule.neighbors.kv_len,
+        head_dim: schedule.head_dim,
+        value_dim: schedule.value_dim,
+        scores,
+        hops,
+        restart_folded,
+        masks,
+        mask_of_head: schedule.neighbors.mask_of_head.clone(),
+    })
+}
+
+/// The strategy, with a sentence on each one.
+fn choose(hops: usize, looped: bool, wish: Option<Strategy>) -> Result<(Strategy, Vec<String>)> {
+    let flash = match (hops, looped) {
+        (1, false) => Ok("flash: legal, the only hop needs no P after its block row"),
+        (1, true) => Err("flash: no, the schedule still loops over its hop (drop_single_hop_loop is off)"),
+        _ => Err("flash: no, every hop but the last needs P again"),
+    };
+    let resident = "resident: legal, P is stored once and read by every hop";
+    let strategy = match (wish, flash) {
+        (Some(Strategy::Flash), Err(reason)) => {
+            return Err(Error::unsupported("strategy flash", format!("{reason}; resident serves any schedule")));
+        }
+        (Some(wish), _) => wish,
+        (None, Ok(_)) => Strategy::Flash,
+        (None, Err(_)) => Strategy::Resident,
+    };
+    let chosen = match wish {
+        Some(_) => format!("{strategy}: asked for"),
+        None if strategy == Strategy::Flash => "flash: chosen, it stores no P".to_owned(),
+        None => "resident: chosen, the only legal one".to_owned(),
+    };
+    let flash = flash.unwrap_or_else(|reason| reason);
+    Ok((strategy, vec![flash.to_owned(), resident.to_owned(), chosen]))
+}
+
+fn plan_mask(mask: &HeadMask, alone: bool, strategy: Strategy) -> MaskPlan {
+    let mut trims = rows::Trims::default();
+    let rows = rows::plan_rows(mask, alone, strategy, &mut trims);
+    let block_edges = mask
+        .edges
+        .offsets
+        .chunks(QUERY_BLOCK)
+        .enumerate()
+        .map(|(t, chunk)| {
+            let end = mask.edges.offsets.get((t + 1) * QUERY_BLOCK).or(mask.edges.offsets.last());
+            end.map_or(0, |&end| (end - chunk[0]) as usize)
+        })
+        .max()
+        .unwrap_or(0);
+    MaskPlan {
+        order: match &mask.order {
+            RowOrder::Identity => None,
+            RowOrder::Permuted(order) => Some(order.clone()),
+        },
+        words: mask.words.clone(),
+        lists: mask.lists.clone(),
+        trims: trims.into_tables(),
+        edges: mask.edges.clone(),
+        panel_keys: rows.iter().map(RowPlan::widest_panel).max().unwrap_or(0),
+        stored_keys: rows.iter().map(RowPlan::keys).sum(),
+        rows,
+        block_edges,
+    }
+}

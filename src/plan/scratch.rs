@@ -1,0 +1,144 @@
+//! Where everything stands in a call's scratch memory.
+//!
+//! *Local* scratch belongs to one worker and one block row at a time; *shared* scratch to one (batch, head) in
+//! flight, and exists only where P is stored. All offsets are in bytes and multiples of 64.
+
+use super::{KernelPlan, MaskPlan, Strategy};
+use crate::tiles::{BLOCK, LANES};
+
+/// The layout for one mask of a plan; only the sizes of stored edges and panels differ from mask to mask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scratch {
+    /// Row maxima so far, `[64]`.
+    pub max: usize,
+    /// Row maxima at the last update, `[64]`.
+    pub old: usize,
+    /// What the exponential subtracts, `[64]`.
+    pub reference: usize,
+    /// Row sums, `[64]`.
+    pub sum: usize,
+    /// Factors by which sums shrink at an update, `[64]`.
+    pub correction: usize,
+    /// Factors of the output rows, `[64]`.
+    pub factor: usize,
+    /// Packed queries, `[4][head_dim][16]`.
+    pub qt: usize,
+    /// Sums of the value tile, `[64][acc_stride]`.
+    pub acc: usize,
+    /// Floats from one row of `acc`, and of Z, to the next.
+    pub acc_stride: usize,
+    /// Edge scores of a block row (`flash`).
+    pub edges: usize,
+    /// Scores of a step (`flash`), `[4][panel_stride]`.
+    pub panel: usize,
+    /// Floats from one group's panel to the next (`flash`).
+    pub panel_stride: usize,
+    /// Local bytes in all.
+    pub local: usize,
+    /// Shared: 1 / row sum, by place.
+    pub inverse: usize,
+    /// Shared: the two buffers of Z, `[q_len][acc_stride]`; the second exists from three hops on.
+    pub z: [usize; 2],
+    /// Shared: edge probabilities, in the order of the edge list.
+    pub stored_edges: usize,
+    /// Shared: panels of P, one block row behind the other.
+    pub stored: usize,
+    /// Shared bytes in all.
+    pub shared: usize,
+}
+
+/// Keys from one group's panel to the next: odd, so that the four groups of a key do not fall into the same
+/// sets of a cache.
+pub const fn padded_keys(keys: u64) -> u64 {
+    keys | 1
+}
+
+impl Scratch {
+    /// The layout of `mask` in `plan`.
+    pub fn new(plan: &KernelPlan, mask: &MaskPlan) -> Self {
+        let float = size_of::<f32>();
+        let lanes = BLOCK * float;
+        let acc_stride = plan.value_dim.next_multiple_of(LANES);
+        let (flash, resident) = match plan.strategy {
+            Strategy::Flash => (1, 0),
+            Strategy::Resident => (0, 1),
+        };
+        // Masks of one plan share its code, so local offsets are those of the widest.
+        let panel_keys = plan.masks.iter().map(|mask| mask.panel_keys).max().unwrap_or(0);
+        let block_edges = plan.masks.iter().map(|mask| mask.block_edges).max().unwrap_or(0);
+        let panel_stride = padded_keys(panel_keys as u64) as usize * LANES;
+        let mut local = Layout(0);
+        let [max, old, reference, sum, correction, factor] = std::array::from_fn(|_| local.take(lanes));
+        let qt = local.take(BLOCK * plan.head_dim * float);
+        let acc = local.take(BLOCK * acc_stride * float);
+        let edges = local.take(flash * block_edges * float);
+        let panel = local.take(flash * (BLOCK / LANES) * panel_stride * float);
+        let mut shared = Layout(0);
+        let inverse = shared.take(resident * plan.q_len.next_multiple_of(BLOCK) * float);
+        let buffer = resident * plan.q_len * acc_stride * float;
+        let z = [
+            shared.take(if plan.hops.len() >= 2 { buffer } else { 0 }),
+            shared.take(if plan.hops.len() >= 3 { buffer } else { 0 }),
+        ];
+        let stored_edges = shared.take(resident * mask.edges.keys.len() * float);
+        let stored = shared.take(resident * mask.stored_bytes());
+        Self {
+            max,
+            old,
+            reference,
+            sum,
+            correction,
+            factor,
+            qt,
+            acc,
+            acc_stride,
+            edges,
+            panel,
+            panel_stride,
+            local: local.0,
+            inverse,
+            z,
+            stored_edges,
+            stored,
+            shared: shared.0,
+        }
+    }
+}
+
+impl MaskPlan {
+    /// Bytes of all stored panels.
+    fn stored_bytes(&self) -> usize {
+        let panels = self.stored_panels().last().map_or(0, |(start, keys)| start + stored_floats(keys));
+        panels as usize * size_of::<f32>()
+    }
+
+    /// For every block row in order, where its panel starts (in floats) and how many keys it holds.
+    pub fn stored_panels(&self) -> impl Iterator<Item = (u64, u64)> {
+        let mut start = 0;
+        self.rows
+            .iter()
+            .flat_map(|row| {
+                let (keys, growth) = (row.first_row_keys(), row.row_growth());
+                (0..u64::from(row.count)).map(move |i| keys + i * growth)
+            })
+            .map(move |keys| {
+                let here = start;
+                start += stored_floats(keys);
+                (here, keys)
+            })
+    }
+}
+
+const fn stored_floats(keys: u64) -> u64 {
+    padded_keys(keys) * BLOCK as u64
+}
+
+struct Layout(usize);
+
+impl Layout {
+    fn take(&mut self, bytes: usize) -> usize {
+        let at = self.0;
+        self.0 += bytes.next_multiple_of(64);
+        at
+    }
+}

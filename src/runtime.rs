@@ -1,0 +1,402 @@
+//! Calling a kernel: shapes checked, scratch kept warm, work spread over threads.
+//!
+//! In: q, k, v as ndarray views. Out: the output, and log-sum-exp where asked. A block row is always computed by
+//! the same code in the same order, whoever computes it, so results do not depend on the number of threads.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ndarray::{Array3, Array4, ArrayView4, ArrayViewMut3, ArrayViewMut4, CowArray, Ix4};
+use rayon::prelude::*;
+
+use crate::codegen::{KernelArgs, Tables};
+use crate::error::{Error, Result};
+use crate::jit::{Code, Entry};
+use crate::plan::{KernelPlan, Scratch, Strategy};
+
+/// A compiled kernel. Cheap to clone; safe to call from many threads at once.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    plan: KernelPlan,
+    tables: Vec<Tables>,
+    scratch: Vec<Scratch>,
+    code: Code,
+    threads: Arc<rayon::ThreadPool>,
+    /// Scratch of finished calls, for the next ones.
+    idle: Mutex<Vec<Workspace>>,
+}
+
+/// Result of a call.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// `[batch, heads, q_len, value_dim]`.
+    pub out: Array4<f32>,
+    /// Natural log-sum-exp of the scores, `[batch, heads, q_len]`; −inf for a query without keys.
+    pub lse: Array3<f32>,
+}
+
+impl Kernel {
+    /// Joins what the compiler made.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the system gives no threads.
+    pub fn new(plan: KernelPlan, code: Code, threads: usize) -> Result<Self> {
+        let tables = plan.masks.iter().map(|mask| Tables::new(&plan, mask)).collect();
+        let scratch = plan.masks.iter().map(|mask| Scratch::new(&plan, mask)).collect();
+        let threads = pool(threads)?;
+        Ok(Self { inner: Arc::new(Inner { plan, tables, scratch, code, threads, idle: Mutex::default() }) })
+    }
+
+    /// The plan that the kernel follows.
+    pub fn plan(&self) -> &KernelPlan {
+        &self.inner.plan
+    }
+
+    /// Bytes of machine code, and of tables that it reads.
+    pub fn code_bytes(&self) -> (usize, usize) {
+        (self.inner.code.bytes(), self.inner.tables.iter().map(Tables::bytes).sum())
+    }
+
+    /// Threads that a call uses.
+    pub fn threads(&self) -> usize {
+        self.inner.threads.current_num_threads()
+    }
+
+    /// Bytes of scratch that a call over `batch` sequences holds, beyond its tensors.
+    pub fn scratch_bytes(&self, batch: usize) -> u64 {
+        let (local, shared) = self.inner.scratch_per_worker();
+        let workers = self.threads();
+        let in_flight = if batch * self.inner.plan.heads >= workers { workers } else { 1 };
+        (workers * local + in_flight * shared) as u64
+    }
+
+    /// Attention over `q [batch, heads, q_len, head_dim]`, `k [batch, heads, kv_len, head_dim]` and
+    /// `v [batch, heads, kv_len, value_dim]`. Views whose last axis has stride 1 are read in place.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when a tensor is not of the shape that the kernel was compiled for.
+    pub fn forward(&self, q: ArrayView4<'_, f32>, k: ArrayView4<'_, f32>, v: ArrayView4<'_, f32>) -> Result<Output> {
+        let plan = &self.inner.plan;
+        let batch = q.dim().0;
+        let mut out = Array4::zeros((batch, plan.heads, plan.q_len, plan.value_dim));
+        let mut lse = Array3::zeros((batch, plan.heads, plan.q_len));
+        self.forward_into(q, k, v, &mut out.view_mut(), Some(&mut lse.view_mut()))?;
+        Ok(Output { out, lse })
+    }
+
+    /// The same into tensors of the caller. Nothing is allocated once a call of the same batch has been made,
+    /// if all last axes have stride 1.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] as for [`Self::forward`], and when the last axis of `out` or the axes of `lse` are not
+    /// contiguous.
+    pub fn forward_into(
+        &self,
+        q: ArrayView4<'_, f32>,
+        k: ArrayView4<'_, f32>,
+        v: ArrayView4<'_, f32>,
+        out: &mut ArrayViewMut4<'_, f32>,
+        mut lse: Option<&mut ArrayViewMut3<'_, f32>>,
+    ) -> Result<()> {
+        let plan = &self.inner.plan;
+        let batch = q.dim().0;
+        let names = ["batch", "heads", "q_len", "head_dim", "kv_len", "value_dim"];
+        let check = |tensor: &str, found: [usize; 4], expected: [usize; 4], axes: [usize; 4]| {
+            if found == expected {
+                return Ok(());
+            }
+            let axes: Vec<String> = axes.iter().zip(expected).map(|(&a, n)| format!("{} {n}", names[a])).collect();
+            Err(Error::Shape {
+                tensor: tensor.to_owned(),
+                expected: format!("[{}]", axes.join(", ")),
+                found: format!("{found:?}"),
+            })
+        };
+        let of = |(a, b, c, d): (usize, usize, usize, usize)| [a, b, c, d];
+        check("q", of(q.dim()), [batch, plan.heads, plan.q_len, plan.head_dim], [0, 1, 2, 3])?;
+        check("k", of(k.dim()), [batch, plan.heads, plan.kv_len, plan.head_dim], [0, 1, 4, 3])?;
+        check("v", of(v.dim()), [batch, plan.heads, plan.kv_len, plan.value_dim], [0, 1, 4, 5])?;
+        check("out", of(out.dim()), [batch, plan.heads, plan.q_len, plan.value_dim], [0, 1, 2, 5])?;
+        if out.is_empty() || plan.q_len == 0 {
+            return Ok(());
+        }
+        let (q, k, v) = (readable(q), readable(k), readable(v));
+        let out_strides = match strides(out.strides(), plan.value_dim) {
+            Some(strides) => strides,
+            None => {
+                return Err(Error::Shape {
+                    tensor: "out".to_owned(),
+                    expected: "a last axis with stride 1 and no negative strides".to_owned(),
+                    found: format!("strides {:?}", out.strides()),
+                });
+            }
+        };
+        let lse_slice = match &mut lse {
+            None => None,
+            Some(lse) => {
+                let dims = [batch, plan.heads, plan.q_len];
+                let found = lse.shape().to_vec();
+                Some(lse.as_slice_mut().filter(|_| found == dims).ok_or_else(|| Error::Shape {
+                    tensor: "lse".to_owned(),
+                    expected: format!("{dims:?}, contiguous"),
+                    found: format!("{found:?}"),
+                })?)
+            }
+        };
+        let mut workspace = self.inner.workspace(batch, lse_slice.is_some());
+        let task = Task {
+            inner: &self.inner,
+            q: Tensor::new(&q),
+            k: Tensor::new(&k),
+            v: Tensor::new(&v),
+            out: Tensor { address: out.as_mut_ptr().expose_provenance(), strides: out_strides },
+            row_max: lse_slice.as_ref().map_or(0, |lse| lse.as_ptr().expose_provenance()),
+            row_sum: workspace.row_sum.as_mut_ptr().expose_provenance(),
+            local: workspace.local.iter_mut().map(Buffer::address).collect(),
+            shared: workspace.shared.iter_mut().map(Buffer::address).collect(),
+            items: batch * plan.heads,
+        };
+        task.run();
+        if let Some(lse) = lse_slice {
+            for (lse, &sum) in lse.iter_mut().zip(&workspace.row_sum) {
+                *lse = if sum == 0.0 { f32::NEG_INFINITY } else { (*lse + sum.log2()) * std::f32::consts::LN_2 };
+            }
+        }
+        self.inner.idle.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
+        Ok(())
+    }
+}
+
+/// A view whose rows can be read in place, or a copy.
+fn readable(view: ArrayView4<'_, f32>) -> CowArray<'_, f32, Ix4> {
+    let width = view.dim().3;
+    match strides(view.strides(), width) {
+        Some(_) => CowArray::from(view),
+        None => CowArray::from(view.as_standard_layout().into_owned()),
+    }
+}
+
+/// The first three strides, if a kernel can walk them.
+fn strides(strides: &[isize], width: usize) -> Option<[usize; 3]> {
+    if strides[3] != 1 && width > 1 {
+        return None;
+    }
+    let mut found = [0; 3];
+    for (found, &stride) in found.iter_mut().zip(strides) {
+        *found = usize::try_from(stride).ok()?;
+    }
+    Some(found)
+}
+
+/// A tensor as the kernel sees it. The address is kept as a number: tasks cross threads.
+#[derive(Debug, Clone, Copy)]
+struct Tensor {
+    address: usize,
+    /// Floats from one batch, head and row to the next.
+    strides: [usize; 3],
+}
+
+impl Tensor {
+    fn new(array: &CowArray<'_, f32, Ix4>) -> Self {
+        let strides = strides(array.strides(), array.dim().3).unwrap_or_default();
+        Self { address: array.as_ptr().expose_provenance(), strides }
+    }
+
+    fn head(&self, batch: usize, head: usize) -> usize {
+        self.address + (batch * self.strides[0] + head * self.strides[1]) * size_of::<f32>()
+    }
+}
+
+struct Task<'a> {
+    inner: &'a Inner,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    row_max: usize,
+    row_sum: usize,
+    local: Vec<usize>,
+    shared: Vec<usize>,
+    items: usize,
+}
+
+impl Task<'_> {
+    fn run(&self) {
+        let rows = self.inner.plan.block_rows();
+        let workers = self.local.len();
+        match self.inner.plan.strategy {
+            Strategy::Flash => {
+                // A few units a worker, so that an uneven pattern spreads, and rows that share keys stay together.
+                let unit = (self.items * rows).div_ceil(8 * workers).clamp(1, rows);
+                let units = rows.div_ceil(unit);
+                self.spread(self.items * units, |worker, index| {
+                    let (item, first) = (index / units, index % units * unit);
+                    self.call(Entry(0), item, worker, 0, first..rows.min(first + unit), 0);
+                });
+            }
+            Strategy::Resident if self.shared.len() == workers => {
+                self.spread(self.items, |worker, item| {
+                    self.call(Entry(0), item, worker, worker, 0..rows, 0);
+                    for hop in 0..self.inner.plan.hops.len() {
+                        self.call(Entry(1), item, worker, worker, 0..rows, hop);
+                    }
+                });
+            }
+            Strategy::Resident => {
+                let unit = rows.div_ceil(4 * workers);
+                let by_rows = |entry, item, hop| {
+                    self.spread(rows.div_ceil(unit), |worker, index| {
+                        let first = index * unit;
+                        self.call(entry, item, worker, 0, first..rows.min(first + unit), hop);
+                    });
+                };
+                for item in 0..self.items {
+                    by_rows(Entry(0), item, 0);
+                    // Every hop reads what all rows of the hop before have written.
+                    for hop in 0..self.inner.plan.hops.len() {
+                        by_rows(Entry(1), item, hop);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Hands units `0..units` to workers as they become free.
+    fn spread(&self, units: usize, work: impl Fn(usize, usize) + Sync) {
+        let next = AtomicUsize::new(0);
+        let drain = |worker: usize| {
+            loop {
+                let unit = next.fetch_add(1, Ordering::Relaxed);
+                if unit >= units {
+                    return;
+                }
+                work(worker, unit);
+            }
+        };
+        let workers = self.local.len().min(units);
+        if workers <= 1 {
+            drain(0);
+            return;
+        }
+        self.inner.threads.install(|| (0..workers).into_par_iter().with_max_len(1).for_each(drain));
+    }
+
+    fn call(
+        &self,
+        entry: Entry,
+        item: usize,
+        worker: usize,
+        shared: usize,
+        rows: std::ops::Range<usize>,
+        hop: usize,
+    ) {
+        let plan = &self.inner.plan;
+        let (batch, head) = (item / plan.heads, item % plan.heads);
+        let read = |address: usize| std::ptr::with_exposed_provenance::<f32>(address);
+        let write = |address: usize| std::ptr::with_exposed_provenance_mut::<f32>(address);
+        let statistics = |address: usize| match self.row_max {
+            0 => std::ptr::null_mut(),
+            _ => write(address + item * plan.q_len * size_of::<f32>()),
+        };
+        let args = KernelArgs {
+            q: read(self.q.head(batch, head)),
+            q_stride: self.q.strides[2],
+            k: read(self.k.head(batch, head)),
+            k_stride: self.k.strides[2],
+            v: read(self.v.head(batch, head)),
+            v_stride: self.v.strides[2],
+            out: write(self.out.head(batch, head)),
+            out_stride: self.out.strides[2],
+            row_max: statistics(self.row_max),
+            row_sum: statistics(self.row_sum),
+            tables: self.inner.tables[plan.mask_of_head[head] as usize].as_ptr(),
+            local: std::ptr::with_exposed_provenance_mut(self.local[worker]),
+            shared: std::ptr::with_exposed_provenance_mut(self.shared.get(shared).copied().unwrap_or(0)),
+            first_row: rows.start,
+            end_row: rows.end,
+            hop,
+        };
+        // SAFETY: `forward_into` checked every shape and stride against the plan and keeps the tensors borrowed
+        // until all units are done; tables and scratch sizes come from the same plan; a worker's scratch is used
+        // by one unit at a time, and units of a spread write different rows.
+        #[allow(unsafe_code)]
+        unsafe {
+            self.inner.code.call(entry, &args);
+        }
+    }
+}
+
+impl Inner {
+    fn scratch_per_worker(&self) -> (usize, usize) {
+        let most = |size: fn(&Scratch) -> usize| self.scratch.iter().map(size).max().unwrap_or(0);
+        (most(|scratch| scratch.local), most(|scratch| scratch.shared))
+    }
+
+    fn workspace(&self, batch: usize, statistics: bool) -> Workspace {
+        let items = batch * self.plan.heads;
+        let workers = self.threads.current_num_threads();
+        let (local, shared) = self.scratch_per_worker();
+        let heads_in_flight = if shared == 0 {
+            0
+        } else if items >= workers {
+            workers
+        } else {
+            1
+        };
+        let row_sums = if statistics { items * self.plan.q_len } else { 0 };
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut workspace = idle.unwrap_or_default();
+        workspace.local.resize_with(workers, || Buffer::new(local));
+        workspace.shared.resize_with(heads_in_flight, || Buffer::new(shared));
+        workspace.row_sum.resize(row_sums, 0.0);
+        workspace
+    }
+}
+
+/// Scratch of one call.
+#[derive(Debug, Default)]
+struct Workspace {
+    local: Vec<Buffer>,
+    shared: Vec<Buffer>,
+    row_sum: Vec<f32>,
+}
+
+/// Memory in cache lines.
+#[derive(Debug)]
+struct Buffer(Vec<Line>);
+
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+impl Buffer {
+    fn new(bytes: usize) -> Self {
+        Self(vec![Line([0; 64]); bytes.div_ceil(64)])
+    }
+
+    fn address(&mut self) -> usize {
+        self.0.as_mut_ptr().expose_provenance()
+    }
+}
+
+/// The pool of `threads` threads, made once per number.
+fn pool(threads: usize) -> Result<Arc<rayon::ThreadPool>> {
+    static POOLS: Mutex<Vec<Arc<rayon::ThreadPool>>> = Mutex::new(Vec::new());
+    let threads = threads.max(1);
+    let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(pool) = pools.iter().find(|pool| pool.current_num_threads() == threads) {
+        return Ok(Arc::clone(pool));
+    }
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|index| format!("hopweave-{index}"))
+        .build()
+        .map_err(|error| Error::unsupported(format!("{threads} threads"), error.to_string()))?;
+    pools.push(Arc::new(pool));
+    Ok(Arc::clone(&pools[pools.len() - 1]))
+}

@@ -1,0 +1,125 @@
+//! The schedule's own rules. Run after every pass in tests and debug builds, and once always.
+
+use super::{Base, Op, Schedule};
+use crate::error::Result;
+use crate::mask;
+
+/// A schedule that [`verify`] has accepted. For it, planning and code generation succeed or say why not.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VerifiedSchedule(Schedule);
+
+impl VerifiedSchedule {
+    /// The schedule, to be rewritten and verified again.
+    pub fn into_inner(self) -> Schedule {
+        self.0
+    }
+}
+
+impl std::ops::Deref for VerifiedSchedule {
+    type Target = Schedule;
+
+    fn deref(&self) -> &Schedule {
+        &self.0
+    }
+}
+
+/// Checks that operations stand in an order in which each finds what it reads, that a masked exponential or a
+/// mask operation (not neither, not both) removes what is not allowed, that the factors are finite, and the
+/// rules of the block mask.
+///
+/// # Errors
+/// [`Error::Internal`](crate::Error::Internal) with the rule that is broken and the schedule.
+pub fn verify(schedule: Schedule) -> Result<VerifiedSchedule> {
+    check(&schedule)?;
+    mask::verify(&schedule.neighbors)?;
+    Ok(VerifiedSchedule(schedule))
+}
+
+fn check(schedule: &Schedule) -> Result<()> {
+    if schedule.neighbors.mask_of_head.len() != schedule.heads {
+        return Err(schedule.broken("the neighbors are for another number of heads"));
+    }
+    let mut state = State::default();
+    for op in &schedule.body {
+        let fault = state.step(op);
+        if let Some(fault) = fault {
+            return Err(schedule.broken(fault));
+        }
+    }
+    if !state.done {
+        return Err(schedule.broken("the schedule has no hop"));
+    }
+    Ok(())
+}
+
+/// What has been computed so far.
+#[derive(Default)]
+struct State {
+    queries: bool,
+    scores: bool,
+    masked: bool,
+    /// Masked in the tile: the panel still holds scores of forbidden pairs.
+    in_tile: bool,
+    maximum: bool,
+    probabilities: bool,
+    done: bool,
+}
+
+impl State {
+    fn step(&mut self, op: &Op) -> Option<&'static str> {
+        if self.done {
+            return Some("an operation stands behind the hops");
+        }
+        match op {
+            Op::Pack { scale } => {
+                self.queries = true;
+                (!scale.is_finite()).then_some("the scale is not finite")
+            }
+            Op::Sddmm { fused } => {
+                let ready = self.queries && !self.scores;
+                self.scores = true;
+                self.masked = *fused;
+                self.in_tile = *fused;
+                self.maximum = *fused;
+                (!ready).then_some("sddmm needs packed queries, once")
+            }
+            Op::Scale { factor } => {
+                if !factor.is_finite() {
+                    return Some("a factor is not finite");
+                }
+                (!self.scores || self.masked || self.maximum).then_some("scale stands outside sddmm and mask")
+            }
+            Op::Mask => {
+                let ready = self.scores && !self.masked;
+                self.masked = true;
+                (!ready).then_some("mask needs scores, once")
+            }
+            Op::RowMax => {
+                let ready = self.masked && !self.maximum;
+                self.maximum = true;
+                (!ready).then_some("rowmax needs masked scores, once")
+            }
+            Op::Exp { base: Base::E | Base::Two, masked } => {
+                let ready = self.maximum && !self.probabilities;
+                self.probabilities = true;
+                if self.in_tile && !masked {
+                    return Some("exp without mask behind scores that were masked only for their maximum");
+                }
+                (!ready).then_some("exp needs the row maximum, once")
+            }
+            Op::Hops { factors, looped, restart_folded: _ } => {
+                self.done = true;
+                if !self.probabilities {
+                    return Some("hops need probabilities");
+                }
+                if factors.is_empty() || (!looped && factors.len() != 1) {
+                    return Some("a single hop holds one pair of factors, a loop at least one");
+                }
+                factors
+                    .iter()
+                    .any(|f| !(f.step.is_finite() && f.restart.is_finite()))
+                    .then_some("a factor is not finite")
+            }
+        }
+    }
+}
