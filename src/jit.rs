@@ -157,15 +157,20 @@ fn imported_tiles(module: &mut JITModule) -> Result<[FuncId; TileFn::ALL.len()]>
 }
 
 fn portable_tiles(plan: &KernelPlan, module: &mut JITModule) -> Result<[FuncId; TileFn::ALL.len()]> {
-    let symbols = portable::define(module, portable::Shapes { d: plan.head_dim, dv: plan.value_dim }, portable::Options::default())?;
+    let shapes = portable::Shapes { d: plan.head_dim, dv: plan.value_dim };
+    let edges = plan.masks.iter().any(|mask| !mask.edges.keys.is_empty());
+    let symbols = portable::define(module, shapes, portable::Options { edges, ..portable::Options::default() })?;
+    // Without edges nothing calls an edge tile; some function must stand in its place.
+    let none = portable::EdgeSymbols { score: symbols.pack, exp: symbols.pack, value: symbols.pack };
+    let edges = symbols.edges.unwrap_or(none);
     Ok([
         symbols.pack,
         symbols.score,
         symbols.exp,
         symbols.value,
-        symbols.edge_score,
-        symbols.edge_exp,
-        symbols.edge_value,
+        edges.score,
+        edges.exp,
+        edges.value,
         import(module, TileFn::ValueExact)?,
     ])
 }

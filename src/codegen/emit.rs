@@ -145,13 +145,6 @@ impl<'a> Emit<'a> {
         self.b.ins().bitselect(greater, x, y)
     }
 
-    /// Lane by lane the smaller of `x` and `y`; `y` where either is NaN.
-    pub fn min(&mut self, x: Value, y: Value) -> Value {
-        let less = self.b.ins().fcmp(FloatCC::LessThan, x, y);
-        let less = self.as_f32(less);
-        self.b.ins().bitselect(less, x, y)
-    }
-
     /// Reinterprets 128 bits as floats.
     pub fn as_f32(&mut self, value: Value) -> Value {
         self.b.ins().bitcast(types::F32X4, MemFlagsData::new(), value)
@@ -162,7 +155,7 @@ impl<'a> Emit<'a> {
         self.b.ins().bitcast(types::I32X4, MemFlagsData::new(), value)
     }
 
-    /// For eight queries of a mask word: what [`Self::lane_mask`] compares with, for queries 0 to 3 and 4 to 7 of
+    /// For eight queries of a mask word: what [`Self::lane_masks`] compares with, for queries 0 to 3 and 4 to 7 of
     /// `half`, counted in eights from the start of the block.
     pub fn lane_probes(&mut self, half: Value) -> [Value; 2] {
         let within = self.b.ins().band_imm_u(half, 3);
@@ -174,8 +167,8 @@ impl<'a> Emit<'a> {
         })
     }
 
-    /// For the eight queries of `half`: lanes all ones where the mask word at `word` (whose address may differ
-    /// from the word's by `offset`) has the query's bit set, else all zeros; integers.
+    /// For the eight queries of `half`: lanes all ones where the mask word at `word + offset` has the query's bit
+    /// set, else all zeros; integers.
     pub fn lane_masks(&mut self, word: Value, offset: i32, half: Value, probes: [Value; 2]) -> [Value; 2] {
         // The 32 bits that hold the eight, broadcast from memory (the machine is little-endian).
         let upper = self.b.ins().ushr_imm_u(half, 2);

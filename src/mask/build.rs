@@ -17,7 +17,7 @@ use super::row_runs::RowRuns;
 use super::tables::Table;
 use super::{BlockMask, Edges, HeadMask, Keys, QUERY_BLOCK, RowOrder, Segment};
 use crate::error::{Error, Result};
-use crate::pattern::{Cover, KeySet, Pattern};
+use crate::pattern::{Cover, KeySet, Pattern, Tree};
 
 /// Builds the block mask of a pattern with the default [`EdgeRule`]; `memory_limit` is in bytes.
 ///
@@ -93,6 +93,13 @@ const LONGEST_REMEMBERED: usize = 4096;
 /// Rows with more undecided ranges than this are evaluated without asking the memory.
 const FEW_RANGES: usize = 8;
 
+/// Rows with at least this many undecided ranges are scattered query by query, if bounds allow: their words are
+/// nearly empty, and 64 queries over all those blocks are more of them than pairs.
+const MANY_RANGES: usize = 128;
+
+/// Keys of an interval that are scattered without asking whether every query has them.
+const SHORT_INTERVAL: i64 = 8;
+
 /// Builds the mask of one head, row by row.
 pub(super) struct HeadBuilder<'a> {
     pub(super) pattern: &'a Pattern,
@@ -117,6 +124,12 @@ pub(super) struct HeadBuilder<'a> {
     query_words: Vec<u64>,
     remembered: Vec<Remembered>,
     next_remembered: usize,
+    /// One word a key, all 0 between rows; empty until a row scatters into it.
+    columns: Vec<u64>,
+    /// Keys of `columns` that a short interval set.
+    touched: Vec<u32>,
+    /// Whether the bounds of a single query were once found inexact.
+    bounds_are_loose: bool,
 }
 
 impl<'a> HeadBuilder<'a> {
@@ -142,6 +155,9 @@ impl<'a> HeadBuilder<'a> {
             query_words: Vec::new(),
             remembered: Vec::new(),
             next_remembered: 0,
+            columns: Vec::new(),
+            touched: Vec::new(),
+            bounds_are_loose: false,
         }
     }
 
@@ -220,7 +236,8 @@ impl<'a> HeadBuilder<'a> {
     fn collect_pieces(&mut self, full: &KeySet, undecided: &KeySet, queries: &Queries, live: u64) {
         let ranges = undecided.intervals();
         let few = ranges.len() <= FEW_RANGES && queries.len() == 1;
-        if !few {
+        let scattered = !few && ranges.len() >= MANY_RANGES && self.scatter(full, queries);
+        if !few && !scattered {
             self.evaluate(ranges, queries);
         }
         let mut block = 0;
@@ -232,6 +249,13 @@ impl<'a> HeadBuilder<'a> {
             }
             if few {
                 self.add_by_memory(lo, hi, queries, live);
+                continue;
+            }
+            if scattered {
+                for key in lo..hi {
+                    let word = std::mem::take(&mut self.columns[key as usize]);
+                    self.add_word(key as u32, word, live);
+                }
                 continue;
             }
             while i64::from(self.blocks[block]) < lo / 64 {
@@ -246,6 +270,12 @@ impl<'a> HeadBuilder<'a> {
         }
         for &(start, end) in full {
             self.add_full(start as u32, (end - start) as u32);
+        }
+        if scattered {
+            // Bits of keys that every query has were set with the others and not read.
+            for &key in &self.touched {
+                self.columns[key as usize] = 0;
+            }
         }
     }
 
@@ -286,6 +316,52 @@ impl<'a> HeadBuilder<'a> {
             self.add_word(key as u32, word, live);
         }
         self.remembered[number].words = words;
+    }
+
+    /// Leaves in `columns` the word of every key outside `full`, from the bounds of single queries; false, and
+    /// no words, where those are not exact. This costs the pairs of the row, however many blocks they lie in.
+    fn scatter(&mut self, full: &KeySet, queries: &Queries) -> bool {
+        if self.bounds_are_loose {
+            return false;
+        }
+        let pattern = self.pattern;
+        self.columns.resize(pattern.kv_len, 0);
+        self.touched.clear();
+        for (place, query) in queries.iter().cloned().flatten().enumerate() {
+            if !self.scatter_query(&pattern.tree, query, 1 << place, full) {
+                self.bounds_are_loose = true;
+                self.columns.fill(0);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Adds one query's bit; false where the bounds of a part of the tree are not exact. Parts of a union are
+    /// added one by one: to join their sets first would cost more than all the rest.
+    fn scatter_query(&mut self, tree: &Tree, query: usize, bit: u64, full: &KeySet) -> bool {
+        if let Tree::Any(children) = tree {
+            return children.iter().all(|child| self.scatter_query(child, query, bit, full));
+        }
+        let Cover { some, all } = tree.cover(self.head, query..query + 1);
+        if some != all {
+            return false;
+        }
+        let kv_len = self.pattern.kv_len as i64;
+        for &(lo, hi) in some.intervals() {
+            let (lo, hi) = (lo.max(0), hi.min(kv_len));
+            if hi - lo <= SHORT_INTERVAL {
+                for key in lo..hi {
+                    self.columns[key as usize] |= bit;
+                    self.touched.push(key as u32);
+                }
+            } else {
+                for &(lo, hi) in KeySet::span(lo, hi).difference(full).intervals() {
+                    self.columns[lo as usize..hi as usize].iter_mut().for_each(|word| *word |= bit);
+                }
+            }
+        }
+        true
     }
 
     /// Leaves in `blocks` the key blocks of `ranges` and in `bits` one word a key of theirs.

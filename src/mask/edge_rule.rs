@@ -32,6 +32,11 @@ impl EdgeRule {
     /// has one pair, but the triangle as a whole is half full.
     pub fn keeps_run(&self, words: &[u64]) -> bool {
         let pairs: u64 = words.iter().map(|word| u64::from(word.count_ones())).sum();
+        let gain = pairs * u64::from(self.edge_cost);
+        // Every masked key is in at least one group: most runs of random pairs are refused without a look at tiles.
+        if gain < u64::from(GROUP) * words.len() as u64 + u64::from(self.run_cost) {
+            return false;
+        }
         let elements: u64 = words
             .chunks(TILE_KEYS)
             .map(|tile| {
@@ -39,12 +44,13 @@ impl EdgeRule {
                 u64::from(active_groups(any) * GROUP) * tile.len() as u64
             })
             .sum();
-        elements + u64::from(self.run_cost) <= pairs * u64::from(self.edge_cost)
+        elements + u64::from(self.run_cost) <= gain
     }
 
     /// Whether one masked key of a run that was not kept is dense enough for a column of its own.
     pub fn keeps_column(&self, word: u64) -> bool {
-        active_groups(word) * GROUP + self.column_cost <= word.count_ones() * self.edge_cost
+        let gain = word.count_ones() * self.edge_cost;
+        GROUP + self.column_cost <= gain && active_groups(word) * GROUP + self.column_cost <= gain
     }
 }
 

@@ -90,7 +90,7 @@ fn copies(builder: &HeadBuilder, query: usize, most: usize) -> Option<(usize, Ve
             return None;
         }
         let moving = builder.segments.iter().map(range_of).filter(|&(start, stop)| start < hi && stop > lo);
-        match moving.map(|(_, stop)| stop).last() {
+        match moving.map(|(_, stop)| stop).next_back() {
             Some(stop) if stop > hi => return None,
             Some(stop) => count = count.min(((hi - stop) / SHIFT) as usize),
             None if fill_full => count = count.min(((hi - lo) / SHIFT) as usize),

@@ -145,7 +145,11 @@ impl KeySet {
     /// Keys of this set that are not in `other`.
     pub fn difference(&self, other: &Self) -> Self {
         let mut out = Self::with_capacity(self.intervals.len());
-        let mut j = 0;
+        // A short set is not made to walk all of a long one.
+        let mut j = match self.intervals.first() {
+            Some(&(lo, _)) => other.intervals.partition_point(|&(_, end)| end <= lo),
+            None => 0,
+        };
         for &(mut lo, hi) in &self.intervals {
             while j < other.intervals.len() && other.intervals[j].1 <= lo {
                 j += 1;

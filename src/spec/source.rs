@@ -4,8 +4,8 @@ use crate::error::{Error, Span, SpecError};
 
 /// The text a spec came from, with the texts of its overrides.
 ///
-/// A [`Span`] has no file of its own; places in the override number `i` have their lines counted from
-/// [`Source::override_line`]`(i)`, far beyond any line of the text, and are told apart by that.
+/// A [`Span`] has no file of its own: lines of overrides are counted from numbers far beyond any line of the
+/// text, each override from its own, and are told apart by that.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
     /// File name as the user gave it, or `<text>`.
@@ -16,7 +16,7 @@ pub struct Source {
     pub overrides: Vec<String>,
 }
 
-/// More lines than a text within [`super::yaml::MAX_BYTES`] can have.
+/// More lines than a text within `yaml::MAX_BYTES` can have.
 const LINES: usize = 1 << 21;
 
 impl Source {

@@ -6,8 +6,8 @@
 //! a width of 0, and big-endian machines.
 //!
 //! The tiles are compiled for the same CPU as the module, but with an ISA of their own at `opt_level=none`: the
-//! mid-end reorders long chains of fused multiply-adds until they spill (measured: 24 to 36 GF/s instead of 52
-//! to 55). Bytes and relocations are then handed to the module.
+//! mid-end reorders long chains of fused multiply-adds until they spill, which cost a prototype a third to a half
+//! of its speed. Bytes and relocations are then handed to the module.
 
 mod edges;
 mod exp;
@@ -51,12 +51,14 @@ pub struct Shapes {
 pub struct Options {
     /// Run Cranelift's verifier over every function.
     pub verify: bool,
+    /// Emit the tiles for scattered edges: about a fifth of the time to compile, wasted where a pattern has none.
+    pub edges: bool,
 }
 
 impl Default for Options {
-    /// The verifier is on where debug assertions are.
+    /// All tiles; the verifier is on where debug assertions are.
     fn default() -> Self {
-        Self { verify: cfg!(debug_assertions) }
+        Self { verify: cfg!(debug_assertions), edges: true }
     }
 }
 
@@ -71,73 +73,68 @@ pub struct Symbols {
     pub exp: FuncId,
     /// [`ValueCall`](crate::tiles::ValueCall); returns 1 when a value written to `out` is not finite, else 0.
     pub value: FuncId,
-    /// [`EdgeCall`](crate::tiles::EdgeCall).
-    pub edge_score: FuncId,
-    /// [`EdgeCall`](crate::tiles::EdgeCall).
-    pub edge_exp: FuncId,
-    /// [`EdgeCall`](crate::tiles::EdgeCall).
-    pub edge_value: FuncId,
+    /// The tiles for scattered edges, where [`Options::edges`] asked for them.
+    pub edges: Option<EdgeSymbols>,
 }
 
-/// Emits all tiles for `shapes` and defines them in `module` under names that begin with `portable_`.
+/// The tiles for scattered edges, each taking an [`EdgeCall`](crate::tiles::EdgeCall).
+#[derive(Debug, Clone, Copy)]
+pub struct EdgeSymbols {
+    /// Scores and their maxima.
+    pub score: FuncId,
+    /// Probabilities and their sums.
+    pub exp: FuncId,
+    /// Sums of values.
+    pub value: FuncId,
+}
+
+/// Emits the tiles for `shapes` and defines them in `module` under names that begin with `portable_`.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for a width of 0, a big-endian host or one that Cranelift does not know, [`Error::Internal`] with the
 /// IR where Cranelift refuses a function.
 pub fn define(module: &mut JITModule, shapes: Shapes, options: Options) -> Result<Symbols> {
+    define_for(module, tile_isa(options, true)?, shapes, options)
+}
+
+fn define_for(module: &mut JITModule, isa: OwnedTargetIsa, shapes: Shapes, options: Options) -> Result<Symbols> {
     if shapes.d == 0 || shapes.dv == 0 {
         return Err(Error::unsupported(format!("tiles of shape {shapes:?}"), "widths from 1 are supported"));
     }
-    let mut compiler = Compiler::new(module, options)?;
-    if compiler.hot.endianness() != Endianness::Little {
+    let mut compiler = Compiler { module, isa, context: Context::new(), builder: FunctionBuilderContext::new() };
+    if compiler.isa.endianness() != Endianness::Little {
         return Err(Error::unsupported("portable tiles on a big-endian machine", "mask words are read in parts"));
     }
     let pointer = compiler.pointer();
     let record = [pointer];
+    let mut edges = None;
+    if options.edges {
+        edges = Some(EdgeSymbols {
+            score: compiler.add("edge_score", &record, &[], |e, p, _| edges::emit_score(e, p[0], shapes.d))?,
+            exp: compiler.add("edge_exp", &record, &[], |e, p, _| edges::emit_exp(e, p[0]))?,
+            value: compiler.add("edge_value", &record, &[], |e, p, _| edges::emit_value(e, p[0], shapes.dv))?,
+        });
+    }
     Ok(Symbols {
-        pack: compiler.add("pack", &record, &[], Kind::Cold, |e, p, _| pack::emit(e, p[0], shapes.d))?,
-        score: compiler.add("score", &record, &[], Kind::Hot, |e, p, _| score::emit(e, p[0], shapes.d))?,
-        exp: compiler.add("exp", &record, &[], Kind::Hot, |e, p, _| exp::emit(e, p[0]))?,
+        pack: compiler.add("pack", &record, &[], |e, p, _| pack::emit(e, p[0], shapes.d))?,
+        score: compiler.add("score", &record, &[], |e, p, _| score::emit(e, p[0], shapes.d))?,
+        exp: compiler.add("exp", &record, &[], |e, p, _| exp::emit(e, p[0]))?,
         value: value::define(&mut compiler, shapes.dv)?,
-        edge_score: compiler
-            .add("edge_score", &record, &[], Kind::Cold, |e, p, _| edges::emit_score(e, p[0], shapes.d))?,
-        edge_exp: compiler.add("edge_exp", &record, &[], Kind::Cold, |e, p, _| edges::emit_exp(e, p[0]))?,
-        edge_value: compiler
-            .add("edge_value", &record, &[], Kind::Cold, |e, p, _| edges::emit_value(e, p[0], shapes.dv))?,
+        edges,
     })
-}
-
-/// How much care register allocation takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// Backtracking: the inner loops of the dense tiles must not spill.
-    Hot,
-    /// Single pass: loops bound by memory or run once per block.
-    Cold,
 }
 
 /// Compiles functions at `opt_level=none` into a module.
 struct Compiler<'m> {
     module: &'m mut JITModule,
-    hot: OwnedTargetIsa,
-    cold: OwnedTargetIsa,
+    isa: OwnedTargetIsa,
     context: Context,
     builder: FunctionBuilderContext,
 }
 
-impl<'m> Compiler<'m> {
-    fn new(module: &'m mut JITModule, options: Options) -> Result<Self> {
-        Ok(Self {
-            module,
-            hot: tile_isa("backtracking", options)?,
-            cold: tile_isa("single_pass", options)?,
-            context: Context::new(),
-            builder: FunctionBuilderContext::new(),
-        })
-    }
-
+impl Compiler<'_> {
     fn pointer(&self) -> Type {
-        self.hot.pointer_type()
+        self.isa.pointer_type()
     }
 
     fn signature(&self, params: &[Type], returns: &[Type]) -> Signature {
@@ -151,7 +148,6 @@ impl<'m> Compiler<'m> {
         name: &str,
         params: &[Type],
         returns: &[Type],
-        kind: Kind,
         write: impl FnOnce(&mut Emit, &[Value], &mut JITModule) -> Vec<Value>,
     ) -> Result<FuncId> {
         let signature = self.signature(params, returns);
@@ -159,10 +155,7 @@ impl<'m> Compiler<'m> {
             .module
             .declare_function(&format!("portable_{name}"), Linkage::Local, &signature)
             .map_err(|error| Error::internal("codegen", error.to_string(), name))?;
-        let isa = match kind {
-            Kind::Hot => &self.hot,
-            Kind::Cold => &self.cold,
-        };
+        let isa = &self.isa;
         self.context.clear();
         self.context.func = Function::with_name_signature(UserFuncName::user(0, id.as_u32()), signature);
         let (mut e, values) = Emit::new(&mut self.context.func, &mut self.builder, &**isa);
@@ -189,8 +182,9 @@ impl<'m> Compiler<'m> {
     }
 }
 
-/// The ISA of this CPU for tiles: no mid-end, and the given register allocator.
-fn tile_isa(regalloc: &str, options: Options) -> Result<OwnedTargetIsa> {
+/// The ISA of this CPU for tiles (with `native` unset: of the oldest CPU of its kind), without the mid-end. The register allocator is the default one: in every tile
+/// the single-pass allocator saved no measurable compile time and made the loops two to four times slower.
+fn tile_isa(options: Options, native: bool) -> Result<OwnedTargetIsa> {
     let refuse = |reason: String| Error::unsupported("code generation on this machine", reason);
     let mut flags = settings::builder();
     let verify = if options.verify { "true" } else { "false" };
@@ -199,12 +193,11 @@ fn tile_isa(regalloc: &str, options: Options) -> Result<OwnedTargetIsa> {
         ("is_pic", "false"),
         ("use_colocated_libcalls", "false"),
         ("enable_verifier", verify),
-        ("regalloc_algorithm", regalloc),
         ("enable_probestack", "false"),
     ] {
         flags.set(name, value).map_err(|error| refuse(error.to_string()))?;
     }
-    cranelift_native::builder()
+    cranelift_native::builder_with_options(native)
         .map_err(|reason| refuse(reason.to_owned()))?
         .finish(settings::Flags::new(flags))
         .map_err(|error| refuse(error.to_string()))

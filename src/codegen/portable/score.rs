@@ -162,11 +162,10 @@ fn accumulate(e: &mut Emit, keys: &[Value], key_offset: i32, packed: Value, offs
     let low = e.load(types::F32X4, packed, offset);
     let high = e.load(types::F32X4, packed, offset + 16);
     for (r, &key) in keys.iter().enumerate() {
-        // Broadcast twice: a load folds into a broadcast that is used once, and its register then takes the sum.
-        for (side, queries) in [low, high].into_iter().enumerate() {
-            let key = e.load_splat(key, key_offset);
-            sums[2 * r + side] = e.mul_add(key, queries, sums[2 * r + side]);
-        }
+        // The copy of `low` that the first product needs is free; the second takes the broadcast's register.
+        let key = e.load_splat(key, key_offset);
+        sums[2 * r] = e.mul_add(low, key, sums[2 * r]);
+        sums[2 * r + 1] = e.mul_add(key, high, sums[2 * r + 1]);
     }
 }
 

@@ -1,7 +1,6 @@
 //! Every portable tile against plain loops in f64, over odd shapes.
 //!
-//! Inputs that a tile may not read past lie at the very end of their vectors, and outputs carry a sentinel
-//! behind their last element.
+//! Row data ends at a page that may not be touched; panels carry sentinels around their values.
 
 use core::ptr;
 
@@ -22,9 +21,14 @@ struct Tiles {
 
 impl Tiles {
     fn new(d: usize, dv: usize) -> Self {
-        let isa = tile_isa("backtracking", Options { verify: true }).unwrap();
-        let mut module = JITModule::new(JITBuilder::with_isa(isa, default_libcall_names()));
-        let symbols = define(&mut module, Shapes { d, dv }, Options { verify: true }).unwrap();
+        Self::on(d, dv, true)
+    }
+
+    /// Tiles for this CPU, or for the oldest of its kind.
+    fn on(d: usize, dv: usize, native: bool) -> Self {
+        let isa = tile_isa(Options { verify: true, edges: true }, native).unwrap();
+        let mut module = JITModule::new(JITBuilder::with_isa(isa.clone(), default_libcall_names()));
+        let symbols = define_for(&mut module, isa, Shapes { d, dv }, Options::default()).unwrap();
         module.finalize_definitions().unwrap();
         Self { module: Some(module), symbols }
     }
@@ -158,7 +162,7 @@ fn allowed(words: Option<&[u64]>, key: usize, query: usize) -> bool {
 
 #[test]
 fn widths_of_zero_are_refused() {
-    let isa = tile_isa("backtracking", Options::default()).unwrap();
+    let isa = tile_isa(Options::default(), true).unwrap();
     let mut module = JITModule::new(JITBuilder::with_isa(isa, default_libcall_names()));
     let refused = define(&mut module, Shapes { d: 0, dv: 4 }, Options::default());
     assert!(matches!(refused, Err(Error::Unsupported { .. })));
@@ -174,7 +178,7 @@ fn pack_transposes_scales_and_clears_lanes_beyond_the_last_query() {
                 let stride = d + random.below(3);
                 let total = if gathered { count + 7 } else { count };
                 // The last row ends where the vector ends.
-                let mut q = random.floats((total - 1) * stride + d);
+                let mut q = Guarded::from(&random.floats((total - 1) * stride + d));
                 q[(count - 1) * stride] = f32::NAN;
                 let rows = gathered.then(|| random.rows(count, total));
                 let groups = count.div_ceil(LANES);
@@ -227,7 +231,7 @@ fn check_score(tiles: &Tiles, random: &mut Random, d: usize, nkeys: usize, group
     let with_max = random.below(4) != 0;
     let stride = d + random.below(3);
     let total = if gathered { nkeys + 5 } else { nkeys };
-    let mut k = random.floats((total - 1) * stride + d);
+    let mut k = Guarded::from(&random.floats((total - 1) * stride + d));
     let keys = gathered.then(|| random.rows(nkeys, total));
     let row = |key: usize| keys.as_ref().map_or(key, |keys| keys[key] as usize);
     // A key with NaN and one with infinity: they may reach only scores and maxima that see them.
@@ -292,44 +296,45 @@ fn probabilities_and_sums_match_plain_loops() {
     for nkeys in [1, 2, 5, 6, 7, 64, 65] {
         for groups in 1..=4 {
             for words in word_kinds(&mut random, nkeys) {
-                let words = words.as_deref();
-                let s_stride = (nkeys + random.below(3)) * LANES;
-                let len = (groups - 1) * s_stride + nkeys * LANES;
-                let mut scores: Vec<f32> = (0..len).map(|_| 20.0 * random.float()).collect();
-                for (index, special) in
-                    [f32::NEG_INFINITY, f32::NAN, f32::INFINITY, -130.0, -1e30, 100.0].into_iter().enumerate()
-                {
-                    scores[(index * 5 + 3) % (nkeys * LANES)] = special;
-                }
-                let mut s = Panel::from(&scores);
-                let mut max = Panel::new(groups * LANES, 3.25);
-                let mut sum = Panel::new(groups * LANES, 0.5);
-                let call = ExpCall {
-                    s: s.pointer(),
-                    s_stride,
-                    nkeys,
-                    groups,
-                    words: pointer_or_null(words),
-                    max: max.pointer(),
-                    sum: sum.pointer(),
-                };
-                tiles.call(tiles.symbols.exp, &call);
-                for panel in [&s, &max, &sum] {
-                    panel.check_borders();
-                }
-                for query in 0..groups * LANES {
-                    let mut total = 0.5;
-                    for key in 0..nkeys {
-                        let place = query / LANES * s_stride + key * LANES + query % LANES;
-                        let found = s.values()[place];
-                        let expected = probability(scores[place], 3.25, allowed(words, key, query));
-                        close(found, expected, expected.max(1e-37), &format!("2^({} - 3.25)", scores[place]));
-                        total += expected;
-                    }
-                    close(sum.values()[query], total, total, "sum");
-                }
+                check_exp(&tiles, &mut random, nkeys, groups, words.as_deref());
             }
         }
+    }
+}
+
+fn check_exp(tiles: &Tiles, random: &mut Random, nkeys: usize, groups: usize, words: Option<&[u64]>) {
+    let s_stride = (nkeys + random.below(3)) * LANES;
+    let len = (groups - 1) * s_stride + nkeys * LANES;
+    let mut scores: Vec<f32> = (0..len).map(|_| 20.0 * random.float()).collect();
+    for (index, special) in [f32::NEG_INFINITY, f32::NAN, f32::INFINITY, -130.0, -1e30, 100.0].into_iter().enumerate() {
+        scores[(index * 5 + 3) % (nkeys * LANES)] = special;
+    }
+    let mut s = Panel::from(&scores);
+    let mut max = Panel::new(groups * LANES, 3.25);
+    let mut sum = Panel::new(groups * LANES, 0.5);
+    let call = ExpCall {
+        s: s.pointer(),
+        s_stride,
+        nkeys,
+        groups,
+        words: pointer_or_null(words),
+        max: max.pointer(),
+        sum: sum.pointer(),
+    };
+    tiles.call(tiles.symbols.exp, &call);
+    for panel in [&s, &max, &sum] {
+        panel.check_borders();
+    }
+    for query in 0..groups * LANES {
+        let mut total = 0.5;
+        for key in 0..nkeys {
+            let place = query / LANES * s_stride + key * LANES + query % LANES;
+            let found = s.values()[place];
+            let expected = probability(scores[place], 3.25, allowed(words, key, query));
+            close(found, expected, expected.max(1e-37), &format!("2^({} - 3.25)", scores[place]));
+            total += expected;
+        }
+        close(sum.values()[query], total, total, "sum");
     }
 }
 
@@ -374,6 +379,60 @@ fn powers_of_two_are_exact_and_others_close() {
     assert!(worst < 2e-7, "largest relative error {worst:e}");
 }
 
+/// Floats that end where a page begins that may not be touched: one element read or written too far is a fault.
+struct Guarded {
+    start: *mut libc::c_void,
+    bytes: usize,
+    values: *mut f32,
+    len: usize,
+}
+
+impl Guarded {
+    #[allow(unsafe_code)]
+    fn from(values: &[f32]) -> Self {
+        // SAFETY: plain queries and a fresh private mapping; its last page is made inaccessible before anything
+        // points into the mapping, and the copy ends where that page begins.
+        unsafe {
+            let page = libc::sysconf(libc::_SC_PAGESIZE) as usize;
+            let bytes = (4 * values.len()).next_multiple_of(page) + page;
+            let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            let start = libc::mmap(ptr::null_mut(), bytes, access, flags, -1, 0);
+            assert_ne!(start, libc::MAP_FAILED, "no memory for a guarded buffer");
+            let guard = start.byte_add(bytes - page);
+            assert_eq!(libc::mprotect(guard, page, libc::PROT_NONE), 0);
+            let first = guard.cast::<f32>().sub(values.len());
+            ptr::copy_nonoverlapping(values.as_ptr(), first, values.len());
+            Self { start, bytes, values: first, len: values.len() }
+        }
+    }
+}
+
+impl Drop for Guarded {
+    #[allow(unsafe_code)]
+    fn drop(&mut self) {
+        // SAFETY: the mapping of `from`, which nothing refers to any more.
+        unsafe { libc::munmap(self.start, self.bytes) };
+    }
+}
+
+impl core::ops::Deref for Guarded {
+    type Target = [f32];
+
+    #[allow(unsafe_code)]
+    fn deref(&self) -> &[f32] {
+        // SAFETY: `len` floats of a mapping that lives as long as `self`, written in `from`.
+        unsafe { core::slice::from_raw_parts(self.values, self.len) }
+    }
+}
+
+impl core::ops::DerefMut for Guarded {
+    #[allow(unsafe_code)]
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as for `deref`, and `self` is borrowed mutably.
+        unsafe { core::slice::from_raw_parts_mut(self.values, self.len) }
+    }
+}
+
 /// A value call's inputs, kept alive together.
 struct ValueCase {
     nkeys: usize,
@@ -381,7 +440,7 @@ struct ValueCase {
     dv: usize,
     p: Panel,
     p_stride: usize,
-    v: Vec<f32>,
+    v: Guarded,
     v_stride: usize,
     keys: Option<Vec<u32>>,
     trims: Option<Vec<[u32; 2]>>,
@@ -411,7 +470,7 @@ impl ValueCase {
         }
         let total = if gathered { nkeys + 4 } else { nkeys };
         let v_stride = dv + random.below(3);
-        let v = random.floats(if total == 0 { 0 } else { (total - 1) * v_stride + dv });
+        let v = Guarded::from(&random.floats(if total == 0 { 0 } else { (total - 1) * v_stride + dv }));
         let keys = gathered.then(|| random.rows(nkeys, total.max(1)));
         Self {
             nkeys,
@@ -473,20 +532,24 @@ fn value_sums_match_plain_loops() {
         let tiles = Tiles::new(1, dv);
         for nkeys in [0, 1, 5, 6, 7, 64, 65, 129, 300] {
             for rows in [1, 5, 6, 11, 16, 17, 64] {
-                let mut case = ValueCase::random(&mut random, dv, nkeys, rows);
-                let acc_stride = dv.next_multiple_of(LANES);
-                let start = if case.accumulate { 0.75 } else { f32::NAN };
-                let mut acc = Panel::new(rows * acc_stride, start);
-                let call = case.call(&mut acc, acc_stride);
-                assert_eq!(tiles.call(tiles.symbols.value, &call), 0);
-                acc.check_borders();
-                for (row, column) in (0..rows).flat_map(|row| (0..dv).map(move |column| (row, column))) {
-                    let (expected, scale) = case.expected(start, row, column);
-                    let what = format!("dv {dv}, {nkeys} keys, {rows} rows, row {row}, column {column}");
-                    close(acc.values()[row * acc_stride + column], expected, scale, &what);
-                }
+                check_value_sums(&tiles, &mut random, dv, nkeys, rows);
             }
         }
+    }
+}
+
+fn check_value_sums(tiles: &Tiles, random: &mut Random, dv: usize, nkeys: usize, rows: usize) {
+    let mut case = ValueCase::random(random, dv, nkeys, rows);
+    let acc_stride = dv.next_multiple_of(LANES);
+    let start = if case.accumulate { 0.75 } else { f32::NAN };
+    let mut acc = Panel::new(rows * acc_stride, start);
+    let call = case.call(&mut acc, acc_stride);
+    assert_eq!(tiles.call(tiles.symbols.value, &call), 0);
+    acc.check_borders();
+    for (row, column) in (0..rows).flat_map(|row| (0..dv).map(move |column| (row, column))) {
+        let (expected, scale) = case.expected(start, row, column);
+        let what = format!("dv {dv}, {nkeys} keys, {rows} rows, row {row}, column {column}");
+        close(acc.values()[row * acc_stride + column], expected, scale, &what);
     }
 }
 
@@ -504,11 +567,11 @@ fn value_outputs_take_factor_and_restart() {
                 let total = if scattered { 2 * rows } else { rows };
                 let numbers: Option<Vec<u32>> =
                     scattered.then(|| (0..rows as u32).rev().map(|row| 2 * row + 1).collect());
-                let mut out = Panel::new((total - 1) * out_stride + dv, SENTINEL);
-                let rv = random.floats((total - 1) * rv_stride + dv);
+                let mut out = Guarded::from(&vec![SENTINEL; (total - 1) * out_stride + dv]);
+                let rv = Guarded::from(&random.floats((total - 1) * rv_stride + dv));
                 let factor = random.floats(rows);
                 let call = ValueCall {
-                    out: out.pointer(),
+                    out: out.as_mut_ptr(),
                     out_stride,
                     out_rows: pointer_or_null(numbers.as_deref()),
                     factor: factor.as_ptr(),
@@ -518,8 +581,7 @@ fn value_outputs_take_factor_and_restart() {
                     ..case.call(&mut acc, acc_stride)
                 };
                 assert_eq!(tiles.call(tiles.symbols.value, &call), 0);
-                out.check_borders();
-                let mut seen = vec![false; out.len];
+                let mut seen = vec![false; out.len()];
                 for (row, column) in (0..rows).flat_map(|row| (0..dv).map(move |column| (row, column))) {
                     let number = numbers.as_ref().map_or(row, |numbers| numbers[row] as usize);
                     let (sum, scale) = case.expected(0.25, row, column);
@@ -527,9 +589,9 @@ fn value_outputs_take_factor_and_restart() {
                     let expected = f64::from(factor[row]) * sum + term;
                     let place = number * out_stride + column;
                     seen[place] = true;
-                    close(out.values()[place], expected, scale + 1.0, &format!("dv {dv}, row {row}, column {column}"));
+                    close(out[place], expected, scale + 1.0, &format!("dv {dv}, row {row}, column {column}"));
                 }
-                for (place, &value) in out.values().iter().enumerate() {
+                for (place, &value) in out.iter().enumerate() {
                     assert!(seen[place] || value == SENTINEL, "written outside the output's rows");
                 }
             }
@@ -551,7 +613,7 @@ fn value_reports_what_is_not_finite() {
                 let acc_stride = dv.next_multiple_of(LANES);
                 let mut acc = Panel::new(20 * acc_stride, 0.0);
                 let mut out = Panel::new(20 * dv, 0.0);
-                let factor = vec![1.0; 20];
+                let factor = [1.0; 20];
                 let call = ValueCall {
                     out: out.pointer(),
                     out_stride: dv,
@@ -608,10 +670,10 @@ fn check_edges(tiles: &Tiles, random: &mut Random, width: usize, rows: usize, ga
     let edge_keys = random.rows(offsets[rows] as usize, nkeys);
     let (q_stride, kv_stride) = (width + random.below(3), width + random.below(3));
     let total = if gathered { rows + 3 } else { rows };
-    let q = random.floats((total - 1) * q_stride + width);
-    let kv = random.floats((nkeys - 1) * kv_stride + width);
+    let q = Guarded::from(&random.floats((total - 1) * q_stride + width));
+    let kv = Guarded::from(&random.floats((nkeys - 1) * kv_stride + width));
     let q_rows = gathered.then(|| random.rows(rows, total));
-    let mut s = Panel::new(count, 0.0);
+    let mut s = Guarded::from(&vec![0.0; count]);
     let mut max = Panel::new(rows, -0.5);
     let mut sum = Panel::new(rows, 0.25);
     let acc_stride = width.next_multiple_of(LANES);
@@ -630,7 +692,7 @@ fn check_edges(tiles: &Tiles, random: &mut Random, width: usize, rows: usize, ga
         edge_keys: edge_keys.as_ptr(),
         kv: kv.as_ptr(),
         kv_stride,
-        s: s.pointer(),
+        s: s.as_mut_ptr(),
         max: max.pointer(),
         sum: sum.pointer(),
         acc: acc.pointer(),
@@ -640,8 +702,8 @@ fn check_edges(tiles: &Tiles, random: &mut Random, width: usize, rows: usize, ga
     let edges = |row: usize| (offsets[row] - base) as usize..(offsets[row + 1] - base) as usize;
     let key = |edge: usize| edge_keys[edge + base as usize] as usize;
 
-    tiles.call(tiles.symbols.edge_score, &call);
-    let scores = s.values().to_vec();
+    tiles.call(tiles.symbols.edges.unwrap().score, &call);
+    let scores = s.to_vec();
     for row in 0..rows {
         let mut best = -0.5f32;
         for edge in edges(row) {
@@ -655,26 +717,52 @@ fn check_edges(tiles: &Tiles, random: &mut Random, width: usize, rows: usize, ga
         assert_eq!(max.values()[row], best, "maximum of row {row}");
     }
 
-    tiles.call(tiles.symbols.edge_exp, &call);
+    tiles.call(tiles.symbols.edges.unwrap().exp, &call);
     for row in 0..rows {
         let mut total = 0.25;
         for edge in edges(row) {
             let expected = f64::from(scores[edge] - max.values()[row]).exp2();
-            close(s.values()[edge], expected, expected, "edge probability");
+            close(s[edge], expected, expected, "edge probability");
             total += expected;
         }
         close(sum.values()[row], total, total, "edge sum");
     }
 
-    tiles.call(tiles.symbols.edge_value, &call);
+    tiles.call(tiles.symbols.edges.unwrap().value, &call);
     for (row, column) in (0..rows).flat_map(|row| (0..width).map(move |column| (row, column))) {
         let mut expected = if accumulate == 1 { 0.5 } else { 0.0 };
         for edge in edges(row) {
-            expected += f64::from(s.values()[edge]) * f64::from(kv[key(edge) * kv_stride + column]);
+            expected += f64::from(s[edge]) * f64::from(kv[key(edge) * kv_stride + column]);
         }
         close(acc.values()[row * acc_stride + column], expected, 12.0, &format!("dv {width}, row {row}"));
     }
-    for panel in [&s, &max, &sum, &acc] {
+    for panel in [&max, &sum, &acc] {
         panel.check_borders();
     }
+}
+
+/// The instructions that every CPU of this kind has: no fused multiply-add, no AVX on x86-64.
+#[test]
+fn tiles_for_the_oldest_cpu_match_plain_loops() {
+    let mut random = Random(9);
+    for width in [1, 7, 8, 33, 64] {
+        check_all(&Tiles::on(width, width, false), &mut random, width);
+    }
+}
+
+#[test]
+fn tiles_of_the_largest_width_match_plain_loops() {
+    check_all(&Tiles::new(512, 512), &mut Random(10), 512);
+}
+
+fn check_all(tiles: &Tiles, random: &mut Random, width: usize) {
+    for nkeys in [1, 7, 65] {
+        for words in word_kinds(random, nkeys) {
+            check_score(tiles, random, width, nkeys, 4, words.as_deref());
+            check_exp(tiles, random, nkeys, 4, words.as_deref());
+        }
+        check_value_sums(tiles, random, width, nkeys, 64);
+        check_value_sums(tiles, random, width, nkeys, 17);
+    }
+    check_edges(tiles, random, width, 17, true);
 }

@@ -8,10 +8,10 @@ use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::{InstBuilder, Type, Value, types};
 use cranelift_module::{FuncId, Module};
 
-use super::{Compiler, Kind, condition_mask, field};
+use super::{Compiler, condition_mask, field};
 use crate::codegen::emit::Emit;
 use crate::error::Result;
-use crate::tiles::{BLOCK, LANES, ROW_CUTS, ValueCall};
+use crate::tiles::{LANES, ROW_CUTS, ValueCall};
 
 /// Columns in a register block.
 const COLUMNS: usize = 8;
@@ -22,6 +22,8 @@ const UNROLL: i64 = 4;
 const CHUNK: i64 = 128;
 /// Columns that `value_columns` does at once.
 const NARROW: usize = 4;
+/// Columns per round of the epilogue.
+const RUN: usize = 16;
 
 /// Defines the tile and the functions that it calls.
 pub(super) fn define(compiler: &mut Compiler, dv: usize) -> Result<FuncId> {
@@ -30,7 +32,7 @@ pub(super) fn define(compiler: &mut Compiler, dv: usize) -> Result<FuncId> {
     let [six, five] = if dv >= COLUMNS {
         let mut add = |rows: usize| {
             let name = format!("value_rows{rows}");
-            compiler.add(&name, &params, &[], Kind::Hot, |e, p, _| {
+            compiler.add(&name, &params, &[], |e, p, _| {
                 emit_rows(e, &Rows::new(p), rows, dv / COLUMNS * COLUMNS);
                 Vec::new()
             })
@@ -42,13 +44,20 @@ pub(super) fn define(compiler: &mut Compiler, dv: usize) -> Result<FuncId> {
     let narrow = if dv.is_multiple_of(COLUMNS) {
         None
     } else {
-        Some(compiler.add("value_columns", &params, &[], Kind::Hot, |e, p, _| {
+        Some(compiler.add("value_columns", &params, &[], |e, p, _| {
             emit_columns(e, &Rows::new(p), dv);
             Vec::new()
         })?)
     };
-    compiler.add("value", &[pointer], &[types::I64], Kind::Hot, |e, p, module| {
-        let mut import = |id: Option<FuncId>| id.map(|id| module.declare_func_in_func(id, e.b.func));
+    compiler.add("value", &[pointer], &[types::I64], |e, p, module| {
+        let mut import = |id: Option<FuncId>| {
+            id.map(|id| {
+                let function = module.declare_func_in_func(id, e.b.func);
+                // Each function may lie in a mapping of its own, out of reach of a near call.
+                e.b.func.dfg.ext_funcs[function].colocated = false;
+                function
+            })
+        };
         let (six, five, narrow) = (import(six), import(five), import(narrow));
         let mut call = |e: &mut Emit, block: usize, rows: &Rows| {
             let whole = if ROW_CUTS[block + 1] - ROW_CUTS[block] == 6 { six } else { five };
@@ -342,76 +351,98 @@ fn emit_columns(e: &mut Emit, rows: &Rows, dv: usize) {
 /// The epilogue: writes the output rows where the record has them. Returns 1 where one of them is not finite.
 fn emit_finish(e: &mut Emit, record: Value, dv: usize) -> Value {
     let out = field!(e, record, ValueCall, out);
-    let found = e.if_else(
-        out,
-        |e| {
-            let rv = field!(e, record, ValueCall, rv);
-            e.if_else(rv, |e| vec![finish_rows(e, record, dv, true)], |e| vec![finish_rows(e, record, dv, false)])
-        },
-        |e| vec![e.b.ins().iconst(types::I64, 0)],
-    );
+    let found = e.if_else(out, |e| vec![finish_rows(e, record, dv)], |e| vec![e.b.ins().iconst(types::I64, 0)]);
     found[0]
 }
 
-fn finish_rows(e: &mut Emit, record: Value, dv: usize, restarts: bool) -> Value {
-    debug_assert!(BLOCK.is_multiple_of(LANES));
+/// One output row's addresses and factors.
+struct Finish {
+    acc: Value,
+    out: Value,
+    /// Null where there is no restart term.
+    rv: Value,
+    factor: Value,
+    restart: Value,
+}
+
+fn finish_rows(e: &mut Emit, record: Value, dv: usize) -> Value {
     let rows = field!(e, record, ValueCall, rows);
     let zero = e.int(0);
-    let clean = e.constant(0.0);
-    let clean_scalar = e.b.ins().f32const(0.0);
-    let seen = e.for_range(zero, rows, 1, &[clean, clean_scalar], |e, row, seen| {
-        let row_numbers = field!(e, record, ValueCall, out_rows);
-        let number = e.row_number(row_numbers, row);
-        let mut address = |base: usize, stride: usize, row: Value| {
-            let base = e.field(record, base);
-            let stride = e.field(record, stride);
-            e.row(base, row, stride)
-        };
-        use core::mem::offset_of;
-        let acc = address(offset_of!(ValueCall, acc), offset_of!(ValueCall, acc_stride), row);
-        let out = address(offset_of!(ValueCall, out), offset_of!(ValueCall, out_stride), number);
-        let rv = restarts.then(|| address(offset_of!(ValueCall, rv), offset_of!(ValueCall, rv_stride), number));
-        let factors = field!(e, record, ValueCall, factor);
-        let factor = e.offset(factors, row, 4);
+    let clean = [e.constant(0.0), e.b.ins().f32const(0.0)];
+    let seen = e.for_range(zero, rows, 1, &clean, |e, row, seen| {
+        let numbers = field!(e, record, ValueCall, out_rows);
+        let number = e.row_number(numbers, row);
+        let acc = field!(e, record, ValueCall, acc);
+        let stride = field!(e, record, ValueCall, acc_stride);
+        let acc = e.row(acc, row, stride);
+        let out = field!(e, record, ValueCall, out);
+        let stride = field!(e, record, ValueCall, out_stride);
+        let out = e.row(out, number, stride);
+        let rv = field!(e, record, ValueCall, rv);
+        let stride = field!(e, record, ValueCall, rv_stride);
+        let rv = e.if_else(rv, |e| vec![e.row(rv, number, stride)], |_| vec![rv])[0];
+        let factor = field!(e, record, ValueCall, factor);
+        let factor = e.offset(factor, row, 4);
         let factor = e.load(types::F32, factor, 0);
-        let restart = e.load(types::F32, record, offset_of!(ValueCall, restart) as i32);
-        let scale = [e.splat(factor), e.splat(restart)];
-        // x - x is 0 for a finite x and NaN otherwise, and a NaN's bits stay those of a NaN whatever is or-ed in.
-        let finish = |e: &mut Emit, ty: Type, byte: Value, offset: i32, scale: [Value; 2], seen: Value| {
-            let at = e.b.ins().iadd(acc, byte);
-            let sum = e.load(ty, at, offset);
-            let mut result = e.b.ins().fmul(sum, scale[0]);
-            if let Some(rv) = rv {
-                let at = e.b.ins().iadd(rv, byte);
-                let value = e.load(ty, at, offset);
-                let term = e.b.ins().fmul(value, scale[1]);
-                result = e.b.ins().fadd(result, term);
-            }
-            let at = e.b.ins().iadd(out, byte);
-            e.store(result, at, offset);
-            let difference = e.b.ins().fsub(result, result);
-            e.b.ins().bor(seen, difference)
-        };
+        let restart = e.load(types::F32, record, core::mem::offset_of!(ValueCall, restart) as i32);
+        let finish = Finish { acc, out, rv, factor, restart };
         let (mut vector, mut scalar) = (seen[0], seen[1]);
-        let (runs, whole) = (dv / 16 * 16, dv / 4 * 4);
-        let zero = e.int(0);
+        let (runs, whole) = (dv / RUN * RUN, dv / 4 * 4);
         if runs > 0 {
             let end = e.int(4 * runs as i64);
-            vector = e.for_range(zero, end, 64, &[vector], |e, byte, seen| {
-                vec![(0..4).fold(seen[0], |seen, index| finish(e, types::F32X4, byte, 16 * index, scale, seen))]
+            vector = e.for_range(zero, end, 4 * RUN as i64, &[vector], |e, byte, seen| {
+                vec![finish_columns(e, &finish, types::F32X4, byte, RUN / 4, seen[0])]
             })[0];
         }
-        for column in (runs..whole).step_by(4) {
-            vector = finish(e, types::F32X4, zero, 4 * column as i32, scale, vector);
+        if runs < whole {
+            let byte = e.int(4 * runs as i64);
+            vector = finish_columns(e, &finish, types::F32X4, byte, (whole - runs) / 4, vector);
         }
-        for column in whole..dv {
-            scalar = finish(e, types::F32, zero, 4 * column as i32, [factor, restart], scalar);
+        if whole < dv {
+            let byte = e.int(4 * whole as i64);
+            scalar = finish_columns(e, &finish, types::F32, byte, dv - whole, scalar);
         }
         vec![vector, scalar]
     });
     let scalar = e.splat(seen[1]);
-    let seen = e.b.ins().fadd(seen[0], scalar);
+    let seen = e.b.ins().bor(seen[0], scalar);
     let bad = e.b.ins().fcmp(FloatCC::Unordered, seen, seen);
     let any = e.b.ins().vany_true(bad);
     e.b.ins().uextend(types::I64, any)
+}
+
+/// Finishes `count` vectors or single columns from `byte` on; or-s into `seen` what is NaN where a result is not
+/// finite.
+fn finish_columns(e: &mut Emit, row: &Finish, ty: Type, byte: Value, count: usize, seen: Value) -> Value {
+    let wide = |e: &mut Emit, factor: Value| if ty == types::F32 { factor } else { e.splat(factor) };
+    let offset = |index: usize| index as i32 * ty.bytes() as i32;
+    let factor = wide(e, row.factor);
+    let acc = e.b.ins().iadd(row.acc, byte);
+    let scaled: Vec<Value> = (0..count)
+        .map(|index| {
+            let sum = e.load(ty, acc, offset(index));
+            e.b.ins().fmul(sum, factor)
+        })
+        .collect();
+    let results = e.if_else(
+        row.rv,
+        |e| {
+            let restart = wide(e, row.restart);
+            let rv = e.b.ins().iadd(row.rv, byte);
+            let terms = scaled.iter().enumerate().map(|(index, &scaled)| {
+                let value = e.load(ty, rv, offset(index));
+                let term = e.b.ins().fmul(value, restart);
+                e.b.ins().fadd(scaled, term)
+            });
+            terms.collect()
+        },
+        |_| scaled.clone(),
+    );
+    let out = e.b.ins().iadd(row.out, byte);
+    results.iter().enumerate().fold(seen, |seen, (index, &result)| {
+        e.store(result, out, offset(index));
+        // x - x is 0 for a finite x and NaN otherwise, and a NaN's bits stay those of a NaN whatever is or-ed in.
+        let difference = e.b.ins().fsub(result, result);
+        e.b.ins().bor(seen, difference)
+    })
 }
