@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use hopweave::target::Isa;
 use hopweave::tiles::peak::fma_peak;
-use hopweave::tiles::{BLOCK, EdgeCall, ExpCall, Family, LANES, ScoreCall, ValueCall, family};
+use hopweave::tiles::{Ahead, BLOCK, EdgeCall, ExpCall, Family, LANES, ScoreCall, ValueCall, family};
 
 /// Width of keys and values.
 const D: usize = 64;
@@ -60,6 +60,7 @@ impl Block {
         let mut acc = Buffer::new(BLOCK * D, 0.0);
         let s_stride = nkeys * LANES;
         let score = ScoreCall {
+            ahead: [Ahead::NONE; 4],
             qt: qt.pointer(),
             k: kv.pointer(),
             k_stride: D,

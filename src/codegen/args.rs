@@ -20,7 +20,8 @@ pub struct KernelArgs {
     pub out: *mut f32,
     /// Floats from one output row to the next.
     pub out_stride: usize,
-    /// Row maxima in the base-2 domain, `[q_len]`, or null where they are not wanted.
+    /// What every row subtracted from its scores, in the base-2 domain, `[q_len]` (−inf where a row has no key), or
+    /// null where it is not wanted.
     pub row_max: *mut f32,
     /// Row sums, `[q_len]`; null together with `row_max`.
     pub row_sum: *mut f32,

@@ -13,12 +13,20 @@ use super::emit::{Emit, signature};
 use super::tables::{Section, Starts};
 use super::{KernelArgs, TileFn, is_ordered};
 use crate::mask::QUERY_BLOCK;
-use crate::plan::{KernelPlan, RowPlan, Scratch, Step};
+use crate::plan::{KernelPlan, RowPlan, Scratch, Step, Strategy};
 use crate::tiles::exact::ExactCall;
-use crate::tiles::{EdgeCall, ExpCall, LANES, PackCall, ScoreCall, ValueCall};
+use crate::tiles::{Ahead, EdgeCall, ExpCall, LANES, PackCall, ScoreCall, ValueCall};
 
 /// Bytes of 64 floats: one array over the queries of a block.
 const LANE_BYTES: i64 = (QUERY_BLOCK * size_of::<f32>()) as i64;
+
+/// Regions that a score call can bring near.
+pub(super) const AHEAD: usize = 4;
+
+/// Where region `slot` stands in the score record.
+const fn ahead(slot: usize) -> usize {
+    offset_of!(ScoreCall, ahead) + slot * size_of::<Ahead>()
+}
 
 /// Writes one function of a kernel.
 pub(super) struct Kernel<'a, 'p> {
@@ -32,6 +40,8 @@ pub(super) struct Kernel<'a, 'p> {
     pub records: Records,
     /// 1 while a block row is redone because its result was not finite, else 0; on the stack.
     exact: Value,
+    /// 1 when the last update corrected anything, one byte on the stack.
+    pub moved: Value,
     tiles: [FuncRef; TileFn::ALL.len()],
 }
 
@@ -89,10 +99,11 @@ impl<'a, 'p> Kernel<'a, 'p> {
             edge: record(size_of::<EdgeCall>()),
         };
         let exact = record(size_of::<u64>());
+        let moved = record(size_of::<u64>());
         // What differs from mask to mask is read from the tables.
         let mask = &plan.masks[0];
         let (scratch, starts) = (Scratch::new(plan, mask), Starts::new(mask));
-        Self { e, plan, scratch, starts, args: params[0], records, exact, tiles }
+        Self { e, plan, scratch, starts, args: params[0], records, exact, moved, tiles }
     }
 
     /// Returns from the function.
@@ -169,6 +180,10 @@ impl<'a, 'p> Kernel<'a, 'p> {
         self.set_int(score, offset_of!(ScoreCall, d), d);
         let max_in_tile = if self.plan.scores.fused { max } else { self.e.int(0) };
         self.set(score, offset_of!(ScoreCall, max), max_in_tile);
+
+        for slot in 0..AHEAD {
+            self.set_int(score, ahead(slot) + offset_of!(Ahead, lines), 0);
+        }
 
         self.set(exp, offset_of!(ExpCall, max), reference);
         self.set(exp, offset_of!(ExpCall, sum), sum);
@@ -285,6 +300,57 @@ impl<'a, 'p> Kernel<'a, 'p> {
             self.e.store(lowest, old, lane);
             self.e.store(zero, sum, lane);
         }
+    }
+
+    /// Asks the next score call to bring `rows` rows of `width` floats from row `first` on near; nothing where rows
+    /// are not packed closely, since the region would hold what nobody needs.
+    pub fn bring_near(&mut self, slot: usize, base: Value, stride: Value, first: Value, rows: Value, width: usize) {
+        let score = self.records.score;
+        let start = self.e.row(base, first, stride);
+        let lines = self.e.b.ins().imul_imm_s(rows, width.div_ceil(LANES) as i64);
+        let packed = self.e.b.ins().icmp_imm_u(IntCC::Equal, stride, width as i64);
+        let none = self.e.int(0);
+        let lines = self.e.b.ins().select(packed, lines, none);
+        self.set(score, ahead(slot) + offset_of!(Ahead, start), start);
+        self.set(score, ahead(slot) + offset_of!(Ahead, lines), lines);
+    }
+
+    /// Takes back what [`Self::bring_near`] asked for.
+    pub fn bring_nothing_near(&mut self) {
+        for slot in 0..AHEAD {
+            self.set_int(self.records.score, ahead(slot) + offset_of!(Ahead, lines), 0);
+        }
+    }
+
+    /// The row's own outputs (`flash`), and the queries of the next block row.
+    pub fn bring_row_near(&mut self, row: Row) {
+        if is_ordered(self.plan) {
+            return;
+        }
+        let q = self.arg(offset_of!(KernelArgs, q));
+        let q_stride = self.arg(offset_of!(KernelArgs, q_stride));
+        let next = self.e.b.ins().iadd_imm_s(row.place, QUERY_BLOCK as i64);
+        self.bring_near(0, q, q_stride, next, row.count, self.plan.head_dim);
+        if self.plan.strategy == Strategy::Flash {
+            let out = self.arg(offset_of!(KernelArgs, out));
+            let out_stride = self.arg(offset_of!(KernelArgs, out_stride));
+            self.bring_near(1, out, out_stride, row.place, row.count, self.plan.value_dim);
+        }
+    }
+
+    /// Keys and values `first .. first + count`, as far as the score and value tiles read them next.
+    pub fn bring_keys_near(&mut self, first: Value, count: Value) {
+        let k = self.arg(offset_of!(KernelArgs, k));
+        let k_stride = self.arg(offset_of!(KernelArgs, k_stride));
+        self.bring_near(2, k, k_stride, first, count, self.plan.head_dim);
+        self.bring_values_near(first, count);
+    }
+
+    /// Values `first .. first + count`.
+    pub fn bring_values_near(&mut self, first: Value, count: Value) {
+        let v = self.arg(offset_of!(KernelArgs, v));
+        let v_stride = self.arg(offset_of!(KernelArgs, v_stride));
+        self.bring_near(3, v, v_stride, first, count, self.plan.value_dim);
     }
 
     /// Sets the fields of the value records that hold the row's number of queries, and starts sums at zero.

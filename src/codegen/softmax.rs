@@ -10,6 +10,8 @@ use super::tables::Section;
 use super::{KernelArgs, TileFn};
 use crate::tiles::{LANES, ValueCall};
 
+/// By how much a maximum, in powers of two, must pass what is subtracted before everything is corrected.
+const SLACK: f32 = 8.0;
 const GROUP_BYTES: i64 = (LANES * size_of::<f32>()) as i64;
 /// Byte offsets of a group's four vectors.
 const VECTORS: [i32; 4] = [0, 16, 32, 48];
@@ -18,8 +20,9 @@ impl Kernel<'_, '_> {
     /// After the maxima of a step: what the exponential subtracts, and by how much everything summed so far
     /// shrinks (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax", algorithm 3).
     ///
-    /// A row that has met no allowed key yet has maximum −inf; 0 is subtracted there instead, so that nothing
-    /// becomes −inf − (−inf).
+    /// The subtracted value follows the maximum only when that has passed it by more than [`SLACK`]: probabilities
+    /// up to 2^8 are as exact as those up to 1, and most steps then correct nothing. A row that has met no allowed
+    /// key yet has maximum −inf; 0 is subtracted there instead, so that nothing becomes −inf − (−inf).
     pub fn update(&mut self, row: Row) {
         let [max, old, reference, sum, correction] = [
             self.scratch.max,
@@ -30,6 +33,11 @@ impl Kernel<'_, '_> {
         ]
         .map(|offset| self.local(offset));
         let lowest = self.e.constant(f32::NEG_INFINITY);
+        let one = self.e.constant(1.0);
+        let slack = self.e.constant(SLACK);
+        let moved = self.moved;
+        let none = self.e.b.ins().iconst(types::I8, 0);
+        self.e.store(none, moved, 0);
         self.for_groups(row, |kernel, at| {
             let e = &mut kernel.e;
             let [max, old, reference, sum, correction] =
@@ -39,13 +47,16 @@ impl Kernel<'_, '_> {
                 .iter()
                 .zip(maxima)
                 .map(|(&offset, maximum)| {
-                    let seen = e.b.ins().fcmp(FloatCC::NotEqual, maximum, lowest);
+                    let before = e.load(types::F32X4, old, offset);
+                    let bound = e.b.ins().fadd(before, slack);
+                    let passed = e.b.ins().fcmp(FloatCC::GreaterThan, maximum, bound);
+                    let now = e.select(passed, maximum, before);
+                    e.store(now, old, offset);
+                    let seen = e.b.ins().fcmp(FloatCC::NotEqual, now, lowest);
                     let seen = e.as_f32(seen);
                     // All zeros is 0.0: what has no key yet subtracts nothing.
-                    let subtracted = e.b.ins().band(maximum, seen);
+                    let subtracted = e.b.ins().band(now, seen);
                     e.store(subtracted, reference, offset);
-                    let before = e.load(types::F32X4, old, offset);
-                    e.store(maximum, old, offset);
                     e.b.ins().fsub(before, subtracted)
                 })
                 .collect();
@@ -54,6 +65,11 @@ impl Kernel<'_, '_> {
                 let sums = e.b.ins().fmul(sums, factor);
                 e.store(sums, sum, offset);
                 e.store(factor, correction, offset);
+                let differs = e.b.ins().fcmp(FloatCC::NotEqual, factor, one);
+                let differs = e.b.ins().vany_true(differs);
+                let so_far = e.load(types::I8, moved, 0);
+                let so_far = e.b.ins().bor(so_far, differs);
+                e.store(so_far, moved, 0);
             }
         });
     }
@@ -61,6 +77,9 @@ impl Kernel<'_, '_> {
     /// Shrinks the sums of values by the corrections of [`Self::update`], if there are sums already.
     pub fn rescale(&mut self, row: Row) {
         let started = self.e.field(self.records.value, offset_of!(ValueCall, accumulate));
+        let moved = self.e.load(types::I8, self.moved, 0);
+        let moved = self.e.b.ins().uextend(types::I64, moved);
+        let started = self.e.b.ins().band(started, moved);
         let acc = self.local(self.scratch.acc);
         let correction = self.local(self.scratch.correction);
         let stride = self.scratch.acc_stride;
@@ -123,7 +142,7 @@ impl Kernel<'_, '_> {
         });
     }
 
-    /// Hands row maxima and sums to the caller, who makes log-sum-exp of them, if it asked.
+    /// Hands what was subtracted and the row sums to the caller, who makes log-sum-exp of them, if it asked.
     pub fn store_statistics(&mut self, row: Row) {
         let wanted = self.arg(offset_of!(KernelArgs, row_max));
         self.if_else(
@@ -131,7 +150,7 @@ impl Kernel<'_, '_> {
             |kernel| {
                 let row_sum = kernel.arg(offset_of!(KernelArgs, row_sum));
                 let one = kernel.e.int(1);
-                for (from, to) in [(kernel.scratch.max, wanted), (kernel.scratch.sum, row_sum)] {
+                for (from, to) in [(kernel.scratch.old, wanted), (kernel.scratch.sum, row_sum)] {
                     let from = kernel.local(from);
                     let (to, rows) = kernel.rows_of(row, to, one);
                     let zero = kernel.e.int(0);

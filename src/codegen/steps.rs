@@ -27,6 +27,34 @@ pub(super) struct Operands {
     pub at: Value,
     /// Whether mask words may exist.
     masked: Masked,
+    /// What the score tile brings near on the way.
+    near: Near,
+}
+
+/// What a piece's score call brings near.
+#[derive(Clone, Copy)]
+enum Near {
+    Nothing,
+    /// The piece's own values.
+    OwnValues,
+    /// What concerns the whole row, and the keys and values that the next row meets first: so many from this one on
+    /// (from the run's first row).
+    Row(Option<Stretch>),
+}
+
+/// The longest piece: long enough to hide what it brings near.
+fn lead(pieces: &[Piece]) -> usize {
+    (0..pieces.len()).max_by_key(|&index| pieces[index].keys.len()).unwrap_or(0)
+}
+
+/// Where pieces move on with the rows, the next row's new keys stand behind this row's last ones.
+fn near(pieces: &[Piece]) -> Near {
+    let moving = pieces.iter().filter_map(|piece| match piece.keys {
+        PieceKeys::Range(stretch) if stretch.start_step != 0 => Some(stretch),
+        _ => None,
+    });
+    let last = moving.max_by_key(|stretch| stretch.start + stretch.len);
+    Near::Row(last.map(|last| Stretch { start: last.start + last.len, len: last.start_step, len_step: 0, ..last }))
 }
 
 /// What is known of a piece's mask when code is written.
@@ -115,7 +143,8 @@ impl<'p> Kernel<'_, 'p> {
     pub fn for_pieces(&mut self, row: Row, source: Source<'p>, body: impl Fn(&mut Self, Operands)) {
         match source {
             Source::Constant(pieces, _) => {
-                for piece in pieces {
+                let lead = lead(pieces);
+                for (index, piece) in pieces.iter().enumerate() {
                     let list = self.starts.list(piece.keys);
                     let aux = self.starts.word(piece.mask);
                     let mut operands = self.constant(row, piece.keys, piece.at, list);
@@ -123,6 +152,7 @@ impl<'p> Kernel<'_, 'p> {
                         operands.aux = address;
                         operands.masked = Masked::Yes;
                     }
+                    operands.near = if index == lead { near(pieces) } else { Near::Nothing };
                     body(self, operands);
                 }
             }
@@ -164,7 +194,7 @@ impl<'p> Kernel<'_, 'p> {
         let zero = self.e.int(0);
         let list = self.entry_address(Section::Lists, list, 4).unwrap_or(zero);
         let at = self.e.int(i64::from(at));
-        Operands { start, len, list, aux: zero, at, masked: Masked::No }
+        Operands { start, len, list, aux: zero, at, masked: Masked::No, near: Near::Nothing }
     }
 
     /// First key and number of keys of a stretch in this row.
@@ -203,7 +233,7 @@ impl<'p> Kernel<'_, 'p> {
             let [start, len, at] = [0, 4, 8].map(|offset| kernel.e.load_u32(entry, offset));
             let list = kernel.optional(entry, 12, lists, 4);
             let aux = kernel.optional(entry, 16, aux_table, aux_bytes);
-            body(kernel, Operands { start, len, list, aux, at, masked });
+            body(kernel, Operands { start, len, list, aux, at, masked, near: Near::Nothing });
         });
     }
 
@@ -233,7 +263,21 @@ impl<'p> Kernel<'_, 'p> {
         self.set(record, offset_of!(ScoreCall, words), in_tile);
         self.set(record, offset_of!(ScoreCall, s), s);
         self.set(record, offset_of!(ScoreCall, s_stride), panel.stride);
+        match piece.near {
+            Near::Nothing => {}
+            Near::OwnValues => self.bring_values_near(piece.start, piece.len),
+            Near::Row(keys) => {
+                self.bring_row_near(row);
+                if let Some(keys) = keys {
+                    let (first, count) = self.stretch(row, keys);
+                    self.bring_keys_near(first, count);
+                }
+            }
+        }
         self.call(TileFn::Score, record);
+        if !matches!(piece.near, Near::Nothing) {
+            self.bring_nothing_near();
+        }
         if let Some(factor) = self.plan.scores.panel_scale {
             let factor = self.e.constant(factor);
             self.for_panel(row, s, panel.stride, piece.len, |kernel, address, _, _, _| {
@@ -391,6 +435,6 @@ impl<'p> Kernel<'_, 'p> {
     /// Operands of a chunk of unmasked keys at the start of the panel.
     pub fn chunk(&mut self, start: Value, len: Value) -> Operands {
         let zero = self.e.int(0);
-        Operands { start, len, list: zero, aux: zero, at: zero, masked: Masked::No }
+        Operands { start, len, list: zero, aux: zero, at: zero, masked: Masked::No, near: Near::OwnValues }
     }
 }

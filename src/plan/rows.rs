@@ -14,7 +14,7 @@ use crate::tiles::{LANES, ROW_BLOCKS, ROW_CUTS};
 /// the keys and values.
 pub const JOINT_KEYS: u32 = 1152;
 /// Keys of a chunk of a stream.
-pub const CHUNK_KEYS: u32 = 512;
+pub const CHUNK_KEYS: u32 = 1024;
 /// Row runs that get code of their own, with their key ranges as arithmetic in the row number; all other rows
 /// are walked from tables.
 const CONSTANT_RUNS: usize = 6;

@@ -117,8 +117,13 @@ unsafe fn score_tile<const K: usize, const G: usize, const CHAINS: usize>(t: &Sc
     let mut chains = [[[_mm512_setzero_ps(); G]; K]; CHAINS];
     // SAFETY: `keys` point at rows of `d` floats, `qt` at `G` panels of `d` vectors.
     unsafe {
-        let (mut qt, mut x) = (t.qt, 0);
+        let (mut qt, mut x, mut ahead) = (t.qt, 0, t.ahead);
         while x + UNROLL <= t.d {
+            if G == 4 {
+                _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+                _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(t.ahead_step).cast());
+                ahead = ahead.wrapping_add(2 * t.ahead_step);
+            }
             for u in 0..UNROLL {
                 score_step(&mut chains[u % CHAINS], qt.add(u * LANES), t.qt_stride, &keys, x + u);
             }
@@ -327,6 +332,10 @@ unsafe fn value_tile<const R: usize, const C: usize, const CUT: bool>(t: &ValueT
             let (mut p, mut v) = (t.p, t.v);
             for _ in 0..t.nkeys / UNROLL {
                 for _ in 0..UNROLL {
+                    if R == VALUE_ROWS {
+                        // Once per group: its first row block is the one with most rows.
+                        _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(t.p_ahead).cast());
+                    }
                     value_step::<R, C, CUT>(&mut sums, p, v, tail);
                     p = p.wrapping_add(LANES);
                     v = v.wrapping_add(t.v_stride);

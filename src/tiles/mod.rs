@@ -64,6 +64,21 @@ pub struct PackCall {
     pub scale: f32,
 }
 
+/// Memory that is needed soon. It is only hinted at, never read, so any address is allowed.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Ahead {
+    /// First byte.
+    pub start: *const f32,
+    /// Cache lines; 0 for nothing.
+    pub lines: usize,
+}
+
+impl Ahead {
+    /// Nothing.
+    pub const NONE: Self = Self { start: std::ptr::null(), lines: 0 };
+}
+
 /// Scores (SDDMM): `s[g][j][i] = Σ_x k[key(j)][x] · qt[g][x][i]`, and the running maximum per query.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -91,6 +106,8 @@ pub struct ScoreCall {
     /// Running maximum of the allowed scores, `[groups * 16]`, or null to leave it out. NaN scores may or may
     /// not enter it.
     pub max: *mut f32,
+    /// Memory to bring into the L2 cache meanwhile; a hint, without effect on any result.
+    pub ahead: [Ahead; 4],
 }
 
 /// Probabilities, in place: `p[g][j][i] = 2^(s[g][j][i] − max[16 g + i])` where allowed, else 0; adds each

@@ -40,6 +40,10 @@ pub(super) struct ScoreTile {
     pub words: *const u16,
     /// The first group's running maximum, or null.
     pub max: *mut f32,
+    /// Memory to bring into L2 on the way, one line after the other.
+    pub ahead: *const f32,
+    /// Floats from one of those lines to the next: a line's, or 0 where there is nothing to bring.
+    pub ahead_step: usize,
 }
 
 /// A score micro-kernel; its count of keys is its place in the table.
@@ -51,6 +55,7 @@ pub(super) type ScoreKernel = unsafe fn(&ScoreTile);
 /// `call` keeps the contract of [`super`], and the CPU has the kernels' instructions.
 pub(super) unsafe fn score(call: &ScoreCall, kernels: &[ScoreKernel; SCORE_KEYS]) {
     let mut first = 0;
+    let mut ahead = AheadCursor { regions: &call.ahead, line: 0 };
     while first < call.nkeys {
         let left = call.nkeys - first;
         // One or two keys alone do not fill the FMA pipes, so the last 7 or 8 are halved.
@@ -87,7 +92,12 @@ pub(super) unsafe fn score(call: &ScoreCall, kernels: &[ScoreKernel; SCORE_KEYS]
                 s_stride: call.s_stride,
                 words: call.words.wrapping_add(first).cast::<u16>().wrapping_add(group),
                 max: call.max.wrapping_add(group * LANES),
+                ahead: call.qt,
+                ahead_step: 0,
             };
+            if let Some(start) = ahead.next(call.d / 2) {
+                (tile.ahead, tile.ahead_step) = (start, LINE);
+            }
             if !masked {
                 tile.words = std::ptr::null();
             }
@@ -104,10 +114,37 @@ pub(super) unsafe fn score(call: &ScoreCall, kernels: &[ScoreKernel; SCORE_KEYS]
     }
 }
 
+/// Floats in a cache line.
+pub(super) const LINE: usize = 16;
+
+/// Hands out [`ScoreCall::ahead`] in portions. Spread over the register tiles, the fetches hide behind their
+/// arithmetic; the hardware's own prefetchers start anew with every row and come too late from beyond L2.
+struct AheadCursor<'a> {
+    regions: &'a [super::Ahead],
+    line: usize,
+}
+
+impl AheadCursor<'_> {
+    /// Where the next `lines` lines start; a portion may reach beyond its region.
+    fn next(&mut self, lines: usize) -> Option<*const f32> {
+        while let Some((region, rest)) = self.regions.split_first() {
+            if self.line < region.lines {
+                let start = region.start.wrapping_add(self.line * LINE);
+                self.line += lines.max(1);
+                return Some(start);
+            }
+            (self.regions, self.line) = (rest, 0);
+        }
+        None
+    }
+}
+
 /// One value register tile: up to 6 rows times up to a family's width of columns, over some keys.
 pub(super) struct ValueTile {
     /// The first row's probability of the first key; the next key's comes 16 floats later.
     pub p: *const f32,
+    /// Floats from the first key's probability to one that is needed soon: the next group's.
+    pub p_ahead: usize,
     /// First column of row 0 of the values.
     pub v: *const f32,
     /// Floats from one value row to the next.
@@ -205,6 +242,7 @@ pub(super) unsafe fn value<const C: usize, const W: usize>(
                     let at = if call.out_rows.is_null() { row } else { 0 };
                     let tile = ValueTile {
                         p: call.p.wrapping_add(group * call.p_stride + begin * LANES + ROW_CUTS[cut]),
+                        p_ahead: call.p_stride,
                         v,
                         v_stride: call.v_stride,
                         offsets,

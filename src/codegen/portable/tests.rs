@@ -8,7 +8,7 @@ use cranelift_jit::{JITBuilder, JITModule};
 use cranelift_module::default_libcall_names;
 
 use super::*;
-use crate::tiles::{BLOCK, EdgeCall, ExpCall, LANES, PackCall, ROW_BLOCKS, ROW_CUTS, ScoreCall, ValueCall};
+use crate::tiles::{Ahead, BLOCK, EdgeCall, ExpCall, LANES, PackCall, ROW_BLOCKS, ROW_CUTS, ScoreCall, ValueCall};
 
 const WIDTHS: [usize; 14] = [1, 2, 3, 4, 5, 7, 8, 16, 17, 33, 64, 65, 100, 128];
 const SENTINEL: f32 = 12345.0;
@@ -245,6 +245,7 @@ fn check_score(tiles: &Tiles, random: &mut Random, d: usize, nkeys: usize, group
     let before = 0.01;
     let mut max = Panel::new(groups * LANES, before);
     let call = ScoreCall {
+            ahead: [Ahead::NONE; 4],
         qt: qt.pointer(),
         k: k.as_ptr(),
         k_stride: stride,
