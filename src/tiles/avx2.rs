@@ -10,7 +10,7 @@
 
 use std::arch::x86_64::*;
 
-use super::split::{self, SCORE_KEYS, ScoreKernel, ScoreTile, VALUE_ROWS, ValueKernel, ValueTile};
+use super::split::{self, EdgeRange, SCORE_KEYS, ScoreKernel, ScoreTile, VALUE_ROWS, ValueKernel, ValueTile};
 use super::{EdgeCall, ExpCall, Family, LANES, PackCall, ScoreCall, ValueCall};
 use crate::target::Isa;
 
@@ -398,16 +398,6 @@ unsafe fn value_step<const R: usize, const C: usize, const CUT: bool>(
     }
 }
 
-/// First offset of the block, and the edges of query `r`.
-///
-/// # Safety
-/// `r < c.rows`.
-#[inline]
-unsafe fn edge_range(c: &EdgeCall, r: usize) -> (usize, usize, usize) {
-    // SAFETY: `offsets` holds `rows + 1` entries.
-    unsafe { (*c.offsets as usize, *c.offsets.add(r) as usize, *c.offsets.add(r + 1) as usize) }
-}
-
 /// See [`EdgeCall`]: eight dots at a time, reduced together.
 #[target_feature(enable = "avx2,fma")]
 unsafe extern "C" fn edge_score(call: *const EdgeCall) {
@@ -416,7 +406,7 @@ unsafe extern "C" fn edge_score(call: *const EdgeCall) {
     for r in 0..c.rows {
         // SAFETY: `r < rows`; edges stay between the row's offsets.
         unsafe {
-            let (base, mut edge, end) = edge_range(c, r);
+            let EdgeRange { base, begin: mut edge, end, .. } = EdgeRange::new(c, r);
             let row = if c.q_rows.is_null() { r } else { *c.q_rows.add(r) as usize };
             let q = c.q.add(row * c.q_stride);
             let mut max = _mm256_set1_ps(*c.max.add(r));
@@ -428,15 +418,19 @@ unsafe extern "C" fn edge_score(call: *const EdgeCall) {
                     let at = edge + if i < count { i } else { 0 };
                     keys[i] = c.kv.add(*c.edge_keys.add(at) as usize * c.kv_stride);
                 }
-                // Repeats of the first edge cannot raise the maximum, so all lanes may enter it.
-                let dots =
-                    if c.d == 64 { dots::<64>(q, &keys, 64, c.scale) } else { dots::<0>(q, &keys, c.d, c.scale) };
-                max = _mm256_max_ps(dots, max);
+                let dots = match (c.d, count) {
+                    (_, ..=4) => dots::<0, 4>(q, &keys, c.d, c.scale),
+                    (64, _) => dots::<64, 8>(q, &keys, 64, c.scale),
+                    _ => dots::<0, 8>(q, &keys, c.d, c.scale),
+                };
+                let keep = first(count);
+                // The second operand is returned where one is NaN.
+                max = _mm256_blendv_ps(max, _mm256_max_ps(dots, max), _mm256_castsi256_ps(keep));
                 let at = c.s.add(edge - base);
                 if count == W {
                     _mm256_storeu_ps(at, dots);
                 } else {
-                    _mm256_maskstore_ps(at, first(count), dots);
+                    _mm256_maskstore_ps(at, keep, dots);
                 }
                 edge += count;
             }
@@ -447,13 +441,13 @@ unsafe extern "C" fn edge_score(call: *const EdgeCall) {
     }
 }
 
-/// `scale · q · keys[i]` in lane `i`. `D` is `d` where known when compiled, else 0.
+/// `scale · q · keys[i]` in lane `i < N`, 0 beyond. `D` is `d` where known when compiled, else 0.
 ///
 /// # Safety
 /// `q` and every key point at `d` floats.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn dots<const D: usize>(q: *const f32, keys: &[*const f32; W], d: usize, scale: f32) -> __m256 {
+unsafe fn dots<const D: usize, const N: usize>(q: *const f32, keys: &[*const f32; W], d: usize, scale: f32) -> __m256 {
     let d = if D == 0 { d } else { D };
     let scale = _mm256_set1_ps(scale);
     let mut sums = [_mm256_setzero_ps(); W];
@@ -462,7 +456,7 @@ unsafe fn dots<const D: usize>(q: *const f32, keys: &[*const f32; W], d: usize, 
         let mut x = 0;
         while x + W <= d {
             let query = _mm256_mul_ps(_mm256_loadu_ps(q.add(x)), scale);
-            for i in 0..W {
+            for i in 0..N {
                 sums[i] = _mm256_fmadd_ps(_mm256_loadu_ps(keys[i].add(x)), query, sums[i]);
             }
             x += W;
@@ -470,7 +464,7 @@ unsafe fn dots<const D: usize>(q: *const f32, keys: &[*const f32; W], d: usize, 
         if x < d {
             let keep = first(d - x);
             let query = _mm256_mul_ps(_mm256_maskload_ps(q.add(x), keep), scale);
-            for i in 0..W {
+            for i in 0..N {
                 sums[i] = _mm256_fmadd_ps(_mm256_maskload_ps(keys[i].add(x), keep), query, sums[i]);
             }
         }
@@ -499,7 +493,7 @@ unsafe extern "C" fn edge_exp(call: *const EdgeCall) {
     for r in 0..c.rows {
         // SAFETY: `r < rows`; edges stay between the row's offsets.
         unsafe {
-            let (base, mut edge, end) = edge_range(c, r);
+            let EdgeRange { base, begin: mut edge, end, .. } = EdgeRange::new(c, r);
             let max = _mm256_set1_ps(*c.max.add(r));
             let mut sum = _mm256_setzero_ps();
             while edge < end {
@@ -552,7 +546,7 @@ unsafe fn edge_columns<const C: usize, const CUT: bool>(c: &EdgeCall, r: usize, 
     let mut sums = [[_mm256_setzero_ps(); C]; 1];
     // SAFETY: contract of `super`; `tail` cuts the last vector at `dv`.
     unsafe {
-        let (base, edge, end) = edge_range(c, r);
+        let range = EdgeRange::new(c, r);
         let acc = c.acc.add(r * c.acc_stride + column);
         if c.accumulate != 0 {
             for i in 0..C {
@@ -560,9 +554,10 @@ unsafe fn edge_columns<const C: usize, const CUT: bool>(c: &EdgeCall, r: usize, 
             }
         }
         let v = c.kv.add(column);
-        for edge in edge..end {
+        for edge in range.begin..range.end {
+            range.fetch(c, v, edge, C * W);
             let key = *c.edge_keys.add(edge) as usize;
-            value_step::<1, C, CUT>(&mut sums, c.s.add(edge - base), v.add(key * c.kv_stride), tail);
+            value_step::<1, C, CUT>(&mut sums, c.s.add(edge - range.base), v.add(key * c.kv_stride), tail);
         }
         for i in 0..C {
             _mm256_storeu_ps(acc.add(i * W), sums[0][i]);

@@ -9,7 +9,7 @@
 
 use std::arch::x86_64::*;
 
-use super::split::{self, SCORE_KEYS, ScoreKernel, ScoreTile, VALUE_ROWS, ValueKernel, ValueTile};
+use super::split::{self, EdgeRange, SCORE_KEYS, ScoreKernel, ScoreTile, VALUE_ROWS, ValueKernel, ValueTile};
 use super::{EdgeCall, ExpCall, Family, LANES, PackCall, ScoreCall, ValueCall};
 use crate::target::Isa;
 
@@ -194,10 +194,11 @@ unsafe fn score_step<const K: usize, const G: usize>(
     }
 }
 
-/// 2^x to 1.5 ulp, for every x.
+/// 2^x to 1.5 ulp where `keep`, else 0; 0 below 2^-126, NaN for NaN.
 ///
 /// On [0, 1) a polynomial of degree 5 with value 1 at 0 (minimax, relative error 8.3e-8); `reduce` takes x's
-/// fraction (0 for an infinity) and `scalef` applies its floor, so that underflow, −inf and NaN need no care.
+/// fraction (0 for an infinity) and `scalef` applies its floor. Subnormal results are flushed: making one costs a
+/// microcode assist, and so would every product with it in the value tile (250 times slower when measured).
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,avx512dq")]
 fn exp2(x: __m512, keep: __mmask16) -> __m512 {
@@ -209,6 +210,8 @@ fn exp2(x: __m512, keep: __mmask16) -> __m512 {
     let p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.240_164_44));
     let p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.693_151_3));
     let p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0));
+    // NaN is not less.
+    let keep = _mm512_mask_cmp_ps_mask::<_CMP_NLT_UQ>(keep, x, _mm512_set1_ps(-126.0));
     _mm512_maskz_scalef_ps(keep, p, x)
 }
 
@@ -415,7 +418,7 @@ unsafe extern "C" fn edge_score(call: *const EdgeCall) {
     for r in 0..c.rows {
         // SAFETY: `r < rows`; edges stay between the row's offsets.
         unsafe {
-            let (base, mut edge, end) = edge_range(c, r);
+            let EdgeRange { base, begin: mut edge, end, .. } = EdgeRange::new(c, r);
             let row = if c.q_rows.is_null() { r } else { *c.q_rows.add(r) as usize };
             let q = c.q.add(row * c.q_stride);
             let mut max = _mm512_set1_ps(*c.max.add(r));
@@ -427,8 +430,12 @@ unsafe extern "C" fn edge_score(call: *const EdgeCall) {
                     let at = edge + if i < count { i } else { 0 };
                     keys[i] = c.kv.add(*c.edge_keys.add(at) as usize * c.kv_stride);
                 }
-                let dots =
-                    if c.d == 64 { dots::<64>(q, &keys, 64, c.scale) } else { dots::<0>(q, &keys, c.d, c.scale) };
+                let dots = match (c.d, count) {
+                    (_, ..=4) => dots::<0, 4>(q, &keys, c.d, c.scale),
+                    (_, ..=8) => dots::<0, 8>(q, &keys, c.d, c.scale),
+                    (64, _) => dots::<64, 16>(q, &keys, 64, c.scale),
+                    _ => dots::<0, 16>(q, &keys, c.d, c.scale),
+                };
                 let keep = first(count);
                 _mm512_mask_storeu_ps(c.s.add(edge - base), keep, dots);
                 max = _mm512_mask_max_ps(max, keep, dots, max);
@@ -439,23 +446,18 @@ unsafe extern "C" fn edge_score(call: *const EdgeCall) {
     }
 }
 
-/// First offset of the block, and the edges of query `r`.
-///
-/// # Safety
-/// `r < c.rows`.
-#[inline]
-unsafe fn edge_range(c: &EdgeCall, r: usize) -> (usize, usize, usize) {
-    // SAFETY: `offsets` holds `rows + 1` entries.
-    unsafe { (*c.offsets as usize, *c.offsets.add(r) as usize, *c.offsets.add(r + 1) as usize) }
-}
-
-/// `scale · q · keys[i]` in lane `i`. `D` is `d` where known when compiled, else 0.
+/// `scale · q · keys[i]` in lane `i < N`, 0 beyond. `D` is `d` where known when compiled, else 0.
 ///
 /// # Safety
 /// `q` and every key point at `d` floats.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,avx512dq")]
-unsafe fn dots<const D: usize>(q: *const f32, keys: &[*const f32; LANES], d: usize, scale: f32) -> __m512 {
+unsafe fn dots<const D: usize, const N: usize>(
+    q: *const f32,
+    keys: &[*const f32; LANES],
+    d: usize,
+    scale: f32,
+) -> __m512 {
     let d = if D == 0 { d } else { D };
     let scale = _mm512_set1_ps(scale);
     let mut sums = [_mm512_setzero_ps(); LANES];
@@ -464,7 +466,7 @@ unsafe fn dots<const D: usize>(q: *const f32, keys: &[*const f32; LANES], d: usi
         let mut x = 0;
         while x + LANES <= d {
             let query = _mm512_mul_ps(_mm512_loadu_ps(q.add(x)), scale);
-            for i in 0..LANES {
+            for i in 0..N {
                 sums[i] = _mm512_fmadd_ps(_mm512_loadu_ps(keys[i].add(x)), query, sums[i]);
             }
             x += LANES;
@@ -472,7 +474,7 @@ unsafe fn dots<const D: usize>(q: *const f32, keys: &[*const f32; LANES], d: usi
         if x < d {
             let keep = first(d - x);
             let query = _mm512_mul_ps(_mm512_maskz_loadu_ps(keep, q.add(x)), scale);
-            for i in 0..LANES {
+            for i in 0..N {
                 sums[i] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(keep, keys[i].add(x)), query, sums[i]);
             }
         }
@@ -510,7 +512,7 @@ unsafe extern "C" fn edge_exp(call: *const EdgeCall) {
     for r in 0..c.rows {
         // SAFETY: `r < rows`; edges stay between the row's offsets.
         unsafe {
-            let (base, mut edge, end) = edge_range(c, r);
+            let EdgeRange { base, begin: mut edge, end, .. } = EdgeRange::new(c, r);
             let max = _mm512_set1_ps(*c.max.add(r));
             let mut sum = _mm512_setzero_ps();
             while edge < end {
@@ -564,7 +566,8 @@ unsafe fn edge_columns<const C: usize, const CUT: bool>(c: &EdgeCall, r: usize, 
     let mut odd = [[_mm512_setzero_ps(); C]; 1];
     // SAFETY: contract of `super`; `tail` cuts the last vector at `dv`.
     unsafe {
-        let (base, mut edge, end) = edge_range(c, r);
+        let range = EdgeRange::new(c, r);
+        let EdgeRange { base, begin: mut edge, end, .. } = range;
         let acc = c.acc.add(r * c.acc_stride + column);
         if c.accumulate != 0 {
             for i in 0..C {
@@ -573,6 +576,8 @@ unsafe fn edge_columns<const C: usize, const CUT: bool>(c: &EdgeCall, r: usize, 
         }
         let v = c.kv.add(column);
         while edge < end {
+            range.fetch(c, v, edge, C * LANES);
+            range.fetch(c, v, edge + 1, C * LANES);
             let key = *c.edge_keys.add(edge) as usize;
             value_step::<1, C, CUT>(&mut even, c.s.add(edge - base), v.add(key * c.kv_stride), tail);
             if edge + 1 < end {

@@ -22,12 +22,13 @@ pub mod exact;
 #[doc(hidden)]
 pub mod guard;
 pub mod peak;
-mod split;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod split;
 
 #[cfg(test)]
 mod reference;
