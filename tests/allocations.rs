@@ -77,7 +77,8 @@ fn warm_calls_allocate_nothing() {
                             let before = ALLOCATIONS.load(Ordering::Relaxed);
                             (0..calls).for_each(|_| call());
                             let made = ALLOCATIONS.load(Ordering::Relaxed) - before;
-                            let what = format!("{pattern} {diffusion} {isa} {strategy} batch {batch} threads {threads}");
+                            let what =
+                                format!("{pattern} {diffusion} {isa} {strategy} batch {batch} threads {threads}");
                             // Rayon's queue of jobs from outside grows by a block every 63 jobs.
                             let most = if threads == 1 { 0 } else { calls * 2 };
                             if made > 0 {

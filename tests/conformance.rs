@@ -184,13 +184,8 @@ fn strides_make_no_difference() {
                 {
                     let mut out = wide.view_mut().permuted_axes([2, 0, 1, 3]);
                     let mut out = out.slice_mut(s![.., .., .., 2..9]);
-                    let done = compiled.kernel.forward_into(
-                        q.view(),
-                        k.view(),
-                        v.view(),
-                        &mut out,
-                        Some(&mut lse.view_mut()),
-                    );
+                    let done =
+                        compiled.kernel.forward_into(q.view(), k.view(), v.view(), &mut out, Some(&mut lse.view_mut()));
                     done.expect("a result");
                     assert_eq!(out, plain.out, "{diffusion} {isa} {strategy}");
                 }
@@ -226,13 +221,8 @@ fn wrong_shapes_are_refused() {
     }
     let mut out = tensor(2, 10, 3);
     let mut small = Array3::zeros((1, 2, 9));
-    let into = compiled.kernel.forward_into(
-        q.view(),
-        k.view(),
-        v.view(),
-        &mut out.view_mut(),
-        Some(&mut small.view_mut()),
-    );
+    let into =
+        compiled.kernel.forward_into(q.view(), k.view(), v.view(), &mut out.view_mut(), Some(&mut small.view_mut()));
     assert!(matches!(into, Err(hopweave::Error::Shape { .. })));
     let mut turned = Array4::<f32>::zeros((3, 10, 2, 1));
     let into = compiled.kernel.forward_into(q.view(), k.view(), v.view(), &mut turned.view_mut().reversed_axes(), None);

@@ -59,7 +59,8 @@ fn guarded(lengths: &[usize], widths: &[(usize, usize)]) {
                     for &strategy in strategies(&spec) {
                         let compiled = compile(&spec, n, &options(isa, Some(strategy)));
                         for (end, place) in PLACES {
-                            let what = || format!("{pattern} {diffusion} n {n} {head_dim} {value_dim} {isa} {strategy} {end}");
+                            let what =
+                                || format!("{pattern} {diffusion} n {n} {head_dim} {value_dim} {isa} {strategy} {end}");
                             oracle.check(&run_guarded(&tensors, &compiled, place), &what);
                         }
                     }

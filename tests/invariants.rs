@@ -376,11 +376,8 @@ fn nan_everywhere_out_of_sight_is_not_seen() {
 fn six_tokens_by_hand() {
     let column = |values: [f32; 6]| Array4::from_shape_fn((1, 1, 6, 1), |(_, _, i, _)| values[i]);
     let weights = [1.0_f32, 1.0, 2.0, 1.0, 1.0, 2.0];
-    let tensors = Tensors {
-        q: column([1.0; 6]),
-        k: column(weights.map(f32::ln)),
-        v: column([4.0, 8.0, 0.0, 4.0, 12.0, 6.0]),
-    };
+    let tensors =
+        Tensors { q: column([1.0; 6]), k: column(weights.map(f32::ln)), v: column([4.0, 8.0, 0.0, 4.0, 12.0, 6.0]) };
     let text = "name: six\nhead_dim: 1\nscore: {scale: 1}\npattern: {window: {radius: 1}}\n";
     let cases = [
         ("diffusion={hops: 1}", [6.0, 3.0, 3.0, 4.0, 7.0, 8.0]),
