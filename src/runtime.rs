@@ -139,8 +139,8 @@ impl Kernel {
         let lse_slice = match &mut lse {
             None => None,
             Some(lse) => {
-                let dims = [batch, plan.heads, plan.q_len];
-                let found = lse.shape().to_vec();
+                let dims = (batch, plan.heads, plan.q_len);
+                let found = lse.dim();
                 Some(lse.as_slice_mut().filter(|_| found == dims).ok_or_else(|| Error::Shape {
                     tensor: "lse".to_owned(),
                     expected: format!("{dims:?}, contiguous"),

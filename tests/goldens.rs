@@ -25,11 +25,8 @@ const CASES: [(&str, usize); 4] = [(WINDOW, 200), (CAUSAL, 130), (GLOBALS, 150),
 
 /// Which spec each pass has something to do on.
 const PASS_CASES: [(&str, &str, usize); 7] = [
-    (
-        "coalesce_adjacent_blocks",
-        "name: halves\nhead_dim: 4\npattern: {blocks: {block: 64, layout: [[1, 1], [0, 1]]}}\n",
-        128,
-    ),
+    // Between the two edges of this band stand 9 keys that every query of the block may see.
+    ("coalesce_adjacent_blocks", "name: band\nhead_dim: 4\npattern: {window: {radius: 36}}\n", 200),
     ("gather_isolated_keys", GLOBALS, 150),
     ("specialise_full_blocks", CAUSAL, 130),
     ("fold_scale_into_queries", CAUSAL, 130),

@@ -8,6 +8,7 @@ use common::{Oracle, Tensors, families, options, spec_with, strategies};
 use hopweave::compiler::{self, Options, Stage};
 use hopweave::{mask, pattern, plan, schedule};
 use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
 
 /// A leaf, in YAML's flow style, at a length.
 fn leaf(n: usize) -> BoxedStrategy<String> {
@@ -112,7 +113,8 @@ fn spec_text() -> impl Strategy<Value = (String, usize)> {
 
 fn config() -> ProptestConfig {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(48);
-    ProptestConfig { cases, ..ProptestConfig::default() }
+    let failures = FileFailurePersistence::Direct("tests/properties.regressions");
+    ProptestConfig { cases, failure_persistence: Some(Box::new(failures)), ..ProptestConfig::default() }
 }
 
 proptest! {
