@@ -139,8 +139,8 @@ impl Kernel {
         let lse_slice = match &mut lse {
             None => None,
             Some(lse) => {
-                let dims = [batch, plan.heads, plan.q_len];
-                let found = lse.shape().to_vec();
+                let dims = (batch, plan.heads, plan.q_len);
+                let found = lse.dim();
                 Some(lse.as_slice_mut().filter(|_| found == dims).ok_or_else(|| Error::Shape {
                     tensor: "lse".to_owned(),
                     expected: format!("{dims:?}, contiguous"),
@@ -157,8 +157,8 @@ impl Kernel {
             out: Tensor { address: out.as_mut_ptr().expose_provenance(), strides: out_strides },
             row_max: lse_slice.as_ref().map_or(0, |lse| lse.as_ptr().expose_provenance()),
             row_sum: workspace.row_sum.as_mut_ptr().expose_provenance(),
-            local: workspace.local.iter_mut().map(Buffer::address).collect(),
-            shared: workspace.shared.iter_mut().map(Buffer::address).collect(),
+            local: &workspace.local_at,
+            shared: &workspace.shared_at,
             items: batch * plan.heads,
         };
         task.run();
@@ -220,8 +220,8 @@ struct Task<'a> {
     out: Tensor,
     row_max: usize,
     row_sum: usize,
-    local: Vec<usize>,
-    shared: Vec<usize>,
+    local: &'a [usize],
+    shared: &'a [usize],
     items: usize,
 }
 
@@ -354,6 +354,11 @@ impl Inner {
         workspace.local.resize_with(workers, || Buffer::new(local));
         workspace.shared.resize_with(heads_in_flight, || Buffer::new(shared));
         workspace.row_sum.resize(row_sums, 0.0);
+        let Workspace { local, shared, local_at, shared_at, .. } = &mut workspace;
+        for (buffers, addresses) in [(local, local_at), (shared, shared_at)] {
+            addresses.clear();
+            addresses.extend(buffers.iter_mut().map(Buffer::address));
+        }
         workspace
     }
 }
@@ -363,6 +368,9 @@ impl Inner {
 struct Workspace {
     local: Vec<Buffer>,
     shared: Vec<Buffer>,
+    /// Addresses of `local` and `shared`, kept so that a warm call allocates no list of them.
+    local_at: Vec<usize>,
+    shared_at: Vec<usize>,
     row_sum: Vec<f32>,
 }
 

@@ -193,6 +193,13 @@ impl<'a, 'p> Kernel<'a, 'p> {
         self.set_int(value, offset_of!(ValueCall, acc_stride), acc_stride);
         self.set(value, offset_of!(ValueCall, factor), factor);
         self.set_int(value, offset_of!(ValueCall, out), 0);
+        // A row without keys, and a hop with step 0, finish without a run before: no panel, no keys. The tile forms
+        // addresses from these all the same.
+        self.set_int(value, offset_of!(ValueCall, p), 0);
+        self.set_int(value, offset_of!(ValueCall, p_stride), 0);
+        self.set_int(value, offset_of!(ValueCall, v), 0);
+        self.set_int(value, offset_of!(ValueCall, v_stride), 0);
+        self.set_int(value, offset_of!(ValueCall, keys), 0);
         // Runs before a row's first finish carry no output, and the tile forms addresses from these all the same.
         self.set_int(value, offset_of!(ValueCall, out_stride), 0);
         self.set_int(value, offset_of!(ValueCall, out_rows), 0);

@@ -1,0 +1,98 @@
+//! The text of every stage, and what every pass changes, against files in `goldens/`.
+//!
+//! `HOPWEAVE_BLESS=1` shows what changed and writes the files anew.
+
+mod common;
+
+use common::{golden, options, spec_with};
+use hopweave::compiler::{self, Stage};
+use hopweave::passes::PASSES;
+use hopweave::plan::{self, Wishes};
+use hopweave::schedule::{self, Schedule, VerifiedSchedule};
+use hopweave::spec::PatternSpec;
+use hopweave::target::Isa;
+use hopweave::{codegen, mask, pattern};
+
+const WINDOW: &str = "name: window\nhead_dim: 16\npattern: {window: {radius: 20}}\n";
+const CAUSAL: &str = "name: causal\nheads: 2\nhead_dim: 8\nvalue_dim: 5\npattern: causal\n";
+const GLOBALS: &str = "name: globals\nhead_dim: 8\npattern:\n  any:\n    - window: {radius: 8}\n    \
+                       - global: {tokens: {random: {count: 5, seed: 3}}}\n";
+const DIFFUSER: &str = "name: diffuser\nhead_dim: 8\npattern:\n  any:\n    - window: {radius: 8}\n    \
+                        - random: {keys_per_query: 2, seed: 1}\ndiffusion: {hops: 5, alpha: 0.1}\n";
+
+/// Spec, length.
+const CASES: [(&str, usize); 4] = [(WINDOW, 200), (CAUSAL, 130), (GLOBALS, 150), (DIFFUSER, 100)];
+
+/// Which spec each pass has something to do on.
+const PASS_CASES: [(&str, &str, usize); 7] = [
+    // Between the two edges of this band stand 9 keys that every query of the block may see.
+    ("coalesce_adjacent_blocks", "name: band\nhead_dim: 4\npattern: {window: {radius: 36}}\n", 200),
+    ("gather_isolated_keys", GLOBALS, 150),
+    ("specialise_full_blocks", CAUSAL, 130),
+    ("fold_scale_into_queries", CAUSAL, 130),
+    ("fuse_mask_and_rowmax_into_sddmm", CAUSAL, 130),
+    ("fold_restart_into_spmm", DIFFUSER, 100),
+    ("drop_single_hop_loop", CAUSAL, 130),
+];
+
+#[test]
+fn every_stage_has_its_text() {
+    for (text, n) in CASES {
+        let spec = spec_with(text, &[]);
+        for stage in [Stage::Pattern, Stage::Mask, Stage::Schedule, Stage::Fused, Stage::Plan] {
+            // Planning asks nothing of the CPU: the texts are the same on every machine.
+            let printed = compiler::emit(&spec, n, n, &options(Isa::Avx512, None), stage);
+            let printed = printed.unwrap_or_else(|error| panic!("{stage} of {}: {error}", spec.name));
+            golden(&format!("goldens/{}.{stage}.txt", spec.name), &printed);
+        }
+    }
+}
+
+#[test]
+fn kernels_have_their_clif() {
+    // Not this machine's settings, and no CPU features: calling convention and pointers are all that a kernel's
+    // text depends on.
+    let flags = cranelift_codegen::settings::Flags::new(cranelift_codegen::settings::builder());
+    let isa = cranelift_codegen::isa::lookup_by_name("x86_64-unknown-linux-gnu")
+        .map(|builder| builder.finish(flags).expect("an x86-64 target"));
+    let Ok(isa) = isa else {
+        eprintln!("skipped: CLIF goldens, whose target x86-64 this build of Cranelift lacks");
+        return;
+    };
+    for (text, n) in CASES {
+        let spec = spec_with(text, &[]);
+        let plan = plan::build(&fused(&spec, n), Isa::Avx512, Wishes::default()).expect("a plan");
+        let functions = codegen::lower(&plan, &*isa);
+        let printed: String = functions.iter().map(|lowered| format!("{}\n", lowered.function.display())).collect();
+        golden(&format!("goldens/{}.clif", spec.name), &printed);
+    }
+}
+
+#[test]
+fn every_pass_has_its_before_and_after() {
+    let cases: Vec<&str> = PASS_CASES.iter().map(|(pass, _, _)| *pass).collect();
+    assert!(PASSES.iter().all(|pass| cases.contains(&pass.name)), "a pass without a case in PASS_CASES");
+    for (name, text, n) in PASS_CASES {
+        let index = PASSES.iter().position(|pass| pass.name == name).expect("a pass of this name");
+        let mut schedule = built(&spec_with(text, &[]), n);
+        PASSES[..index].iter().for_each(|pass| (pass.run)(&mut schedule));
+        let before = schedule.print();
+        (PASSES[index].run)(&mut schedule);
+        let after = schedule.print();
+        assert_ne!(before, after, "{name} changes nothing here");
+        schedule = schedule::verify(schedule).unwrap_or_else(|error| panic!("{error}")).into_inner();
+        (PASSES[index].run)(&mut schedule);
+        assert_eq!(schedule.print(), after, "{name} twice is {name} once");
+        golden(&format!("goldens/passes/{name}.txt"), &format!("before\n{before}\nafter\n{after}"));
+    }
+}
+
+fn built(spec: &PatternSpec, n: usize) -> Schedule {
+    let pattern = pattern::resolve(spec, n, n).expect("a pattern");
+    schedule::build(spec, mask::build(&pattern, u64::MAX).expect("a mask"))
+}
+
+fn fused(spec: &PatternSpec, n: usize) -> VerifiedSchedule {
+    let schedule = hopweave::passes::run(built(spec, n), &[]).expect("passes");
+    schedule::verify(schedule).expect("a schedule that keeps the rules")
+}

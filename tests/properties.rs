@@ -1,0 +1,186 @@
+//! Random specs through the whole compiler against the interpreter, and every stage's text read back.
+//!
+//! `PROPTEST_CASES` sets the number of cases.
+
+mod common;
+
+use common::{Oracle, Tensors, families, options, spec_with, strategies};
+use hopweave::compiler::{self, Options, Stage};
+use hopweave::{mask, pattern, plan, schedule};
+use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
+
+/// A leaf, in YAML's flow style, at a length.
+fn leaf(n: usize) -> BoxedStrategy<String> {
+    let number = || 0..70_u32;
+    let tokens = prop_oneof![
+        number().prop_map(|count| format!("{{first: {count}}}")),
+        number().prop_map(|count| format!("{{last: {count}}}")),
+        (1..50_u32, number()).prop_map(|(step, offset)| format!("{{every: {step}, offset: {offset}}}")),
+        (0..30_u32, 0..9_u32, number())
+            .prop_map(|(count, seed, from)| format!("{{random: {{count: {count}, seed: {seed}, from: {from}}}}}")),
+        prop::collection::vec(0..200_u32, 0..6).prop_map(|list| format!("{list:?}")),
+    ];
+    let axis = prop::sample::select(vec!["both", "keys", "queries"]);
+    let among = || prop::sample::select(vec!["all", "past"]);
+    // A layout must fit the length.
+    let blocks = (1..80_usize, any::<u64>()).prop_map(move |(block, bits)| {
+        let count = n.div_ceil(block);
+        let row = |i: usize| {
+            let entry = |j: usize| u64::to_string(&(bits.rotate_left((i * 7 + j * 13) as u32) & 1));
+            format!("[{}]", (0..count).map(entry).collect::<Vec<_>>().join(", "))
+        };
+        let layout: Vec<String> = (0..count).map(row).collect();
+        match count {
+            0 => "full".to_string(),
+            _ => format!("{{blocks: {{block: {block}, layout: [{}]}}}}", layout.join(", ")),
+        }
+    });
+    let predicates = (1..9_i32, 0..9_i32, -80..200_i32).prop_map(|(a, b, c)| {
+        let choices = [
+            format!("(q - k) % {a} == {b}"),
+            format!("q + k < n + {c}"),
+            format!("h % 2 == 0 or k < {c}"),
+            format!("abs(q - k) < {c} and not k % {a} == 0"),
+            format!("q // {a} == k // {a}"),
+            format!("min(q, k) * {a} <= max(q, k) + {c}"),
+        ];
+        format!("{{where: \"{}\"}}", choices[b as usize % choices.len()])
+    });
+    prop_oneof![
+        Just("full".to_string()),
+        Just("causal".to_string()),
+        number().prop_map(|radius| format!("{{window: {{radius: {radius}}}}}")),
+        (number(), number(), 1..6_u32)
+            .prop_map(|(l, r, dilation)| format!("{{window: {{left: {l}, right: {r}, dilation: {dilation}}}}}")),
+        (1..130_u32, 1..130_u32).prop_map(|(size, stride)| format!("{{chunk: {{size: {size}, stride: {stride}}}}}")),
+        (tokens, axis).prop_map(|(tokens, axis)| format!("{{global: {{tokens: {tokens}, axis: {axis}}}}}")),
+        number().prop_map(|count| format!("{{sink: {count}}}")),
+        (1..5_u32).prop_map(|part| format!("{{prefix: \"n // {part}\"}}")),
+        (1..70_u32).prop_map(|step| format!("{{strided: {{step: {step}, mode: diagonal}}}}")),
+        (1..70_u32, number())
+            .prop_map(|(step, phase)| format!("{{strided: {{step: {step}, mode: vertical, phase: \"{phase} + h\"}}}}")),
+        (0..12_u32, 0..9_u32, any::<bool>(), among()).prop_map(|(count, seed, per_head, among)| format!(
+            "{{random: {{keys_per_query: {count}, seed: {seed}, per_head: {per_head}, among: {among}}}}}"
+        )),
+        (0..600_u32, 0..9_u32)
+            .prop_map(|(count, seed)| format!("{{random_cells: {{count: {count}, seed: {seed}}}}}")),
+        (1..80_u32, 0..4_u32, 0..9_u32, any::<bool>(), among()).prop_map(|(block, rows, seed, per_head, among)| {
+            format!("{{random_blocks: {{block: {block}, blocks_per_row: {rows}, seed: {seed}, per_head: {per_head}, among: {among}}}}}")
+        }),
+        blocks,
+        predicates,
+    ]
+    .boxed()
+}
+
+fn tree(n: usize) -> BoxedStrategy<String> {
+    leaf(n)
+        .prop_recursive(3, 8, 3, |inner| {
+            let several = || prop::collection::vec(inner.clone(), 1..4).prop_map(|nodes| nodes.join(", "));
+            prop_oneof![
+                3 => several().prop_map(|nodes| format!("{{any: [{nodes}]}}")),
+                2 => several().prop_map(|nodes| format!("{{all: [{nodes}]}}")),
+                1 => inner.clone().prop_map(|node| format!("{{not: {node}}}")),
+            ]
+        })
+        .boxed()
+}
+
+fn diffusion() -> impl Strategy<Value = String> {
+    prop_oneof![
+        3 => Just("{hops: 1}".to_string()),
+        3 => (0..5_u32, 0..5_u32).prop_map(|(hops, alpha)| format!("{{hops: {hops}, alpha: {}}}", f64::from(alpha) / 4.0)),
+        1 => (1..4_u32).prop_map(|hops| format!("{{heat: 1.5, hops: {hops}}}")),
+        1 => prop::collection::vec(-2..3_i32, 1..5).prop_map(|terms| format!("{{coefficients: {terms:?}}}")),
+    ]
+}
+
+/// The text of a spec, and its length.
+fn spec_text() -> impl Strategy<Value = (String, usize)> {
+    let n = prop_oneof![8 => 0..200_usize, 1 => Just(64), 1 => Just(128), 1 => 200..400_usize];
+    let dims = || prop_oneof![4 => 1..20_usize, 1 => 20..100_usize];
+    n.prop_flat_map(move |n| (Just(n), tree(n), dims(), dims(), 1..4_usize, diffusion())).prop_map(
+        |(n, tree, head_dim, value_dim, heads, diffusion)| {
+            let text = format!(
+                "name: random\nheads: {heads}\nhead_dim: {head_dim}\nvalue_dim: {value_dim}\npattern: {tree}\n\
+                 diffusion: {diffusion}\n"
+            );
+            (text, n)
+        },
+    )
+}
+
+fn config() -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(48);
+    let failures = FileFailurePersistence::Direct("tests/properties.regressions");
+    ProptestConfig { cases, failure_persistence: Some(Box::new(failures)), ..ProptestConfig::default() }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn random_specs_conform((text, n) in spec_text(), seed in 0..1000_u64, threads in 1..4_usize, skip in 0..16_usize) {
+        let spec = spec_with(&text, &[]);
+        let tensors = Tensors::random(&spec, 1, n, seed);
+        let pattern = pattern::resolve(&spec, n, n).unwrap_or_else(|error| panic!("{error}"));
+        let oracle = Oracle::new(&pattern, &spec, &tensors);
+        // Half of the cases leave a pass out.
+        let without: Vec<String> =
+            hopweave::passes::PASSES.get(skip).map(|pass| pass.name.to_string()).into_iter().collect();
+        for isa in families() {
+            let strategies: Vec<_> = strategies(&spec).iter().copied().map(Some).collect();
+            for strategy in strategies {
+                let options = Options { threads, without: without.clone(), ..options(isa, strategy) };
+                let compiled = match compiler::compile(&spec, n, n, &options) {
+                    Ok(compiled) => compiled,
+                    // Flash lives on the pass that drops the loop.
+                    Err(hopweave::Error::Unsupported { .. }) if without == ["drop_single_hop_loop"] => continue,
+                    Err(error) => panic!("{error}"),
+                };
+                oracle.check(&tensors.run(&compiled), &|| format!("{text} n {n} {isa} {strategy:?} threads {threads}"));
+            }
+        }
+    }
+
+    #[test]
+    fn every_text_reads_back((text, n) in spec_text()) {
+        let spec = spec_with(&text, &[]);
+        let again = hopweave::spec::parse(&spec.print(), "<printed>").unwrap_or_else(|error| panic!("{error}"));
+        prop_assert!(spec.same(&again));
+        for isa in families() {
+            let emit = |stage| {
+                compiler::emit(&spec, n, n, &options(isa, None), stage).unwrap_or_else(|error| panic!("{error}"))
+            };
+            let printed = emit(Stage::Pattern);
+            let read = pattern::parse_text(&printed).unwrap_or_else(|error| panic!("{printed}\n{error}"));
+            prop_assert_eq!(&read.print(), &printed);
+            for h in 0..spec.heads {
+                let original = pattern::resolve(&spec, n, n).expect("a pattern");
+                let same = |q: usize, k: usize| read.allows(h, q, k) == original.allows(h, q, k);
+                prop_assert!((0..n).all(|q| (0..n).step_by(7).all(|k| same(q, k))), "{}", printed);
+            }
+            let printed = emit(Stage::Mask);
+            let read = mask::parse(&printed).unwrap_or_else(|error| panic!("{printed}\n{error}"));
+            prop_assert_eq!(&read, &mask::build(&pattern::resolve(&spec, n, n).expect("a pattern"), u64::MAX).expect("a mask"));
+            prop_assert_eq!(read.print(), printed);
+            for stage in [Stage::Schedule, Stage::Fused] {
+                let printed = emit(stage);
+                let read = schedule::parse(&printed).unwrap_or_else(|error| panic!("{printed}\n{error}"));
+                prop_assert_eq!(read.print(), printed);
+            }
+            let compiled = common::compile(&spec, n, &options(isa, None));
+            let read = schedule::parse(&compiled.schedule.print()).expect("a schedule");
+            prop_assert_eq!(&read, &*compiled.schedule);
+            let printed = emit(Stage::Plan);
+            let read = plan::parse(&printed).unwrap_or_else(|error| panic!("{printed}\n{error}"));
+            prop_assert_eq!(&read, compiled.kernel.plan());
+            prop_assert_eq!(read.print(), printed);
+            let printed = emit(Stage::Clif);
+            let read = cranelift_reader::parse_functions(&printed).unwrap_or_else(|error| panic!("{error}"));
+            let again: String = read.iter().map(|function| format!("{}\n", function.display())).collect();
+            prop_assert_eq!(again, printed);
+        }
+    }
+}
