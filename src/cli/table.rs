@@ -53,7 +53,7 @@ pub fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -61,9 +61,10 @@ pub fn thousands(number: u64) -> String {
     text
 }
 
-/// Three significant digits, or all digits before the point.
+/// Three significant digits, or all digits before the point; of small numbers four places.
 pub fn significant(number: f64) -> String {
     let digits = match number.abs() {
+        0.0 => 0,
         x if x >= 99.95 => 0,
         x if x >= 9.995 => 1,
         x if x >= 0.9995 => 2,

@@ -178,6 +178,11 @@ impl<'a, 'p> Kernel<'a, 'p> {
         self.set_int(value, offset_of!(ValueCall, acc_stride), acc_stride);
         self.set(value, offset_of!(ValueCall, factor), factor);
         self.set_int(value, offset_of!(ValueCall, out), 0);
+        // Runs before a row's first finish carry no output, and the tile forms addresses from these all the same.
+        self.set_int(value, offset_of!(ValueCall, out_stride), 0);
+        self.set_int(value, offset_of!(ValueCall, out_rows), 0);
+        self.set_int(value, offset_of!(ValueCall, rv), 0);
+        self.set_int(value, offset_of!(ValueCall, rv_stride), 0);
 
         self.set_int(exact, offset_of!(ExactCall, dv), dv);
         self.set(exact, offset_of!(ExactCall, acc), acc);

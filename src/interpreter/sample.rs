@@ -13,6 +13,9 @@ use crate::error::Result;
 use crate::pattern::Pattern;
 use crate::spec::PatternSpec;
 
+/// What asking the pattern for one point costs, in multiplications.
+const POINT: u64 = 16;
+
 /// Rows that were computed.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Sample {
@@ -39,7 +42,8 @@ pub struct SampleRow {
 
 /// Computes the rows `queries` of each (batch, head) in `places`, as [`run`](super::run) would.
 ///
-/// `budget` bounds the work on each place: one unit is one point asked of the pattern or one multiplication.
+/// `budget` bounds the work on each place, in multiplications; a point asked of the pattern counts as
+/// 16 of them.
 /// A row whose neighborhood does not fit any more is left out, and so are those after it.
 ///
 /// # Errors
@@ -127,11 +131,12 @@ impl Walk<'_> {
     /// Row `i` of A, computed on first use.
     fn row(&mut self, i: usize) -> Option<&Row> {
         if !self.known.contains_key(&i) {
-            if self.spent + self.head.pattern.kv_len as u64 > self.budget {
+            let points = POINT * self.head.pattern.kv_len as u64;
+            if self.spent + points > self.budget {
                 return None;
             }
             let row = self.head.probabilities(i);
-            self.spent += self.head.pattern.kv_len as u64 + keys_len(&row) * self.head.spec.head_dim as u64;
+            self.spent += points + keys_len(&row) * self.head.spec.head_dim as u64;
             self.known.insert(i, row);
         }
         self.known.get(&i)

@@ -178,7 +178,7 @@ fn a_sample_stops_at_its_budget() {
     let x = tensor(n, width, wave);
     let spec = spec(width, 1.0, &[(0.9, 0.1); 2]);
     // One row reaches 5 others over two hops: 5 to 6 rows of 100 points each.
-    let sample = run_rows(&pattern, &spec, x.view(), x.view(), x.view(), &[(0, 0)], &[50, 10, 90], 1200).unwrap();
+    let sample = run_rows(&pattern, &spec, x.view(), x.view(), x.view(), &[(0, 0)], &[50, 10, 90], 12_000).unwrap();
     assert_eq!(sample.rows.len(), 1);
     assert_eq!(sample.rows[0].query, 50);
     assert_eq!(sample.left_out, 2);

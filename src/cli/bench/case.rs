@@ -23,8 +23,8 @@ use crate::target::Isa;
 const CHECK_ALL: u64 = 1 << 24;
 /// Rows a head that it checks beyond, in the first and the last head.
 const CHECK_ROWS: usize = 32;
-/// Work that it may put into each of these heads.
-const CHECK_BUDGET: u64 = 1_500_000_000;
+/// Work that it may put into each of these heads: some ten seconds.
+const CHECK_BUDGET: u64 = 8_000_000_000;
 /// How often, at most, the peak is measured in between, and for how long.
 const PEAK_EVERY: Duration = Duration::from_millis(200);
 const PEAK_SECONDS: f64 = 0.01;

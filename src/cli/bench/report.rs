@@ -72,15 +72,15 @@ fn rows(rows: &[Row]) -> String {
         }
     }
     if let Some(row) = rows.first() {
-        text += &format!(
-            "error: largest difference to the interpreter (f64) over {} {}\n",
-            thousands(row.compared_rows as u64),
-            if row.compared_rows as u64 == (row.batch * row.heads * row.q_len) as u64 {
-                "rows, all there are"
-            } else {
-                "sampled rows"
-            }
-        );
+        let (compared, all) = (row.compared_rows, row.batch * row.heads * row.q_len);
+        text += &match compared {
+            0 if all > 0 => "error: unknown; over the hops each row reaches too many others to be interpreted\n".into(),
+            _ => format!(
+                "error: largest difference to the interpreter (f64) over {} {}\n",
+                thousands(compared as u64),
+                if compared == all { "rows, all there are" } else { "sampled rows" }
+            ),
+        };
     }
     text
 }
