@@ -81,7 +81,7 @@ fn attention(c: &mut Criterion) {
 
         let baseline = Baseline::find(baseline).expect("a baseline");
         let problem = Problem { pattern: &compiled.pattern, spec: &spec, batch: 1, nnz, threads: THREADS };
-        match pool.install(|| baseline.prepare(&problem, options.memory_limit)) {
+        match baseline.prepare(&problem, options.memory_limit) {
             Ok(prepared) => {
                 group.bench_function(BenchmarkId::new(baseline.name, &name), |b| {
                     b.iter(|| pool.install(|| prepared.run(q.view(), k.view(), v.view())).expect("a result"));

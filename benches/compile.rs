@@ -17,16 +17,8 @@ use hopweave::spec;
 use hopweave::target::Isa;
 
 /// Patterns whose mask does not grow with the length: a handful of row runs.
-const REGULAR: [&str; 8] = [
-    "full",
-    "causal",
-    "sliding-window",
-    "dilated-window",
-    "local-chunks",
-    "longformer",
-    "prefix-lm",
-    "streaming-sink",
-];
+const REGULAR: [&str; 8] =
+    ["full", "causal", "sliding-window", "dilated-window", "local-chunks", "longformer", "prefix-lm", "streaming-sink"];
 
 /// Name and text of every pattern file, by name.
 fn patterns() -> Vec<(String, String)> {
