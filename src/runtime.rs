@@ -286,15 +286,7 @@ impl Task<'_> {
         self.inner.threads.install(|| (0..workers).into_par_iter().with_max_len(1).for_each(drain));
     }
 
-    fn call(
-        &self,
-        entry: Entry,
-        item: usize,
-        worker: usize,
-        shared: usize,
-        rows: std::ops::Range<usize>,
-        hop: usize,
-    ) {
+    fn call(&self, entry: Entry, item: usize, worker: usize, shared: usize, rows: std::ops::Range<usize>, hop: usize) {
         let plan = &self.inner.plan;
         let (batch, head) = (item / plan.heads, item % plan.heads);
         let read = |address: usize| std::ptr::with_exposed_provenance::<f32>(address);

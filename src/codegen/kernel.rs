@@ -257,7 +257,7 @@ impl<'a, 'p> Kernel<'a, 'p> {
         let place = self.e.b.ins().ishl_imm_u(t, i64::from(QUERY_BLOCK.trailing_zeros()));
         let in_run = self.e.b.ins().isub(t, run_first);
         let block = self.e.int(QUERY_BLOCK as i64);
-        let count = if self.plan.q_len % QUERY_BLOCK == 0 {
+        let count = if self.plan.q_len.is_multiple_of(QUERY_BLOCK) {
             block
         } else {
             let end = self.e.int(self.plan.q_len as i64);

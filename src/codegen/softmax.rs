@@ -24,14 +24,9 @@ impl Kernel<'_, '_> {
     /// up to 2^8 are as exact as those up to 1, and most steps then correct nothing. A row that has met no allowed
     /// key yet has maximum −inf; 0 is subtracted there instead, so that nothing becomes −inf − (−inf).
     pub fn update(&mut self, row: Row) {
-        let [max, old, reference, sum, correction] = [
-            self.scratch.max,
-            self.scratch.old,
-            self.scratch.reference,
-            self.scratch.sum,
-            self.scratch.correction,
-        ]
-        .map(|offset| self.local(offset));
+        let [max, old, reference, sum, correction] =
+            [self.scratch.max, self.scratch.old, self.scratch.reference, self.scratch.sum, self.scratch.correction]
+                .map(|offset| self.local(offset));
         let lowest = self.e.constant(f32::NEG_INFINITY);
         let one = self.e.constant(1.0);
         let slack = self.e.constant(SLACK);

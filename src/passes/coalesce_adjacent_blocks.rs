@@ -9,11 +9,8 @@ use super::Pass;
 use crate::mask;
 use crate::schedule::Schedule;
 
-pub(super) const PASS: Pass = Pass {
-    name: "coalesce_adjacent_blocks",
-    rewrite: "[a, b) [b, c) of one kind -> [a, c)",
-    run,
-};
+pub(super) const PASS: Pass =
+    Pass { name: "coalesce_adjacent_blocks", rewrite: "[a, b) [b, c) of one kind -> [a, c)", run };
 
 fn run(schedule: &mut Schedule) {
     let q_len = schedule.neighbors.q_len;

@@ -166,10 +166,9 @@ impl RowPlan {
     pub(super) fn widest_panel(&self) -> usize {
         let widest = self.steps.iter().map(|step| match step {
             Step::Edges => 0,
-            Step::Joint { pieces, .. } => pieces
-                .iter()
-                .map(|piece| piece.keys.len() + (self.count - 1) * piece.keys.len_step())
-                .sum(),
+            Step::Joint { pieces, .. } => {
+                pieces.iter().map(|piece| piece.keys.len() + (self.count - 1) * piece.keys.len_step()).sum()
+            }
             Step::Stream(_) => CHUNK_KEYS,
         });
         widest.max().unwrap_or(0) as usize
@@ -259,9 +258,7 @@ fn plan_steps(
         Keys::Range { start, len, start_step, len_step } => {
             PieceKeys::Range(Stretch { start, len, start_step, len_step })
         }
-        Keys::List { list } => {
-            PieceKeys::List { list, first: 0, len: mask.lists[list as usize].len() as u32 }
-        }
+        Keys::List { list } => PieceKeys::List { list, first: 0, len: mask.lists[list as usize].len() as u32 },
     };
     let fixed: u64 = segments.iter().filter(|s| len_step(s) == 0).map(|s| u64::from(whole(s).len())).sum();
     let mut joint: Vec<(PieceKeys, Option<(u32, u32)>)> = Vec::new();
