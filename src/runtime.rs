@@ -6,11 +6,12 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use memmap2::MmapMut;
 use ndarray::{Array3, Array4, ArrayView4, ArrayViewMut3, ArrayViewMut4, CowArray, Ix4};
 use rayon::prelude::*;
 
 use crate::codegen::{KernelArgs, Tables};
-use crate::error::{Error, Result};
+use crate::error::{Bytes, Error, Result};
 use crate::jit::{Code, Entry};
 use crate::plan::{KernelPlan, Scratch, Strategy};
 
@@ -148,7 +149,7 @@ impl Kernel {
                 })?)
             }
         };
-        let mut workspace = self.inner.workspace(batch, lse_slice.is_some());
+        let mut workspace = self.inner.workspace(batch, lse_slice.is_some())?;
         let task = Task {
             inner: &self.inner,
             q: Tensor::new(&q),
@@ -330,7 +331,7 @@ impl Inner {
         (most(|scratch| scratch.local), most(|scratch| scratch.shared))
     }
 
-    fn workspace(&self, batch: usize, statistics: bool) -> Workspace {
+    fn workspace(&self, batch: usize, statistics: bool) -> Result<Workspace> {
         let items = batch * self.plan.heads;
         let workers = self.threads.current_num_threads();
         let (local, shared) = self.scratch_per_worker();
@@ -344,15 +345,21 @@ impl Inner {
         let row_sums = if statistics { items * self.plan.q_len } else { 0 };
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut workspace = idle.unwrap_or_default();
-        workspace.local.resize_with(workers, || Buffer::new(local));
-        workspace.shared.resize_with(heads_in_flight, || Buffer::new(shared));
+        for (buffers, count, bytes) in
+            [(&mut workspace.local, workers, local), (&mut workspace.shared, heads_in_flight, shared)]
+        {
+            buffers.truncate(count);
+            while buffers.len() < count {
+                buffers.push(Buffer::new(bytes)?);
+            }
+        }
         workspace.row_sum.resize(row_sums, 0.0);
         let Workspace { local, shared, local_at, shared_at, .. } = &mut workspace;
         for (buffers, addresses) in [(local, local_at), (shared, shared_at)] {
             addresses.clear();
             addresses.extend(buffers.iter_mut().map(Buffer::address));
         }
-        workspace
+        Ok(workspace)
     }
 }
 
@@ -367,17 +374,21 @@ struct Workspace {
     row_sum: Vec<f32>,
 }
 
-/// Memory in cache lines.
+/// Zeroed memory of whole pages.
 #[derive(Debug)]
-struct Buffer(Vec<Line>);
-
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
+struct Buffer(MmapMut);
 
 impl Buffer {
-    fn new(bytes: usize) -> Self {
-        Self(vec![Line([0; 64]); bytes.div_ceil(64)])
+    fn new(bytes: usize) -> Result<Self> {
+        let refuse = |error: std::io::Error| {
+            Error::unsupported(format!("{} of scratch", Bytes(bytes as u64)), format!("the system says: {error}"))
+        };
+        let map = MmapMut::map_anon(bytes.max(1)).map_err(refuse)?;
+        // P and Z are read all over, page after page: large pages make five hops over scattered edges up to 4 %
+        // faster. Advice that the system does not take is no harm.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        Ok(Self(map))
     }
 
     fn address(&mut self) -> usize {

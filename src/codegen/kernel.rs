@@ -350,10 +350,15 @@ impl<'a, 'p> Kernel<'a, 'p> {
 
     /// Keys and values `first .. first + count`, as far as the score and value tiles read them next.
     pub fn bring_keys_near(&mut self, first: Value, count: Value) {
+        self.bring_only_keys_near(first, count);
+        self.bring_values_near(first, count);
+    }
+
+    /// Keys `first .. first + count`.
+    pub fn bring_only_keys_near(&mut self, first: Value, count: Value) {
         let k = self.arg(offset_of!(KernelArgs, k));
         let k_stride = self.arg(offset_of!(KernelArgs, k_stride));
         self.bring_near(2, k, k_stride, first, count, self.plan.head_dim);
-        self.bring_values_near(first, count);
     }
 
     /// Values `first .. first + count`.

@@ -279,7 +279,11 @@ impl<'p> Kernel<'_, 'p> {
         self.set(record, offset_of!(ScoreCall, s_stride), panel.stride);
         match piece.near {
             Near::Nothing => {}
-            Near::OwnValues => self.bring_values_near(piece.start, piece.len),
+            Near::OwnValues => {
+                self.bring_values_near(piece.start, piece.len);
+                let next = self.e.b.ins().iadd(piece.start, piece.len);
+                self.bring_only_keys_near(next, piece.len);
+            }
             Near::Row(keys) => {
                 self.bring_row_near(row);
                 if let Some(keys) = keys {

@@ -122,7 +122,8 @@ unsafe fn score_tile<const K: usize, const G: usize, const CHAINS: usize>(t: &Sc
             if G == 4 {
                 _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
                 _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(t.ahead_step).cast());
-                ahead = ahead.wrapping_add(2 * t.ahead_step);
+                _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(2 * t.ahead_step).cast());
+                ahead = ahead.wrapping_add(3 * t.ahead_step);
             }
             for u in 0..UNROLL {
                 score_step(&mut chains[u % CHAINS], qt.add(u * LANES), t.qt_stride, &keys, x + u);

@@ -95,7 +95,7 @@ pub(super) unsafe fn score(call: &ScoreCall, kernels: &[ScoreKernel; SCORE_KEYS]
                 ahead: call.qt,
                 ahead_step: 0,
             };
-            if let Some(start) = ahead.next(call.d / 2) {
+            if let Some(start) = ahead.next(call.d / 4 * 3) {
                 (tile.ahead, tile.ahead_step) = (start, LINE);
             }
             if !masked {

@@ -180,7 +180,7 @@ fn score_case(random: &mut Random, family: Family, d: usize, nkeys: usize) {
         k[row * stride + random.below(d)] = poison;
     }
     let call = ScoreCall {
-            ahead: [super::Ahead::NONE; 4],
+        ahead: [super::Ahead::NONE; 4],
         qt: qt.as_ptr(),
         k: k.as_ptr(),
         k_stride: stride,

@@ -245,7 +245,7 @@ fn check_score(tiles: &Tiles, random: &mut Random, d: usize, nkeys: usize, group
     let before = 0.01;
     let mut max = Panel::new(groups * LANES, before);
     let call = ScoreCall {
-            ahead: [Ahead::NONE; 4],
+        ahead: [Ahead::NONE; 4],
         qt: qt.pointer(),
         k: k.as_ptr(),
         k_stride: stride,
