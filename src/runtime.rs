@@ -231,8 +231,9 @@ impl Task<'_> {
         let workers = self.local.len();
         match self.inner.plan.strategy {
             Strategy::Flash => {
-                // A few units a worker, so that an uneven pattern spreads, and rows that share keys stay together.
-                let unit = (self.items * rows).div_ceil(8 * workers).clamp(1, rows);
+                // A few units a worker, so that an uneven pattern spreads, and rows that share keys stay together;
+                // equal parts of a head, so that no worker ends with a long one alone.
+                let unit = rows.div_ceil((24 * workers).div_ceil(self.items));
                 let units = rows.div_ceil(unit);
                 self.spread(self.items * units, |worker, index| {
                     let (item, first) = (index / units, index % units * unit);

@@ -5,6 +5,7 @@ use std::mem::offset_of;
 use cranelift_codegen::ir::{InstBuilder, Value};
 
 use super::kernel::{Kernel, Row};
+use super::softmax::Output;
 use super::steps::{Panel, StepKind};
 use super::{KernelArgs, TileFn};
 use crate::plan::CHUNK_KEYS;
@@ -19,8 +20,12 @@ pub(super) fn write(mut kernel: Kernel<'_, '_>) {
         let redo = applies && kernel.has_masks(steps);
         kernel.redo_if_not_finite(redo, |kernel| {
             kernel.begin_row(row);
-            kernel.for_steps(row, steps, |kernel, step| kernel.flash_step(row, step, applies, redo));
-            kernel.flash_output(row)
+            let fused = applies && kernel.ends_in_run(steps);
+            kernel.for_steps(row, steps, |kernel, step| kernel.flash_step(row, step, applies, redo, fused));
+            if !fused {
+                let output = kernel.flash_output(row);
+                kernel.write_output(row, output);
+            }
         });
         kernel.store_statistics(row);
     });
@@ -28,7 +33,7 @@ pub(super) fn write(mut kernel: Kernel<'_, '_>) {
 }
 
 impl<'p> Kernel<'_, 'p> {
-    fn flash_step(&mut self, row: Row, step: StepKind<'p>, applies: bool, redo: bool) {
+    fn flash_step(&mut self, row: Row, step: StepKind<'p>, applies: bool, redo: bool, fused: bool) {
         let base = self.local(self.scratch.panel);
         let stride = self.e.int(self.scratch.panel_stride as i64);
         let panel = Panel { base, stride };
@@ -51,7 +56,9 @@ impl<'p> Kernel<'_, 'p> {
                 self.for_pieces(row, source, |kernel, piece| kernel.exp_piece(panel, piece));
                 if applies {
                     self.rescale(row);
-                    self.values(row, panel, source, v, v_stride, redo);
+                    // The row's sums are final before its last values: its factor is known when they are added.
+                    let output = (fused && source.is_last()).then(|| self.flash_output(row));
+                    self.values(row, panel, source, (v, v_stride), redo, output);
                 }
             }
             StepKind::Stream(stretch) => {
@@ -74,7 +81,8 @@ impl<'p> Kernel<'_, 'p> {
         }
     }
 
-    fn flash_output(&mut self, row: Row) -> Value {
+    /// The factors of the row's output, from its sums, and where it goes.
+    fn flash_output(&mut self, row: Row) -> Output {
         let hop = self.plan.hops[0];
         let sum = self.local(self.scratch.sum);
         let factor = self.local(self.scratch.factor);
@@ -82,7 +90,7 @@ impl<'p> Kernel<'_, 'p> {
         let out = self.arg(offset_of!(KernelArgs, out));
         let out_stride = self.arg(offset_of!(KernelArgs, out_stride));
         let restart = self.e.b.ins().f32const(hop.restart as f32);
-        self.write_output(row, out, out_stride, restart)
+        Output { out, out_stride, restart }
     }
 
     /// Scores of the row's scattered edges into `s`, with the row maxima.

@@ -42,6 +42,8 @@ pub(super) struct Kernel<'a, 'p> {
     exact: Value,
     /// 1 when the last update corrected anything, one byte on the stack.
     pub moved: Value,
+    /// What the value tile said of the row's output, on the stack.
+    pub flag: Value,
     tiles: [FuncRef; TileFn::ALL.len()],
 }
 
@@ -100,10 +102,11 @@ impl<'a, 'p> Kernel<'a, 'p> {
         };
         let exact = record(size_of::<u64>());
         let moved = record(size_of::<u64>());
+        let flag = record(size_of::<u64>());
         // What differs from mask to mask is read from the tables.
         let mask = &plan.masks[0];
         let (scratch, starts) = (Scratch::new(plan, mask), Starts::new(mask));
-        Self { e, plan, scratch, starts, args: params[0], records, exact, moved, tiles }
+        Self { e, plan, scratch, starts, args: params[0], records, exact, moved, flag, tiles }
     }
 
     /// Returns from the function.
@@ -379,9 +382,9 @@ impl<'a, 'p> Kernel<'a, 'p> {
         self.e.field(self.exact, 0)
     }
 
-    /// Runs `row_body`, which returns the value tile's flag, and once more with `is_exact` set where the flag says
-    /// that a result is not finite: a NaN or Inf value of a forbidden pair may have met its probability 0.
-    pub fn redo_if_not_finite(&mut self, redo: bool, row_body: impl FnOnce(&mut Self) -> Value) {
+    /// Runs `row_body`, which writes the row's output, and once more with `is_exact` set where the value tile's flag
+    /// says that a result is not finite: a NaN or Inf value of a forbidden pair may have met its probability 0.
+    pub fn redo_if_not_finite(&mut self, redo: bool, row_body: impl FnOnce(&mut Self)) {
         let zero = self.e.int(0);
         self.e.store(zero, self.exact, 0);
         if !redo {
@@ -391,7 +394,8 @@ impl<'a, 'p> Kernel<'a, 'p> {
         let (again, after) = (self.e.b.create_block(), self.e.b.create_block());
         self.e.b.ins().jump(again, &[]);
         self.e.b.switch_to_block(again);
-        let flag = row_body(self);
+        row_body(self);
+        let flag = self.e.field(self.flag, 0);
         let was_exact = self.is_exact();
         let one = self.e.int(1);
         self.e.store(one, self.exact, 0);

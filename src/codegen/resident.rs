@@ -7,6 +7,7 @@ use cranelift_codegen::ir::{InstBuilder, Value, types};
 
 use super::KernelArgs;
 use super::kernel::{Kernel, Row};
+use super::softmax::Output;
 use super::steps::{Panel, StepKind};
 use super::tables::Section;
 use crate::tiles::LANES;
@@ -60,6 +61,8 @@ pub(super) fn write_hop(mut kernel: Kernel<'_, '_>) {
         let inverse = kernel.inverse(row);
         kernel.scale_lanes(row, inverse, factor, step);
         let panel = kernel.stored_panel(row);
+        let fused = kernel.ends_in_run(steps);
+        let output = Output { out: target.0, out_stride: target.1, restart };
         kernel.redo_if_not_finite(redo, |kernel| {
             kernel.begin_values(row);
             kernel.if_else(
@@ -70,13 +73,22 @@ pub(super) fn write_hop(mut kernel: Kernel<'_, '_>) {
                             let s = kernel.stored_edges(row);
                             kernel.edge_values(s, source.0, source.1);
                         }
-                        StepKind::Joint(runs) => kernel.values(row, panel, runs, source.0, source.1, redo),
+                        StepKind::Joint(runs) => {
+                            let output = (fused && runs.is_last()).then_some(output);
+                            kernel.values(row, panel, runs, source, redo, output);
+                        }
                         StepKind::Stream(_) => {}
                     });
                 },
-                |_| {},
+                |kernel| {
+                    if fused {
+                        kernel.write_output(row, output);
+                    }
+                },
             );
-            kernel.write_output(row, target.0, target.1, restart)
+            if !fused {
+                kernel.write_output(row, output);
+            }
         });
     });
     kernel.finish();

@@ -16,6 +16,17 @@ const GROUP_BYTES: i64 = (LANES * size_of::<f32>()) as i64;
 /// Byte offsets of a group's four vectors.
 const VECTORS: [i32; 4] = [0, 16, 32, 48];
 
+/// Where a row's output goes.
+#[derive(Clone, Copy)]
+pub(super) struct Output {
+    /// Row 0 of the head's output.
+    pub out: Value,
+    /// Floats from one output row to the next.
+    pub out_stride: Value,
+    /// Factor on the row of V that is added; 0 for none.
+    pub restart: Value,
+}
+
 impl Kernel<'_, '_> {
     /// After the maxima of a step: what the exponential subtracts, and by how much everything summed so far
     /// shrinks (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax", algorithm 3).
@@ -162,38 +173,63 @@ impl Kernel<'_, '_> {
         );
     }
 
-    /// Writes the row's output `factor · acc + restart · v`; returns the value tile's flag.
-    ///
-    /// `out` and `v` are row 0 of the head; `restart` is a scalar that may be 0, and then no value is read.
-    pub fn write_output(&mut self, row: Row, out: Value, out_stride: Value, restart: Value) -> Value {
+    /// Writes the row's output `factor · acc + restart · v`, and keeps the value tile's flag.
+    pub fn write_output(&mut self, row: Row, output: Output) {
         let record = self.records.value;
-        let folded = self.plan.restart_folded;
+        let none = self.e.int(0);
+        self.set(record, offset_of!(ValueCall, nkeys), none);
+        self.set(record, offset_of!(ValueCall, trims), none);
+        self.begin_output(row, output);
+        let flag = self.call(TileFn::Value, record);
+        self.end_output(row, output, flag);
+    }
+
+    /// Makes the next value call the row's last one: it writes the output from its registers.
+    pub fn begin_output(&mut self, row: Row, Output { out, out_stride, restart }: Output) {
+        let record = self.records.value;
         let v = self.arg(offset_of!(KernelArgs, v));
         let v_stride = self.arg(offset_of!(KernelArgs, v_stride));
         let (out, rows) = self.rows_of(row, out, out_stride);
         let (v, _) = self.rows_of(row, v, v_stride);
         let none = self.e.int(0);
-        let zero = self.e.b.ins().f32const(0.0);
-        let restarts = self.e.b.ins().fcmp(FloatCC::NotEqual, restart, zero);
-        let rv = if folded { self.e.b.ins().select(restarts, v, none) } else { none };
-        self.set(record, offset_of!(ValueCall, nkeys), none);
-        self.set(record, offset_of!(ValueCall, trims), none);
+        let rv = if self.plan.restart_folded {
+            let restarts = self.restarts(restart);
+            self.e.b.ins().select(restarts, v, none)
+        } else {
+            none
+        };
         self.set(record, offset_of!(ValueCall, out), out);
         self.set(record, offset_of!(ValueCall, out_stride), out_stride);
         self.set(record, offset_of!(ValueCall, out_rows), rows);
         self.set(record, offset_of!(ValueCall, rv), rv);
         self.set(record, offset_of!(ValueCall, rv_stride), v_stride);
         self.set(record, offset_of!(ValueCall, restart), restart);
-        let flag = self.call(TileFn::Value, record).unwrap_or(none);
-        self.set(record, offset_of!(ValueCall, out), none);
-        if !folded {
-            self.if_else(
-                restarts,
-                |kernel| kernel.add_restart(row, (out, out_stride), (v, v_stride), rows, restart),
-                |_| {},
-            );
+    }
+
+    /// After the call that [`Self::begin_output`] prepared: keeps its flag, and adds an unfused restart.
+    pub fn end_output(&mut self, row: Row, Output { out, out_stride, restart }: Output, flag: Option<Value>) {
+        let none = self.e.int(0);
+        self.e.store(flag.unwrap_or(none), self.flag, 0);
+        self.set(self.records.value, offset_of!(ValueCall, out), none);
+        if self.plan.restart_folded {
+            return;
         }
-        flag
+        let v = self.arg(offset_of!(KernelArgs, v));
+        let v_stride = self.arg(offset_of!(KernelArgs, v_stride));
+        let (out, rows) = self.rows_of(row, out, out_stride);
+        let (v, _) = self.rows_of(row, v, v_stride);
+        let restarts = self.restarts(restart);
+        self.if_else(
+            restarts,
+            |kernel| kernel.add_restart(row, (out, out_stride), (v, v_stride), rows, restart),
+            |_| {},
+        );
+    }
+
+    /// Whether there is a restart term; where there is none, no value is read for it.
+    fn restarts(&mut self, restart: Value) -> Value {
+        let zero = self.e.b.ins().f32const(0.0);
+        self.e.b.ins().fcmp(FloatCC::NotEqual, restart, zero)
     }
 
     /// The unfused operation `restart`: `out[row] += restart · v[row]`.

@@ -6,6 +6,7 @@ use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value, types};
 
 use super::kernel::{Kernel, Records, Row, Steps};
+use super::softmax::Output;
 use super::tables::{EDGE_STEP, ENTRY_WORDS, NONE, Section};
 use super::{KernelArgs, TileFn};
 use crate::plan::{Piece, PieceKeys, Step, Stretch, ValueRun};
@@ -83,9 +84,17 @@ pub(super) enum StepKind<'p> {
 /// Where pieces and runs of a joint step are found.
 #[derive(Clone, Copy)]
 pub(super) enum Source<'p> {
-    Constant(&'p [Piece], &'p [ValueRun]),
+    /// Known now; whether it is the row's last step.
+    Constant(&'p [Piece], &'p [ValueRun], bool),
     /// Address of the step's entry.
     Table(Value),
+}
+
+impl Source<'_> {
+    /// Whether this is known to be the row's last step.
+    pub fn is_last(self) -> bool {
+        matches!(self, Self::Constant(_, _, true))
+    }
 }
 
 impl<'p> Kernel<'_, 'p> {
@@ -93,10 +102,11 @@ impl<'p> Kernel<'_, 'p> {
     pub fn for_steps(&mut self, row: Row, steps: Steps<'p>, body: impl Fn(&mut Self, StepKind<'p>)) {
         match steps {
             Steps::Constant(steps) => {
-                for step in steps {
+                for (index, step) in steps.iter().enumerate() {
+                    let last = index + 1 == steps.len();
                     let kind = match step {
                         Step::Edges => StepKind::Edges,
-                        Step::Joint { pieces, runs } => StepKind::Joint(Source::Constant(pieces, runs)),
+                        Step::Joint { pieces, runs } => StepKind::Joint(Source::Constant(pieces, runs, last)),
                         Step::Stream(stretch) => StepKind::Stream(*stretch),
                     };
                     body(self, kind);
@@ -142,7 +152,7 @@ impl<'p> Kernel<'_, 'p> {
     /// Runs `body` for every piece of a joint step.
     pub fn for_pieces(&mut self, row: Row, source: Source<'p>, body: impl Fn(&mut Self, Operands)) {
         match source {
-            Source::Constant(pieces, _) => {
+            Source::Constant(pieces, ..) => {
                 let lead = lead(pieces);
                 for (index, piece) in pieces.iter().enumerate() {
                     let list = self.starts.list(piece.keys);
@@ -160,21 +170,25 @@ impl<'p> Kernel<'_, 'p> {
         }
     }
 
-    /// Runs `body` for every value run of a joint step.
-    fn for_runs(&mut self, row: Row, source: Source<'p>, body: impl Fn(&mut Self, Operands)) {
+    /// Runs `body` for every value run of a joint step; it is told which one is known to be the step's last.
+    fn for_runs(&mut self, row: Row, source: Source<'p>, body: impl Fn(&mut Self, Operands, bool)) {
         const TRIM_BYTES: i64 = (ROW_BLOCKS * size_of::<[u32; 2]>()) as i64;
         match source {
-            Source::Constant(_, runs) => {
-                for run in runs {
+            Source::Constant(_, runs, _) => {
+                for (index, run) in runs.iter().enumerate() {
                     let list = self.starts.list(run.keys);
                     let mut operands = self.constant(row, run.keys, run.at, list);
                     if let Some(address) = self.entry_address(Section::Trims, run.trims.unwrap_or(NONE), TRIM_BYTES) {
                         operands.aux = address;
                     }
-                    body(self, operands);
+                    body(self, operands, index + 1 == runs.len());
                 }
             }
-            Source::Table(step) => self.for_entries(step, 8, Section::Runs, Section::Trims, TRIM_BYTES, body),
+            Source::Table(step) => {
+                self.for_entries(step, 8, Section::Runs, Section::Trims, TRIM_BYTES, |kernel, run| {
+                    body(kernel, run, false);
+                });
+            }
         }
     }
 
@@ -372,13 +386,43 @@ impl<'p> Kernel<'_, 'p> {
         self.call(TileFn::Exp, record);
     }
 
-    /// Adds the values of a joint step to the row's sums.
+    /// Whether the row's output can be written by its last value run, while the sums are in registers.
+    pub fn ends_in_run(&self, steps: Steps<'p>) -> bool {
+        let last = match steps {
+            Steps::Constant(steps) => steps.last(),
+            Steps::Table => None,
+        };
+        self.plan.restart_folded && matches!(last, Some(Step::Joint { runs, .. }) if !runs.is_empty())
+    }
+
+    /// Adds the values of a joint step to the row's sums, and writes the output behind the last run where it is
+    /// given.
     ///
     /// Runs go across masked pieces, where probabilities are 0; the exact redo goes piece by piece and leaves
     /// masked pairs out.
-    pub fn values(&mut self, row: Row, panel: Panel, source: Source<'p>, v: Value, v_stride: Value, redo: bool) {
+    pub fn values(
+        &mut self,
+        row: Row,
+        panel: Panel,
+        source: Source<'p>,
+        (v, v_stride): (Value, Value),
+        redo: bool,
+        output: Option<Output>,
+    ) {
+        let runs = |kernel: &mut Self| {
+            kernel.for_runs(row, source, |kernel, run, last| match output.filter(|_| last) {
+                None => {
+                    kernel.value_run(panel, run, v, v_stride);
+                }
+                Some(output) => {
+                    kernel.begin_output(row, output);
+                    let flag = kernel.value_run(panel, run, v, v_stride);
+                    kernel.end_output(row, output, flag);
+                }
+            });
+        };
         if !redo {
-            self.for_runs(row, source, |kernel, run| kernel.value_run(panel, run, v, v_stride));
+            runs(self);
             return;
         }
         let exact = self.is_exact();
@@ -386,21 +430,28 @@ impl<'p> Kernel<'_, 'p> {
             exact,
             |kernel| {
                 kernel.for_pieces(row, source, |kernel, piece| match piece.masked {
-                    Masked::No => kernel.value_run(panel, piece, v, v_stride),
+                    Masked::No => {
+                        kernel.value_run(panel, piece, v, v_stride);
+                    }
                     Masked::Yes => kernel.value_exact(panel, piece, v, v_stride),
                     Masked::Perhaps => kernel.if_else(
                         piece.aux,
                         |kernel| kernel.value_exact(panel, piece, v, v_stride),
-                        |kernel| kernel.value_run(panel, piece, v, v_stride),
+                        |kernel| {
+                            kernel.value_run(panel, piece, v, v_stride);
+                        },
                     ),
                 });
+                if let Some(output) = output {
+                    kernel.write_output(row, output);
+                }
             },
-            |kernel| kernel.for_runs(row, source, |kernel, run| kernel.value_run(panel, run, v, v_stride)),
+            runs,
         );
     }
 
     /// Adds one run to the row's sums; a piece without mask is a run without trims.
-    pub fn value_run(&mut self, panel: Panel, run: Operands, v: Value, v_stride: Value) {
+    pub fn value_run(&mut self, panel: Panel, run: Operands, v: Value, v_stride: Value) -> Option<Value> {
         let record = self.records.value;
         let v = self.e.row(v, run.start, v_stride);
         let p = self.panel_at(panel.base, run.at);
@@ -411,8 +462,9 @@ impl<'p> Kernel<'_, 'p> {
         self.set(record, offset_of!(ValueCall, keys), run.list);
         self.set(record, offset_of!(ValueCall, nkeys), run.len);
         self.set(record, offset_of!(ValueCall, trims), run.aux);
-        self.call(TileFn::Value, record);
+        let flag = self.call(TileFn::Value, record);
         self.set_int(record, offset_of!(ValueCall, accumulate), 1);
+        flag
     }
 
     fn value_exact(&mut self, panel: Panel, piece: Operands, v: Value, v_stride: Value) {
