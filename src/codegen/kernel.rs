@@ -305,11 +305,13 @@ impl<'a, 'p> Kernel<'a, 'p> {
         let max = self.local(self.scratch.max);
         let old = self.local(self.scratch.old);
         let sum = self.local(self.scratch.sum);
-        for lane in (0..LANE_BYTES as i32).step_by(16) {
-            self.e.store(lowest, max, lane);
-            self.e.store(lowest, old, lane);
-            self.e.store(zero, sum, lane);
-        }
+        let (start, end) = (self.e.int(0), self.e.int(LANE_BYTES));
+        self.for_range(start, end, 16, |kernel, lane| {
+            for (base, value) in [(max, lowest), (old, lowest), (sum, zero)] {
+                let at = kernel.e.b.ins().iadd(base, lane);
+                kernel.e.store(value, at, 0);
+            }
+        });
     }
 
     /// Asks the next score call to bring `rows` rows of `width` floats from row `first` on near; nothing where rows

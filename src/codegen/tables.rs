@@ -149,9 +149,10 @@ impl Starts {
         let (mut steps, mut pieces, mut runs) = (Vec::<u32>::new(), Vec::<u32>::new(), Vec::<u32>::new());
         let mut rows = if mask.rows.iter().any(|row| row.table) { vec![0; 2 * plan.block_rows()] } else { Vec::new() };
         for row in mask.rows.iter().filter(|row| row.table) {
-            let slot = 2 * row.first as usize;
-            rows[slot] = (steps.len() / 4) as u32;
-            rows[slot + 1] = row.steps.len() as u32;
+            let entry = [(steps.len() / 4) as u32, row.steps.len() as u32];
+            for t in row.first..row.first + row.count {
+                rows[2 * t as usize..][..2].copy_from_slice(&entry);
+            }
             for step in &row.steps {
                 let place = ((pieces.len() / ENTRY_WORDS) as u32, (runs.len() / ENTRY_WORDS) as u32);
                 match step {

@@ -17,7 +17,7 @@ pub const JOINT_KEYS: u32 = 1152;
 pub const CHUNK_KEYS: u32 = 1024;
 /// Row runs that get code of their own, with their key ranges as arithmetic in the row number; all other rows
 /// are walked from tables.
-const CONSTANT_RUNS: usize = 6;
+const CONSTANT_RUNS: usize = 2;
 /// Rows from which a run earns code of its own.
 const CONSTANT_ROWS: u32 = 4;
 
@@ -26,7 +26,7 @@ const CONSTANT_ROWS: u32 = 4;
 pub struct RowPlan {
     /// First block row.
     pub first: u32,
-    /// Block rows; 1 where `table`.
+    /// Block rows; where `table`, all of the same keys.
     pub count: u32,
     /// Walked from tables instead of by code of its own.
     pub table: bool,
@@ -211,6 +211,9 @@ pub(super) fn plan_rows(mask: &HeadMask, alone: bool, strategy: Strategy, trims:
         if by_count.contains(&i) && (strategy == Strategy::Flash || growing <= 1) {
             let steps = plan_steps(mask, &run.segments, strategy, true, trims);
             plans.push(RowPlan { first: run.first, count: run.count, table: false, steps });
+        } else if run.segments.iter().all(|segment| !moves(segment)) {
+            let steps = plan_steps(mask, &run.segments, strategy, false, trims);
+            plans.push(RowPlan { first: run.first, count: run.count, table: true, steps });
         } else {
             for row in 0..run.count {
                 let segments = segments_in_row(run, row);
@@ -220,6 +223,11 @@ pub(super) fn plan_rows(mask: &HeadMask, alone: bool, strategy: Strategy, trims:
         }
     }
     plans
+}
+
+/// Whether the segment's keys are others in every row.
+fn moves(segment: &Segment) -> bool {
+    matches!(segment.keys, Keys::Range { start_step, len_step, .. } if start_step != 0 || len_step != 0)
 }
 
 fn len_step(segment: &Segment) -> u32 {
