@@ -38,34 +38,6 @@ pub struct ExactCall {
     pub accumulate: usize,
 }
 
-/// Finishes a block: `out[row(r)][:] = factor[r] · acc[r][:] + restart · rv[row(r)][:]` for `r < rows`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub struct FinishCall {
-    /// Sums, `[rows][acc_stride]`.
-    pub acc: *const f32,
-    /// Floats from one row of `acc` to the next.
-    pub acc_stride: usize,
-    /// Queries, 1 to 64.
-    pub rows: usize,
-    /// Width of a value row.
-    pub dv: usize,
-    /// Row 0 of the output.
-    pub out: *mut f32,
-    /// Floats from one output row to the next.
-    pub out_stride: usize,
-    /// Row numbers for `out` and `rv`, or null for rows `0..rows` from their starts.
-    pub out_rows: *const u32,
-    /// Factor per query, `[rows]`.
-    pub factor: *const f32,
-    /// Row 0 of the restart values; null where there is no restart term.
-    pub rv: *const f32,
-    /// Floats from one restart row to the next.
-    pub rv_stride: usize,
-    /// Factor on the restart row.
-    pub restart: f32,
-}
-
 /// See [`ExactCall`].
 ///
 /// # Safety
@@ -91,27 +63,6 @@ pub unsafe extern "C" fn value_exact(call: *const ExactCall) {
                 for x in 0..c.dv {
                     *acc.add(x) = p.mul_add(*v.add(x), *acc.add(x));
                 }
-            }
-        }
-    }
-}
-
-/// See [`FinishCall`].
-///
-/// # Safety
-/// The record's pointers hold what its fields say (contract of [`super`]).
-pub unsafe extern "C" fn finish_exact(call: *const FinishCall) {
-    // SAFETY: the caller's contract; every index below stays under `rows` and `dv`.
-    unsafe {
-        let c = &*call;
-        for r in 0..c.rows {
-            let row = if c.out_rows.is_null() { r } else { *c.out_rows.add(r) as usize };
-            for x in 0..c.dv {
-                let mut value = *c.factor.add(r) * *c.acc.add(r * c.acc_stride + x);
-                if !c.rv.is_null() {
-                    value = c.restart.mul_add(*c.rv.add(row * c.rv_stride + x), value);
-                }
-                *c.out.add(row * c.out_stride + x) = value;
             }
         }
     }

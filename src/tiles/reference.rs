@@ -4,7 +4,7 @@
 //! carries the size of what was summed, against which its rounding error is judged.
 #![allow(unsafe_code)]
 
-use super::exact::{ExactCall, FinishCall};
+use super::exact::ExactCall;
 use super::{EdgeCall, ExpCall, LANES, PackCall, ROW_CUTS, ScoreCall, ValueCall};
 
 /// An expected number.
@@ -170,24 +170,6 @@ pub(super) unsafe fn value_exact(c: &ExactCall) -> Vec<Expected> {
                     sum.add(p, *c.v.add(row(c.keys, j) * c.v_stride + x));
                 }
                 out.push(sum);
-            }
-        }
-    }
-    out
-}
-
-/// `[rows][dv]` outputs.
-pub(super) unsafe fn finish_exact(c: &FinishCall) -> Vec<Expected> {
-    let mut out = Vec::new();
-    for r in 0..c.rows {
-        for x in 0..c.dv {
-            // SAFETY: contract of `super`.
-            unsafe {
-                let mut value = Expected::exact(*c.acc.add(r * c.acc_stride + x)).times(*c.factor.add(r));
-                if !c.rv.is_null() {
-                    value.add(c.restart, *c.rv.add(row(c.out_rows, r) * c.rv_stride + x));
-                }
-                out.push(value);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Every family against the naive reference, over odd sizes, in buffers that end at a guard page.
 #![allow(unsafe_code)]
 
-use super::exact::{ExactCall, FinishCall, finish_exact, value_exact};
+use super::exact::{ExactCall, value_exact};
 use super::guard::GuardedBuffer;
 use super::reference::{self, Expected};
 use super::*;
@@ -486,33 +486,6 @@ fn exact_values_skip_masked_keys() {
                 for (at, expected) in expected.into_iter().enumerate() {
                     assert!(!hidden || expected.value.is_finite());
                     check("exact", at, acc[at / dv * 64 + at % dv], expected);
-                }
-                let out_rows = random.distinct_rows(rows);
-                let mut out = random.floats(length(&out_rows, rows, dv + 1, dv));
-                let rv = random.floats(length(&out_rows, rows, dv, dv));
-                let factor = random.floats(rows);
-                let call = FinishCall {
-                    acc: acc.as_ptr(),
-                    acc_stride: 64,
-                    rows,
-                    dv,
-                    out: out.as_mut_ptr(),
-                    out_stride: dv + 1,
-                    out_rows: pointer(&out_rows),
-                    factor: factor.as_ptr(),
-                    rv: if random.coin() { rv.as_ptr() } else { std::ptr::null() },
-                    rv_stride: dv,
-                    restart: 0.3,
-                };
-                // SAFETY: buffers as the record says.
-                let expected = unsafe {
-                    let expected = reference::finish_exact(&call);
-                    finish_exact(&call);
-                    expected
-                };
-                for (at, expected) in expected.into_iter().enumerate() {
-                    let row = out_rows.as_ref().map_or(at / dv, |l| l[at / dv] as usize);
-                    check("finish", at, out[row * (dv + 1) + at % dv], expected);
                 }
             }
         }
