@@ -9,13 +9,17 @@
 #![allow(unsafe_code, missing_docs)]
 
 use std::hint::black_box;
+use std::mem::{ManuallyDrop, transmute};
 use std::ptr::{null, null_mut};
 use std::time::{Duration, Instant};
 
+use cranelift_jit::{JITBuilder, JITModule};
+use cranelift_module::default_libcall_names;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use hopweave::codegen::portable;
 use hopweave::target::Isa;
 use hopweave::tiles::peak::fma_peak;
-use hopweave::tiles::{Ahead, BLOCK, EdgeCall, ExpCall, Family, LANES, ScoreCall, ValueCall, family};
+use hopweave::tiles::{Ahead, BLOCK, EdgeCall, ExpCall, Family, LANES, PackCall, ScoreCall, Tile, ValueCall, family};
 
 /// Width of keys and values.
 const D: usize = 64;
@@ -38,8 +42,35 @@ impl Buffer {
     }
 }
 
+/// The emitted family for width [`D`], then those of this CPU.
 fn families() -> impl Iterator<Item = Family> {
-    Isa::ALL.into_iter().filter_map(family)
+    std::iter::once(portable()).chain(Isa::ALL.into_iter().filter_map(family))
+}
+
+/// The portable tiles as function pointers; their code stays until the process ends.
+fn portable() -> Family {
+    let isa = hopweave::jit::target_isa().expect("a CPU that Cranelift knows");
+    let mut module = JITModule::new(JITBuilder::with_isa(isa, default_libcall_names()));
+    let shapes = portable::Shapes { d: D, dv: D };
+    let options = portable::Options { verify: false, edges: true };
+    let symbols = portable::define(&mut module, shapes, options).expect("tiles");
+    let edges = symbols.edges.expect("edge tiles were asked for");
+    module.finalize_definitions().expect("finished code");
+    let module = ManuallyDrop::new(module);
+    let code = |id| module.get_finalized_function(id);
+    // SAFETY: `define` promises these signatures, and the module is never freed.
+    unsafe {
+        Family {
+            isa: Isa::Portable,
+            pack: transmute::<*const u8, Tile<PackCall>>(code(symbols.pack)),
+            score: transmute::<*const u8, Tile<ScoreCall>>(code(symbols.score)),
+            exp: transmute::<*const u8, Tile<ExpCall>>(code(symbols.exp)),
+            value: transmute::<*const u8, unsafe extern "C" fn(*const ValueCall) -> u64>(code(symbols.value)),
+            edge_score: transmute::<*const u8, Tile<EdgeCall>>(code(edges.score)),
+            edge_exp: transmute::<*const u8, Tile<EdgeCall>>(code(edges.exp)),
+            edge_value: transmute::<*const u8, Tile<EdgeCall>>(code(edges.value)),
+        }
+    }
 }
 
 /// The block tiles of one family over `nkeys` keys, on data that stays the same from call to call.
