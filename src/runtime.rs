@@ -15,6 +15,9 @@ use crate::error::{Bytes, Error, Result};
 use crate::jit::{Code, Entry};
 use crate::plan::{KernelPlan, Scratch, Strategy};
 
+/// Block rows that a worker takes at least.
+const LEAST_ROWS: usize = 4;
+
 /// A compiled kernel. Cheap to clone; safe to call from many threads at once.
 #[derive(Debug, Clone)]
 pub struct Kernel {
@@ -232,13 +235,22 @@ impl Task<'_> {
         let workers = self.local.len();
         match self.inner.plan.strategy {
             Strategy::Flash => {
-                // A few units a worker, so that an uneven pattern spreads, and rows that share keys stay together;
-                // equal parts of a head, so that no worker ends with a long one alone.
-                let unit = rows.div_ceil((24 * workers).div_ceil(self.items));
-                let units = rows.div_ceil(unit);
-                self.spread(self.items * units, |worker, index| {
-                    let (item, first) = (index / units, index % units * unit);
-                    self.call(Entry(0), item, worker, 0, first..rows.min(first + unit), 0);
+                // Long stretches first, so that rows that share keys stay with one worker; short ones at the end, so
+                // that no worker finishes much later than the others (guided self-scheduling).
+                let total = self.items * rows;
+                let next = AtomicUsize::new(0);
+                let take = |first: usize| match total - first {
+                    0 => None,
+                    left => Some(first + (left / (2 * workers)).max(LEAST_ROWS).min(left)),
+                };
+                self.on_workers(total.div_ceil(LEAST_ROWS), |worker| {
+                    while let Ok(first) = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+                        let end = take(first).unwrap_or(total);
+                        for item in first / rows..end.div_ceil(rows) {
+                            let here = first.max(item * rows) - item * rows..end.min((item + 1) * rows) - item * rows;
+                            self.call(Entry(0), item, worker, 0, here, 0);
+                        }
+                    }
                 });
             }
             Strategy::Resident if self.shared.len() == workers => {
@@ -269,9 +281,9 @@ impl Task<'_> {
     }
 
     /// Hands units `0..units` to workers as they become free.
-    fn spread(&self, units: usize, work: impl Fn(usize, usize) + Sync) {
+    fn spread(&self, units: usize, work: impl Fn(usize, usize) + Send + Sync) {
         let next = AtomicUsize::new(0);
-        let drain = |worker: usize| {
+        self.on_workers(units, |worker| {
             loop {
                 let unit = next.fetch_add(1, Ordering::Relaxed);
                 if unit >= units {
@@ -279,13 +291,17 @@ impl Task<'_> {
                 }
                 work(worker, unit);
             }
-        };
-        let workers = self.local.len().min(units);
+        });
+    }
+
+    /// Runs `work` once on every worker, on no more than `most`, and waits for all of them.
+    fn on_workers(&self, most: usize, work: impl Fn(usize) + Send + Sync) {
+        let workers = self.local.len().min(most);
         if workers <= 1 {
-            drain(0);
+            work(0);
             return;
         }
-        self.inner.threads.install(|| (0..workers).into_par_iter().with_max_len(1).for_each(drain));
+        self.inner.threads.install(|| (0..workers).into_par_iter().with_max_len(1).for_each(work));
     }
 
     fn call(&self, entry: Entry, item: usize, worker: usize, shared: usize, rows: std::ops::Range<usize>, hop: usize) {
