@@ -6,8 +6,8 @@
 
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::{
-    AbiParam, BlockArg, Endianness, Function, InstBuilder, MemFlagsData, Signature, StackSlotData, StackSlotKind, Type,
-    Value, types,
+    AbiParam, Block, BlockArg, Endianness, Function, InstBuilder, MemFlagsData, Signature, StackSlotData,
+    StackSlotKind, Type, Value, types,
 };
 use cranelift_codegen::isa::{CallConv, TargetFrontendConfig, TargetIsa};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
@@ -23,6 +23,17 @@ pub fn signature(call_conv: CallConv, params: &[Type], returns: &[Type]) -> Sign
     signature.params.extend(params.iter().copied().map(AbiParam::new));
     signature.returns.extend(returns.iter().copied().map(AbiParam::new));
     signature
+}
+
+/// A loop whose body is being written.
+#[derive(Debug)]
+pub struct Loop {
+    header: Block,
+    after: Block,
+    /// The loop's index.
+    pub index: Value,
+    /// The carried values.
+    pub params: Vec<Value>,
 }
 
 /// Writes one function.
@@ -284,8 +295,18 @@ impl<'a> Emit<'a> {
         carried: &[Value],
         body: impl FnOnce(&mut Self, Value, &[Value]) -> Vec<Value>,
     ) -> (Value, Vec<Value>) {
-        let (header, inside, after) = (self.b.create_block(), self.b.create_block(), self.b.create_block());
         let limit = if margin == 0 { end } else { self.b.ins().iadd_imm_s(end, -margin) };
+        let open = self.open_loop(start, limit, carried);
+        let next = body(self, open.index, &open.params);
+        let (index, params) = (open.index, open.params.clone());
+        self.close_loop(open, step, &next);
+        (index, params)
+    }
+
+    /// The head of a loop, for callers whose body needs more than an emitter: what is written next is its body, up to
+    /// [`Self::close_loop`].
+    pub fn open_loop(&mut self, start: Value, limit: Value, carried: &[Value]) -> Loop {
+        let (header, inside, after) = (self.b.create_block(), self.b.create_block(), self.b.create_block());
         let index = self.b.append_block_param(header, self.ptr);
         let params: Vec<Value> = carried
             .iter()
@@ -300,13 +321,16 @@ impl<'a> Emit<'a> {
         self.b.ins().brif(more, inside, &[], after, &[]);
         self.b.seal_block(inside);
         self.b.switch_to_block(inside);
-        let next = body(self, index, &params);
+        Loop { header, after, index, params }
+    }
+
+    /// The end of a loop's body: goes round with the index `step` further and the carried values `next`.
+    pub fn close_loop(&mut self, Loop { header, after, index, .. }: Loop, step: i64, next: &[Value]) {
         let index_next = self.b.ins().iadd_imm_s(index, step);
-        self.b.ins().jump(header, &args(&[&[index_next], &next[..]].concat()));
+        self.b.ins().jump(header, &args(&[&[index_next], next].concat()));
         self.b.seal_block(header);
         self.b.seal_block(after);
         self.b.switch_to_block(after);
-        (index, params)
     }
 
     /// Runs one of two branches by `condition` (any integer, 0 is false); each returns the same number of values

@@ -415,21 +415,9 @@ impl<'a, 'p> Kernel<'a, 'p> {
 
     /// Runs a loop of the emitter with the kernel in its body.
     pub fn for_range(&mut self, start: Value, end: Value, step: i64, body: impl FnOnce(&mut Self, Value)) {
-        let (header, inside, after) = (self.e.b.create_block(), self.e.b.create_block(), self.e.b.create_block());
-        let ptr = self.e.ptr;
-        let index = self.e.b.append_block_param(header, ptr);
-        self.e.b.ins().jump(header, &[start.into()]);
-        self.e.b.switch_to_block(header);
-        let more = self.e.b.ins().icmp(IntCC::SignedLessThan, index, end);
-        self.e.b.ins().brif(more, inside, &[], after, &[]);
-        self.e.b.seal_block(inside);
-        self.e.b.switch_to_block(inside);
-        body(self, index);
-        let next = self.e.b.ins().iadd_imm_s(index, step);
-        self.e.b.ins().jump(header, &[next.into()]);
-        self.e.b.seal_block(header);
-        self.e.b.seal_block(after);
-        self.e.b.switch_to_block(after);
+        let open = self.e.open_loop(start, end, &[]);
+        body(self, open.index);
+        self.e.close_loop(open, step, &[]);
     }
 
     /// Runs one of two branches.
@@ -448,7 +436,7 @@ impl<'a, 'p> Kernel<'a, 'p> {
         self.e.b.switch_to_block(after);
     }
 
-    /// The bytes from one stored or local panel lane group of 16 keys to the next key.
+    /// The address of key `at` in a group's panel.
     pub fn panel_at(&mut self, panel: Value, at: Value) -> Value {
         self.e.offset(panel, at, (LANES * size_of::<f32>()) as i64)
     }

@@ -298,7 +298,7 @@ impl<'p> Kernel<'_, 'p> {
         }
         if let Some(factor) = self.plan.scores.panel_scale {
             let factor = self.e.constant(factor);
-            self.for_panel(row, s, panel.stride, piece.len, |kernel, address, _, _, _| {
+            self.for_panel(row, s, panel.stride, piece.len, |kernel, address, _, _| {
                 for offset in [0, 16, 32, 48] {
                     let score = kernel.e.load(types::F32X4, address, offset);
                     let scaled = kernel.e.b.ins().fmul(score, factor);
@@ -316,7 +316,7 @@ impl<'p> Kernel<'_, 'p> {
         let lowest = self.e.constant(f32::NEG_INFINITY);
         let max = self.local(self.scratch.max);
         let no_words = self.e.b.ins().icmp_imm_u(IntCC::Equal, words, 0);
-        self.for_panel(row, s, stride, piece.len, |kernel, address, group, key, _| {
+        self.for_panel(row, s, stride, piece.len, |kernel, address, group, key| {
             let ones = kernel.e.b.ins().iconst(types::I64, -1);
             let at = kernel.e.offset(words, key, 8);
             // Without words nothing is read: the address is replaced by one that is always readable.
@@ -356,14 +356,14 @@ impl<'p> Kernel<'_, 'p> {
         s: Value,
         stride: Value,
         len: Value,
-        body: impl Fn(&mut Self, Value, Value, Value, ()),
+        body: impl Fn(&mut Self, Value, Value, Value),
     ) {
         let zero = self.e.int(0);
         self.for_range(zero, row.groups, 1, |kernel, group| {
             let base = kernel.e.row(s, group, stride);
             kernel.for_range(zero, len, 1, |kernel, key| {
                 let address = kernel.panel_at(base, key);
-                body(kernel, address, group, key, ());
+                body(kernel, address, group, key);
             });
         });
     }
