@@ -20,10 +20,12 @@ use crate::tiles::{LANES, ROW_BLOCKS};
 mod rows;
 mod scratch;
 mod text;
+mod verify;
 
 pub use rows::{CHUNK_KEYS, JOINT_KEYS, Piece, PieceKeys, RowPlan, Step, Stretch, ValueRun};
 pub use scratch::Scratch;
 pub use text::parse;
+pub use verify::verify;
 
 /// How the hops of a block row follow each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -191,7 +193,7 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
         .iter()
         .map(|mask| plan_mask(mask, schedule.neighbors.masks.len() == 1, strategy))
         .collect();
-    Ok(KernelPlan {
+    let plan = KernelPlan {
         isa,
         strategy,
         reasons,
@@ -205,7 +207,11 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
         restart_folded,
         masks,
         mask_of_head: schedule.neighbors.mask_of_head.clone(),
-    })
+    };
+    if cfg!(debug_assertions) {
+        verify(&plan)?;
+    }
+    Ok(plan)
 }
 
 /// The strategy, with a sentence on each one.

@@ -15,13 +15,16 @@ impl KernelPlan {
 /// Reads what [`KernelPlan::print`] wrote.
 ///
 /// # Errors
-/// [`Error::Text`] with the place that is not understood.
+/// [`Error::Text`] with the place that is not understood, [`Error::Internal`] where the plan breaks a rule of
+/// [`super::verify`].
 pub fn parse(text: &str) -> Result<KernelPlan> {
-    serde_yaml::from_str(text).map_err(|error| Error::Text {
+    let plan = serde_yaml::from_str(text).map_err(|error| Error::Text {
         stage: "plan",
         line: error.location().map_or(1, |place| place.line()),
         message: error.to_string(),
-    })
+    })?;
+    super::verify(&plan)?;
+    Ok(plan)
 }
 
 impl fmt::Display for Stretch {

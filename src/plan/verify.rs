@@ -1,0 +1,89 @@
+//! The plan's own rules: what code generation and tiles take for granted. Run once in every compilation of a debug
+//! build, and on every plan that is read from text.
+
+use super::{KernelPlan, MaskPlan, PieceKeys, RowPlan, Step, Stretch};
+use crate::error::{Error, Result};
+
+/// Checks that block rows follow each other and are all there, that every key, mask word, list and trim that a step
+/// names exists, that pieces lie one behind the other in a panel that is wide enough, and that rows walked from
+/// tables need no arithmetic.
+///
+/// # Errors
+/// [`Error::Internal`] with the rule that is broken and the plan.
+pub fn verify(plan: &KernelPlan) -> Result<()> {
+    let broken = |message: String| Error::internal("plan", message, plan.print());
+    if plan.masks.is_empty() || plan.hops.is_empty() {
+        return Err(broken("a plan has at least one mask and one hop".to_owned()));
+    }
+    if plan.mask_of_head.len() != plan.heads || plan.mask_of_head.iter().any(|&m| m as usize >= plan.masks.len()) {
+        return Err(broken("a head has no mask".to_owned()));
+    }
+    for mask in &plan.masks {
+        let mut next = 0;
+        for row in &mask.rows {
+            if row.first != next || row.count == 0 {
+                return Err(broken(format!("block row {next} is missing or doubled")));
+            }
+            next = row.first + row.count;
+            check_row(plan, mask, row).map_err(|message| broken(format!("block row {}: {message}", row.first)))?;
+        }
+        if next as usize != plan.block_rows() {
+            return Err(broken(format!("{next} block rows of {}", plan.block_rows())));
+        }
+    }
+    Ok(())
+}
+
+fn check_row(plan: &KernelPlan, mask: &MaskPlan, row: &RowPlan) -> Result<(), String> {
+    for step in &row.steps {
+        match step {
+            Step::Edges if mask.edges.keys.is_empty() => return Err("a step of edges without edges".to_owned()),
+            Step::Edges => {}
+            Step::Stream(_) if row.table => return Err("a stream in a row walked from tables".to_owned()),
+            Step::Stream(stretch) => check_keys(plan, mask, row, PieceKeys::Range(*stretch))?,
+            Step::Joint { pieces, runs } => {
+                let mut place = 0;
+                for piece in pieces {
+                    check_keys(plan, mask, row, piece.keys)?;
+                    if piece.at != place {
+                        return Err(format!("`{piece}` stands at the wrong place, {place} is next"));
+                    }
+                    place += piece.keys.len();
+                    let Some((table, first)) = piece.mask else { continue };
+                    let words = mask.words.get(table as usize).map_or(0, Vec::len);
+                    if piece.keys.len_step() != 0 || words < (first + piece.keys.len()) as usize {
+                        return Err(format!("`{piece}` has no word for each of its keys"));
+                    }
+                }
+                for run in runs {
+                    check_keys(plan, mask, row, run.keys)?;
+                    if run.trims.is_some_and(|trims| trims as usize >= mask.trims.len()) {
+                        return Err(format!("`{run}` has no trims"));
+                    }
+                }
+                let of_runs: u32 = runs.iter().map(|run| run.keys.len()).sum();
+                if of_runs != place || row.widest_panel() > mask.panel_keys {
+                    return Err("runs and pieces differ in keys, or the panel is too narrow".to_owned());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_keys(plan: &KernelPlan, mask: &MaskPlan, row: &RowPlan, keys: PieceKeys) -> Result<(), String> {
+    let fits = match keys {
+        PieceKeys::List { list, first, len } => {
+            let list = mask.lists.get(list as usize).map_or(&[][..], Vec::as_slice);
+            list.get(first as usize..(first + len) as usize)
+                .is_some_and(|keys| keys.iter().all(|&key| (key as usize) < plan.kv_len))
+        }
+        PieceKeys::Range(Stretch { start, len, start_step, len_step }) => {
+            let last = u64::from(row.count - 1);
+            let end = u64::from(start) + u64::from(len) + last * (u64::from(start_step) + u64::from(len_step));
+            let moves = start_step != 0 || len_step != 0;
+            end <= plan.kv_len as u64 && !(row.table && moves)
+        }
+    };
+    if fits { Ok(()) } else { Err(format!("`{keys}` are not all keys")) }
+}

@@ -1,0 +1,37 @@
+//! A plan that breaks a rule is refused, whatever the rule.
+
+use hopweave::plan::{KernelPlan, Wishes, build, parse, verify};
+use hopweave::target::Isa;
+use hopweave::{mask, passes, pattern, schedule, spec};
+
+fn plan() -> KernelPlan {
+    let text = "name: x\nhead_dim: 4\npattern:\n  any: [window: {radius: 20}, random: {keys_per_query: 2, seed: 1}]\n";
+    let spec = spec::parse(text, "<text>").expect("a spec");
+    let pattern = pattern::resolve(&spec, 500, 500).expect("a pattern");
+    let mask = mask::build(&pattern, u64::MAX).expect("a mask");
+    let fused = passes::run(schedule::build(&spec, mask), &[]).expect("passes");
+    build(&schedule::verify(fused).expect("a schedule"), Isa::Portable, Wishes::default()).expect("a plan")
+}
+
+#[test]
+fn broken_plans_are_refused() {
+    let good = plan();
+    assert!(verify(&good).is_ok());
+    type Break = fn(&mut KernelPlan);
+    let breaks: [(&str, Break); 7] = [
+        ("row", |plan| plan.masks[0].rows[1].first += 1),
+        ("rows", |plan| drop(plan.masks[0].rows.pop())),
+        ("head", |plan| plan.mask_of_head[0] = 9),
+        ("words", |plan| plan.masks[0].words.iter_mut().for_each(|words| words.truncate(1))),
+        ("trims", |plan| plan.masks[0].trims.clear()),
+        ("keys", |plan| plan.kv_len = 100),
+        ("panel", |plan| plan.masks[0].panel_keys = 1),
+    ];
+    for (what, break_it) in breaks {
+        let mut plan = good.clone();
+        break_it(&mut plan);
+        assert!(verify(&plan).is_err(), "{what}");
+        // The reader of the text form holds plans to the same rules.
+        assert!(parse(&plan.print()).is_err(), "{what}");
+    }
+}
