@@ -79,8 +79,8 @@ impl Kernel {
         (workers * local + in_flight * shared) as u64
     }
 
-    /// Attention over `q [batch, heads, q_len, head_dim]`, `k [batch, heads, kv_len, head_dim]` and
-    /// `v [batch, heads, kv_len, value_dim]`. Views whose last axis has stride 1 are read in place.
+    /// Attention over `q [batch, heads, q_len, head_dim]`, `k [batch, kv_heads, kv_len, head_dim]` and
+    /// `v [batch, kv_heads, kv_len, value_dim]`. Views whose last axis has stride 1 are read in place.
     ///
     /// # Errors
     /// [`Error::Shape`] when a tensor is not of the shape that the kernel was compiled for.
@@ -109,7 +109,7 @@ impl Kernel {
     ) -> Result<()> {
         let plan = &self.inner.plan;
         let batch = q.dim().0;
-        let names = ["batch", "heads", "q_len", "head_dim", "kv_len", "value_dim"];
+        let names = ["batch", "heads", "q_len", "head_dim", "kv_len", "value_dim", "kv_heads"];
         let check = |tensor: &str, found: [usize; 4], expected: [usize; 4], axes: [usize; 4]| {
             if found == expected {
                 return Ok(());
@@ -123,8 +123,8 @@ impl Kernel {
         };
         let of = |(a, b, c, d): (usize, usize, usize, usize)| [a, b, c, d];
         check("q", of(q.dim()), [batch, plan.heads, plan.q_len, plan.head_dim], [0, 1, 2, 3])?;
-        check("k", of(k.dim()), [batch, plan.heads, plan.kv_len, plan.head_dim], [0, 1, 4, 3])?;
-        check("v", of(v.dim()), [batch, plan.heads, plan.kv_len, plan.value_dim], [0, 1, 4, 5])?;
+        check("k", of(k.dim()), [batch, plan.kv_heads, plan.kv_len, plan.head_dim], [0, 6, 4, 3])?;
+        check("v", of(v.dim()), [batch, plan.kv_heads, plan.kv_len, plan.value_dim], [0, 6, 4, 5])?;
         check("out", of(out.dim()), [batch, plan.heads, plan.q_len, plan.value_dim], [0, 1, 2, 5])?;
         if out.is_empty() || plan.q_len == 0 {
             return Ok(());
@@ -307,6 +307,7 @@ impl Task<'_> {
     fn call(&self, entry: Entry, item: usize, worker: usize, shared: usize, rows: std::ops::Range<usize>, hop: usize) {
         let plan = &self.inner.plan;
         let (batch, head) = (item / plan.heads, item % plan.heads);
+        let kv_head = head / (plan.heads / plan.kv_heads);
         let read = |address: usize| std::ptr::with_exposed_provenance::<f32>(address);
         let write = |address: usize| std::ptr::with_exposed_provenance_mut::<f32>(address);
         let statistics = |address: usize| match self.row_max {
@@ -316,9 +317,9 @@ impl Task<'_> {
         let args = KernelArgs {
             q: read(self.q.head(batch, head)),
             q_stride: self.q.strides[2],
-            k: read(self.k.head(batch, head)),
+            k: read(self.k.head(batch, kv_head)),
             k_stride: self.k.strides[2],
-            v: read(self.v.head(batch, head)),
+            v: read(self.v.head(batch, kv_head)),
             v_stride: self.v.strides[2],
             out: write(self.out.head(batch, head)),
             out_stride: self.out.strides[2],

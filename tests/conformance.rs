@@ -117,6 +117,26 @@ fn large_scores_conform() {
 }
 
 #[test]
+fn grouped_heads_conform() {
+    // Every query head reads its group's keys and values, and diffuses its own Z.
+    for (heads, kv_heads) in [(4, 2), (6, 1), (3, 3)] {
+        for diffusion in ["{hops: 1}", "{hops: 3, alpha: 0.1}", "{hops: 0}"] {
+            let spec = spec_of(MIXED, 9, 7, diffusion);
+            let spec = spec_with(&spec.print(), &[&format!("heads={heads}"), &format!("kv_heads={kv_heads}")]);
+            let (tensors, oracle) = oracle(&spec, 2, 130, heads);
+            assert_eq!(tensors.k.dim().1, kv_heads);
+            for isa in families() {
+                for &strategy in strategies(&spec) {
+                    let compiled = compile(&spec, 130, &options(isa, Some(strategy)));
+                    let what = || format!("{heads} heads, {kv_heads} for keys, {diffusion} {isa} {strategy}");
+                    oracle.check(&tensors.run(&compiled), &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn every_batch_conforms() {
     for diffusion in ["{hops: 1}", "{hops: 2, alpha: 0.1}"] {
         let spec = spec_of(MIXED, 9, 7, diffusion);

@@ -100,10 +100,11 @@ fn diffusion() -> impl Strategy<Value = String> {
 fn spec_text() -> impl Strategy<Value = (String, usize)> {
     let n = prop_oneof![8 => 0..200_usize, 1 => Just(64), 1 => Just(128), 1 => 200..400_usize];
     let dims = || prop_oneof![4 => 1..20_usize, 1 => 20..100_usize];
-    n.prop_flat_map(move |n| (Just(n), tree(n), dims(), dims(), 1..4_usize, diffusion())).prop_map(
-        |(n, tree, head_dim, value_dim, heads, diffusion)| {
+    n.prop_flat_map(move |n| (Just(n), tree(n), dims(), dims(), 1..4_usize, 1..3_usize, diffusion())).prop_map(
+        |(n, tree, head_dim, value_dim, kv_heads, group, diffusion)| {
+            let heads = kv_heads * group;
             let text = format!(
-                "name: random\nheads: {heads}\nhead_dim: {head_dim}\nvalue_dim: {value_dim}\npattern: {tree}\n\
+                "name: random\nheads: {heads}\nkv_heads: {kv_heads}\nhead_dim: {head_dim}\nvalue_dim: {value_dim}\npattern: {tree}\n\
                  diffusion: {diffusion}\n"
             );
             (text, n)

@@ -68,7 +68,8 @@ impl Prepared for Dense {
         let places: Vec<_> = out.outer_iter_mut().enumerate().collect();
         places.into_par_iter().for_each(|(place, mut out)| {
             let (b, h) = (place / heads, place % heads);
-            let (q, k, v) = (q.slice(s![b, h, .., ..]), k.slice(s![b, h, .., ..]), v.slice(s![b, h, .., ..]));
+            let kv = self.spec.kv_head(h);
+            let (q, k, v) = (q.slice(s![b, h, .., ..]), k.slice(s![b, kv, .., ..]), v.slice(s![b, kv, .., ..]));
             let mut a: Array2<f32> = q.dot(&k.t());
             if let Some(scores) = a.as_slice_mut() {
                 lanes::masked_softmax(scores, &self.masks[class(h)], self.pattern.kv_len, scale);

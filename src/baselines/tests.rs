@@ -37,6 +37,7 @@ fn problem(n: usize, d: usize, dv: usize, hops: &[(f64, f64)]) -> (Pattern, Patt
         name: "test".into(),
         description: None,
         heads: 2,
+        kv_heads: 2,
         head_dim: d,
         value_dim: dv,
         pattern: Node::Leaf { name: "full".into(), at, args: Value { at, data: Data::Null } },

@@ -97,12 +97,15 @@ impl Prepared for Unfused {
         let (d, width) = (self.spec.head_dim, self.spec.value_dim);
         let shape = (q.dim().0, self.spec.heads, q_len, width);
         let (q, k, v) = (flat(q), flat(k), flat(v));
+        // Grouped heads share keys and values; the batch is part of a place, so places divide as heads do.
+        let group = self.spec.heads / self.spec.kv_heads;
+        let kv_place = |place: usize| place / group;
         let tasks = self.tasks(shape.0);
         let mut p = vec![0.0; tasks.iter().map(|task| task.keys.len()).sum()];
         let scale = (self.spec.scale * LOG2_E) as f32;
         parts(&tasks, &mut p, |task| task.keys.len()).into_par_iter().for_each(|(task, p)| {
             let q = &q[(task.place * q_len + task.rows.start) * d..(task.place * q_len + task.rows.end) * d];
-            let k = &k[task.place * kv_len * d..(task.place + 1) * kv_len * d];
+            let k = &k[kv_place(task.place) * kv_len * d..][..kv_len * d];
             lanes::sddmm(q, k, d, task.offsets, task.keys, scale, p);
         });
         parts(&tasks, &mut p, |task| task.keys.len())
@@ -114,14 +117,16 @@ impl Prepared for Unfused {
         if diffusion.initial != 1.0 {
             z.to_mut().iter_mut().for_each(|x| *x *= diffusion.initial as f32);
         }
-        for hop in &diffusion.hops {
+        for (number, hop) in diffusion.hops.iter().enumerate() {
             let mut next = vec![0.0; shape.0 * shape.1 * q_len * width];
             let probabilities = parts(&tasks, &mut p, |task| task.keys.len());
             let outputs = parts(&tasks, &mut next, |task| task.rows.len() * width);
             probabilities.into_par_iter().zip(outputs).for_each(|((task, p), (_, out))| {
-                let rows = task.place * q_len + task.rows.start..task.place * q_len + task.rows.end;
-                let z = &z[task.place * kv_len * width..(task.place + 1) * kv_len * width];
-                let v = (hop.restart != 0.0).then(|| &v[rows.start * width..rows.end * width]);
+                // V is read first, one matrix a key/value head; afterwards every query head has its own Z.
+                let source = if number == 0 { kv_place(task.place) } else { task.place };
+                let z = &z[source * kv_len * width..][..kv_len * width];
+                let first = kv_place(task.place) * kv_len + task.rows.start;
+                let v = (hop.restart != 0.0).then(|| &v[first * width..(first + task.rows.len()) * width]);
                 lanes::spmm(p, task.keys, task.offsets, z, width, (hop.step as f32, hop.restart as f32), v, out);
             });
             z = Cow::Owned(next);

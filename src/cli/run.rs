@@ -23,10 +23,10 @@ pub struct Args {
     /// Queries [batch, heads, q_len, head_dim]
     #[arg(long, value_name = "Q.npy")]
     q: PathBuf,
-    /// Keys [batch, heads, kv_len, head_dim]
+    /// Keys [batch, kv_heads, kv_len, head_dim]
     #[arg(long, value_name = "K.npy")]
     k: PathBuf,
-    /// Values [batch, heads, kv_len, value_dim]
+    /// Values [batch, kv_heads, kv_len, value_dim]
     #[arg(long, value_name = "V.npy")]
     v: PathBuf,
     /// Where the output [batch, heads, q_len, value_dim] goes

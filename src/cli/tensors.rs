@@ -16,9 +16,9 @@ pub const AXES: [&str; 4] = ["batch", "heads", "length", "width"];
 pub struct Files {
     /// `[batch, heads, q_len, head_dim]`
     pub q: PathBuf,
-    /// `[batch, heads, kv_len, head_dim]`
+    /// `[batch, kv_heads, kv_len, head_dim]`
     pub k: PathBuf,
-    /// `[batch, heads, kv_len, value_dim]`
+    /// `[batch, kv_heads, kv_len, value_dim]`
     pub v: PathBuf,
 }
 
@@ -38,9 +38,9 @@ pub struct Extents {
 pub struct Tensors {
     /// `[batch, heads, q_len, head_dim]`
     pub q: Array4<f32>,
-    /// `[batch, heads, kv_len, head_dim]`
+    /// `[batch, kv_heads, kv_len, head_dim]`
     pub k: Array4<f32>,
-    /// `[batch, heads, kv_len, value_dim]`
+    /// `[batch, kv_heads, kv_len, value_dim]`
     pub v: Array4<f32>,
 }
 
@@ -65,13 +65,13 @@ impl Files {
             "k",
             &self.k,
             &k,
-            [("batch", batch), ("heads", spec.heads), ("kv_len", kv_len), ("head_dim", spec.head_dim)],
+            [("batch", batch), ("kv_heads", spec.kv_heads), ("kv_len", kv_len), ("head_dim", spec.head_dim)],
         )?;
         fits(
             "v",
             &self.v,
             &v,
-            [("batch", batch), ("heads", spec.heads), ("kv_len", kv_len), ("value_dim", spec.value_dim)],
+            [("batch", batch), ("kv_heads", spec.kv_heads), ("kv_len", kv_len), ("value_dim", spec.value_dim)],
         )?;
         Ok(extents)
     }
@@ -109,8 +109,8 @@ impl Extents {
         let Self { batch, q_len, kv_len } = *self;
         [
             product([batch, spec.heads, q_len, spec.head_dim]),
-            product([batch, spec.heads, kv_len, spec.head_dim]),
-            product([batch, spec.heads, kv_len, spec.value_dim]),
+            product([batch, spec.kv_heads, kv_len, spec.head_dim]),
+            product([batch, spec.kv_heads, kv_len, spec.value_dim]),
             product([batch, spec.heads, q_len, spec.value_dim]),
         ]
         .into_iter()

@@ -33,8 +33,8 @@ pub struct Output {
     pub lse: Array3<f64>,
 }
 
-/// Computes attention on `q` `[batch, heads, q_len, head_dim]`, `k` `[batch, heads, kv_len, head_dim]` and
-/// `v` `[batch, heads, kv_len, value_dim]`.
+/// Computes attention on `q` `[batch, heads, q_len, head_dim]`, `k` `[batch, kv_heads, kv_len, head_dim]` and
+/// `v` `[batch, kv_heads, kv_len, value_dim]`.
 ///
 /// Time grows with heads · q_len · kv_len whatever the pattern allows; memory holds the edges of one head per
 /// thread.
@@ -54,7 +54,15 @@ pub fn run(
         .into_par_iter()
         .map(|place| {
             let (b, h) = (place / spec.heads, place % spec.heads);
-            Head { pattern, spec, index: h, q: at(&q, b, h), k: at(&k, b, h), v: at(&v, b, h) }.run()
+            Head {
+                pattern,
+                spec,
+                index: h,
+                q: at(&q, b, h),
+                k: at(&k, b, spec.kv_head(h)),
+                v: at(&v, b, spec.kv_head(h)),
+            }
+            .run()
         })
         .collect();
     let head = |b: usize, h: usize| &heads[b * spec.heads + h];
@@ -75,13 +83,13 @@ fn check_shapes(
     v: &ArrayView4<'_, f32>,
 ) -> Result<()> {
     let batch = q.dim().0;
-    let rows: [(&str, &ArrayView4<'_, f32>, usize, usize); 3] = [
-        ("q", q, pattern.q_len, spec.head_dim),
-        ("k", k, pattern.kv_len, spec.head_dim),
-        ("v", v, pattern.kv_len, spec.value_dim),
+    let rows: [(&str, &ArrayView4<'_, f32>, usize, usize, usize); 3] = [
+        ("q", q, spec.heads, pattern.q_len, spec.head_dim),
+        ("k", k, spec.kv_heads, pattern.kv_len, spec.head_dim),
+        ("v", v, spec.kv_heads, pattern.kv_len, spec.value_dim),
     ];
-    for (tensor, array, length, width) in rows {
-        let expected = [batch, spec.heads, length, width];
+    for (tensor, array, heads, length, width) in rows {
+        let expected = [batch, heads, length, width];
         if array.shape() != expected {
             return Err(Error::Shape {
                 tensor: tensor.into(),

@@ -61,8 +61,8 @@ pub fn run_rows(
     check_shapes(pattern, spec, &q, &k, &v)?;
     let mut sample = Sample::default();
     for &(batch, index) in places.iter().filter(|&&(b, h)| b < q.dim().0 && h < spec.heads) {
-        let head =
-            Head { pattern, spec, index, q: at(&q, batch, index), k: at(&k, batch, index), v: at(&v, batch, index) };
+        let kv = spec.kv_head(index);
+        let head = Head { pattern, spec, index, q: at(&q, batch, index), k: at(&k, batch, kv), v: at(&v, batch, kv) };
         let mut walk = Walk { head, known: HashMap::new(), spent: 0, budget };
         let hops = spec.diffusion.hops.len();
         // needed[j]: rows of Z_j that must be computed.

@@ -36,6 +36,7 @@ fn spec(width: usize, initial: f64, hops: &[(f64, f64)]) -> PatternSpec {
         name: "test".into(),
         description: None,
         heads: 1,
+        kv_heads: 1,
         head_dim: width,
         value_dim: width,
         pattern: Node::Leaf { name: "full".into(), at, args: Value { at, data: Data::Null } },

@@ -77,6 +77,8 @@ pub struct KernelPlan {
     pub reasons: Vec<String>,
     /// Query heads.
     pub heads: usize,
+    /// Key/value heads, a divisor of `heads`.
+    pub kv_heads: usize,
     /// Queries.
     pub q_len: usize,
     /// Keys.
@@ -198,6 +200,7 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
         strategy,
         reasons,
         heads: schedule.heads,
+        kv_heads: schedule.kv_heads,
         q_len: schedule.neighbors.q_len,
         kv_len: schedule.neighbors.kv_len,
         head_dim: schedule.head_dim,

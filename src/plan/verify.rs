@@ -18,6 +18,9 @@ pub fn verify(plan: &KernelPlan) -> Result<()> {
     if plan.mask_of_head.len() != plan.heads || plan.mask_of_head.iter().any(|&m| m as usize >= plan.masks.len()) {
         return Err(broken("a head has no mask".to_owned()));
     }
+    if plan.kv_heads == 0 || plan.heads % plan.kv_heads != 0 {
+        return Err(broken("the key/value heads do not divide the heads".to_owned()));
+    }
     for mask in &plan.masks {
         let mut next = 0;
         for row in &mask.rows {

@@ -7,7 +7,7 @@
 //! The whole IR, as its text form:
 //!
 //! ```text
-//! schedule heads H q_len M kv_len N head_dim D value_dim E
+//! schedule heads H kv_heads G q_len M kv_len N head_dim D value_dim E
 //! blocks test every | blocks test partial
 //! qt = pack q * SCALE                 packed, scaled queries
 //! s = sddmm k qt                      scores on the neighbors (blocks and scattered edges)
@@ -40,6 +40,8 @@ pub use verify::{VerifiedSchedule, verify};
 pub struct Schedule {
     /// Query heads.
     pub heads: usize,
+    /// Key/value heads, a divisor of `heads`.
+    pub kv_heads: usize,
     /// Width of a query or key.
     pub head_dim: usize,
     /// Width of a value.
@@ -124,6 +126,7 @@ pub fn build(spec: &PatternSpec, neighbors: BlockMask) -> Schedule {
     }
     Schedule {
         heads: spec.heads,
+        kv_heads: spec.kv_heads,
         head_dim: spec.head_dim,
         value_dim: spec.value_dim,
         block_test: BlockTest::Every,

@@ -19,8 +19,8 @@ impl Schedule {
     /// The text form without the neighbors.
     pub fn print_body(&self) -> String {
         let mut out = format!(
-            "schedule heads {} q_len {} kv_len {} head_dim {} value_dim {}\n",
-            self.heads, self.neighbors.q_len, self.neighbors.kv_len, self.head_dim, self.value_dim
+            "schedule heads {} kv_heads {} q_len {} kv_len {} head_dim {} value_dim {}\n",
+            self.heads, self.kv_heads, self.neighbors.q_len, self.neighbors.kv_len, self.head_dim, self.value_dim
         );
         out.push_str(match self.block_test {
             BlockTest::Every => "blocks test every\n",
@@ -74,13 +74,13 @@ pub fn parse(text: &str) -> Result<Schedule> {
     let header = lines.next("the schedule's header")?;
     let words: Vec<&str> = header.split_whitespace().collect();
     let sizes = match words.as_slice() {
-        ["schedule", "heads", h, "q_len", _, "kv_len", _, "head_dim", d, "value_dim", e] => {
-            [*h, *d, *e].map(|word| word.parse::<usize>().ok())
+        ["schedule", "heads", h, "kv_heads", g, "q_len", _, "kv_len", _, "head_dim", d, "value_dim", e] => {
+            [*h, *g, *d, *e].map(|word| word.parse::<usize>().ok())
         }
-        _ => [None; 3],
+        _ => [None; 4],
     };
-    let [Some(heads), Some(head_dim), Some(value_dim)] = sizes else {
-        return Err(lines.refuse("expected `schedule heads H q_len M kv_len N head_dim D value_dim E`"));
+    let [Some(heads), Some(kv_heads), Some(head_dim), Some(value_dim)] = sizes else {
+        return Err(lines.refuse("expected `schedule heads H kv_heads G q_len M kv_len N head_dim D value_dim E`"));
     };
     let block_test = match lines.next("the block test")? {
         "blocks test every" => BlockTest::Every,
@@ -100,7 +100,7 @@ pub fn parse(text: &str) -> Result<Schedule> {
         Error::Text { stage, line, message } => Error::Text { stage, line: line + skipped, message },
         other => other,
     })?;
-    Ok(Schedule { heads, head_dim, value_dim, block_test, body, neighbors })
+    Ok(Schedule { heads, kv_heads, head_dim, value_dim, block_test, body, neighbors })
 }
 
 fn parse_op(line: &str, lines: &mut Lines<'_>) -> Result<Op> {

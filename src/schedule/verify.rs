@@ -39,6 +39,9 @@ fn check(schedule: &Schedule) -> Result<()> {
     if schedule.neighbors.mask_of_head.len() != schedule.heads {
         return Err(schedule.broken("the neighbors are for another number of heads"));
     }
+    if schedule.kv_heads == 0 || schedule.heads % schedule.kv_heads != 0 {
+        return Err(schedule.broken("the key/value heads do not divide the heads"));
+    }
     let mut state = State::default();
     for op in &schedule.body {
         let fault = state.step(op);

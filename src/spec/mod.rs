@@ -30,6 +30,9 @@ pub struct PatternSpec {
     pub description: Option<String>,
     /// Query heads, at least 1.
     pub heads: usize,
+    /// Key/value heads, a divisor of `heads`: query head `h` reads key/value head `h / (heads / kv_heads)`
+    /// (grouped-query attention; Ainslie et al., EMNLP 2023, arXiv 2305.13245).
+    pub kv_heads: usize,
     /// Width of a query or key vector, 1 to 512.
     pub head_dim: usize,
     /// Width of a value vector, 1 to 512.
@@ -42,6 +45,13 @@ pub struct PatternSpec {
     pub diffusion: Diffusion,
     /// The text, for messages.
     pub source: Arc<Source>,
+}
+
+impl PatternSpec {
+    /// The key/value head that a query head reads.
+    pub fn kv_head(&self, head: usize) -> usize {
+        head / (self.heads / self.kv_heads)
+    }
 }
 
 /// A node of the pattern tree, as written.

@@ -66,19 +66,12 @@ fn interpret(source: Arc<Source>, root: &Value) -> Result<PatternSpec> {
         None => Ok(default),
     };
     let heads = whole("heads", MAX_HEADS, 1)?;
-    if let Some(value) = fields.get("kv_heads") {
-        let kv_heads = value.integer(src, "kv_heads", 1, MAX_HEADS)?;
-        if heads % kv_heads != 0 {
-            let message = format!("`kv_heads` is {kv_heads}, which does not divide {heads} heads");
-            return Err(src.error(value.at, message, "a divisor of `heads`"));
-        }
-        if kv_heads != heads {
-            return Err(src.unsupported(
-                value.at,
-                &format!("kv_heads: {kv_heads}"),
-                format!("{heads}, as many as `heads`"),
-            ));
-        }
+    let kv_heads = whole("kv_heads", MAX_HEADS, heads)?;
+    if let Some(value) = fields.get("kv_heads")
+        && heads % kv_heads != 0
+    {
+        let message = format!("`kv_heads` is {kv_heads}, which does not divide {heads} heads");
+        return Err(src.error(value.at, message, "a divisor of `heads`"));
     }
     let head_dim = fields.require("head_dim", "64")?.integer(src, "head_dim", 1, MAX_DIM)?;
     let value_dim = whole("value_dim", MAX_DIM, head_dim)?;
@@ -106,6 +99,7 @@ fn interpret(source: Arc<Source>, root: &Value) -> Result<PatternSpec> {
         name,
         description,
         heads: heads as usize,
+        kv_heads: kv_heads as usize,
         head_dim: head_dim as usize,
         value_dim: value_dim as usize,
         pattern,

@@ -11,7 +11,8 @@ impl PatternSpec {
         if let Some(description) = &self.description {
             out += &format!("description: {}\n", scalar(description));
         }
-        let _ = writeln!(out, "heads: {}\nhead_dim: {}\nvalue_dim: {}", self.heads, self.head_dim, self.value_dim);
+        let Self { heads, kv_heads, head_dim, value_dim, .. } = self;
+        let _ = writeln!(out, "heads: {heads}\nkv_heads: {kv_heads}\nhead_dim: {head_dim}\nvalue_dim: {value_dim}");
         out += "pattern:";
         out += &self.pattern.print(1);
         let _ = writeln!(out, "score: {{scale: {:?}}}", self.scale);
@@ -23,7 +24,8 @@ impl PatternSpec {
     pub fn same(&self, other: &Self) -> bool {
         self.name == other.name
             && self.description == other.description
-            && (self.heads, self.head_dim, self.value_dim) == (other.heads, other.head_dim, other.value_dim)
+            && (self.heads, self.kv_heads) == (other.heads, other.kv_heads)
+            && (self.head_dim, self.value_dim) == (other.head_dim, other.value_dim)
             && self.scale == other.scale
             && self.diffusion == other.diffusion
             && self.pattern.same(&other.pattern)

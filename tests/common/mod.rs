@@ -101,8 +101,12 @@ impl Tensors {
     /// Random inputs of the spec's shape.
     pub fn random(spec: &PatternSpec, batch: usize, n: usize, seed: u64) -> Self {
         let mut numbers = Numbers(seed);
-        let mut tensor = |width| Array4::from_shape_simple_fn((batch, spec.heads, n, width), || numbers.normal());
-        Self { q: tensor(spec.head_dim), k: tensor(spec.head_dim), v: tensor(spec.value_dim) }
+        let mut tensor = |heads, width| Array4::from_shape_simple_fn((batch, heads, n, width), || numbers.normal());
+        Self {
+            q: tensor(spec.heads, spec.head_dim),
+            k: tensor(spec.kv_heads, spec.head_dim),
+            v: tensor(spec.kv_heads, spec.value_dim),
+        }
     }
 
     /// The kernel's result on them.
@@ -197,7 +201,8 @@ fn plain(pattern: &Pattern, spec: &PatternSpec, tensors: &Tensors) -> (Array4<f3
         let allowed: Vec<Vec<usize>> =
             (0..n).map(|i| (0..pattern.kv_len).filter(|&j| pattern.allows(h, i, j)).collect()).collect();
         for b in 0..batch {
-            let [q, k, v] = [&tensors.q, &tensors.k, &tensors.v].map(|tensor| rows(tensor.view(), b, h));
+            let kv = spec.kv_head(h);
+            let [q, k, v] = [(&tensors.q, h), (&tensors.k, kv), (&tensors.v, kv)].map(|(x, h)| rows(x.view(), b, h));
             let mut a: Vec<Vec<f32>> = Vec::new();
             for (i, keys) in allowed.iter().enumerate() {
                 let score = |&j: &usize| {

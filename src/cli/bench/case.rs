@@ -133,10 +133,10 @@ fn aligned_zeros(shape: (usize, usize, usize, usize)) -> Array4<f32> {
 /// Inputs that look like those of a layer: independent, mean 0, variance 1, the same on every machine.
 pub fn random_tensors(spec: &PatternSpec, extents: Extents, seed: u64) -> Tensors {
     let Extents { batch, q_len, kv_len } = extents;
-    let tensor = |stream: u64, length: usize, width: usize| {
+    let tensor = |stream: u64, heads: usize, length: usize, width: usize| {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         random.set_stream(stream);
-        let mut tensor = aligned_zeros((batch, spec.heads, length, width));
+        let mut tensor = aligned_zeros((batch, heads, length, width));
         tensor.map_inplace(|x| {
             // Four uniform numbers of variance 1/12 add up to something close to normal.
             let bits = random.next_u64();
@@ -146,9 +146,9 @@ pub fn random_tensors(spec: &PatternSpec, extents: Extents, seed: u64) -> Tensor
         tensor
     };
     Tensors {
-        q: tensor(0, q_len, spec.head_dim),
-        k: tensor(1, kv_len, spec.head_dim),
-        v: tensor(2, kv_len, spec.value_dim),
+        q: tensor(0, spec.heads, q_len, spec.head_dim),
+        k: tensor(1, spec.kv_heads, kv_len, spec.head_dim),
+        v: tensor(2, spec.kv_heads, kv_len, spec.value_dim),
     }
 }
 
