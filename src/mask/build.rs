@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 use super::edge_rule::EdgeRule;
 use super::row_runs::RowRuns;
 use super::tables::Table;
-use super::{BlockMask, Edges, HeadMask, Keys, QUERY_BLOCK, RowOrder, Segment};
+use super::{BlockMask, Edges, HeadMask, KeyOrder, Keys, QUERY_BLOCK, RowOrder, Segment};
 use crate::error::{Error, Result};
 use crate::pattern::{Cover, KeySet, Pattern, Tree};
 
@@ -41,8 +41,13 @@ pub fn build_with(pattern: &Pattern, memory_limit: u64, rule: &EdgeRule) -> Resu
             return Err(Error::unsupported(format!("{length} {what}"), format!("at most {} are", u32::MAX / 2)));
         }
     }
-    let mut mask =
-        BlockMask { q_len: pattern.q_len, kv_len: pattern.kv_len, masks: Vec::new(), mask_of_head: Vec::new() };
+    let mut mask = BlockMask {
+        q_len: pattern.q_len,
+        kv_len: pattern.kv_len,
+        parts: 1,
+        masks: Vec::new(),
+        mask_of_head: Vec::new(),
+    };
     let classes = if pattern.depends_on_head() { pattern.heads } else { pattern.heads.min(1) };
     let mut taken = 0;
     for head in 0..classes {
@@ -188,6 +193,7 @@ impl<'a> HeadBuilder<'a> {
         let bytes = self.bytes() - self.taken;
         let mask = HeadMask {
             order: self.order,
+            keys: KeyOrder::Identity,
             rows: self.rows.finish(),
             words: self.words.finish(),
             lists: Vec::new(),

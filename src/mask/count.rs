@@ -51,9 +51,10 @@ impl std::ops::AddAssign for Counts {
 }
 
 impl BlockMask {
-    /// The mask of a query head.
-    pub fn head(&self, head: usize) -> &HeadMask {
-        &self.masks[self.mask_of_head[head] as usize]
+    /// The masks that make up a query head.
+    pub fn parts_of(&self, head: usize) -> impl Iterator<Item = &HeadMask> {
+        let masks = &self.mask_of_head[head * self.parts..(head + 1) * self.parts];
+        masks.iter().map(|&number| &self.masks[number as usize])
     }
 
     /// Allowed pairs of a query head.
@@ -63,15 +64,36 @@ impl BlockMask {
 
     /// Counts of one query head.
     pub fn head_counts(&self, head: usize) -> Counts {
-        self.head(head).counts(self.q_len)
+        let mut sum = Counts::default();
+        self.parts_of(head).for_each(|mask| sum += mask.counts(self.q_len));
+        if self.parts > 1 && sum.empty_rows > 0 {
+            sum.empty_rows = self.empty_queries(head);
+        }
+        sum
+    }
+
+    /// Queries that are without a key in every part.
+    fn empty_queries(&self, head: usize) -> u64 {
+        let mut reached = vec![false; self.q_len];
+        for mask in self.parts_of(head) {
+            for place in (0..self.q_len).filter(|&place| mask.reaches(place)) {
+                reached[mask.order.query_at(place)] = true;
+            }
+        }
+        reached.iter().filter(|&&reached| !reached).count() as u64
     }
 
     /// Counts summed over all query heads.
     pub fn counts(&self) -> Counts {
-        let each: Vec<Counts> = self.masks.iter().map(|mask| mask.counts(self.q_len)).collect();
+        let mut classes: Vec<(&[u32], Counts)> = Vec::new();
         let mut sum = Counts::default();
-        for &number in &self.mask_of_head {
-            sum += each[number as usize];
+        for (head, masks) in self.mask_of_head.chunks(self.parts.max(1)).enumerate() {
+            let known = classes.iter().find(|(other, _)| *other == masks).map(|&(_, counts)| counts);
+            sum += known.unwrap_or_else(|| {
+                let counts = self.head_counts(head);
+                classes.push((masks, counts));
+                counts
+            });
         }
         sum
     }
@@ -81,9 +103,16 @@ impl BlockMask {
         self.head_counts(head).empty_rows
     }
 
-    /// The keys that the query at `place` may attend to, ascending.
-    pub fn row_keys(&self, head: usize, place: usize) -> Vec<u32> {
-        self.head(head).row_keys(place)
+    /// The keys that a query may attend to, ascending; takes time proportional to the queries.
+    pub fn keys_of(&self, head: usize, query: usize) -> Vec<u32> {
+        let mut keys = Vec::new();
+        for mask in self.parts_of(head) {
+            let place = (0..self.q_len).find(|&place| mask.order.query_at(place) == query);
+            let numbers = place.map_or(Vec::new(), |place| mask.row_keys(place));
+            keys.extend(numbers.into_iter().map(|number| mask.keys.key_at(number, self.kv_len)));
+        }
+        keys.sort_unstable();
+        keys
     }
 }
 
@@ -139,7 +168,7 @@ impl HeadMask {
         }
     }
 
-    /// The keys that the query at `place` may attend to, ascending.
+    /// The numbers of the keys that the query at `place` may attend to, ascending.
     pub fn row_keys(&self, place: usize) -> Vec<u32> {
         let (block_row, bit) = ((place / QUERY_BLOCK) as u32, place % QUERY_BLOCK);
         let run = self.run_of(block_row);
@@ -197,6 +226,17 @@ impl HeadMask {
             counts.empty_rows += self.empty_rows_of(run, q_len);
         }
         counts
+    }
+
+    /// Whether the query at `place` has a key.
+    fn reaches(&self, place: usize) -> bool {
+        let (block_row, bit) = ((place / QUERY_BLOCK) as u32, place % QUERY_BLOCK);
+        let run = self.run_of(block_row);
+        let reached = |segment: &Segment| match segment.mask {
+            None => self.segment_len(segment, block_row - run.first) > 0,
+            Some(mask) => self.words[mask as usize].iter().any(|word| (word >> bit) & 1 == 1),
+        };
+        run.segments.iter().any(reached) || !self.edges_of(place).is_empty()
     }
 
     fn empty_rows_of(&self, run: &RowRun, q_len: usize) -> u64 {

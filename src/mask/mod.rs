@@ -10,6 +10,7 @@ mod coalesce;
 mod count;
 mod edge_rule;
 mod gather_columns;
+mod key_order;
 mod rewrite;
 mod row_runs;
 mod shifted_rows;
@@ -24,6 +25,7 @@ pub use coalesce::coalesce;
 pub use count::Counts;
 pub use edge_rule::EdgeRule;
 pub use gather_columns::gather_columns;
+pub use key_order::KeyOrder;
 pub use text::parse;
 pub use verify::verify;
 
@@ -37,9 +39,12 @@ pub struct BlockMask {
     pub q_len: usize,
     /// Keys.
     pub kv_len: usize,
-    /// One mask per class of heads with the same pattern.
+    /// Masks that make up a head: their pairs are disjoint, and each has an order of rows of its own. More than one
+    /// where no single order keeps a union dense; a kernel computes them one by one and joins their softmax.
+    pub parts: usize,
+    /// Distinct masks of heads with the same pattern.
     pub masks: Vec<HeadMask>,
-    /// For every query head, its index in `masks`.
+    /// For every query head and part, its index in `masks`: `[heads][parts]`.
     pub mask_of_head: Vec<u32>,
 }
 
@@ -48,6 +53,8 @@ pub struct BlockMask {
 pub struct HeadMask {
     /// Which query stands at which place; block row `t` holds places `64 t .. min(64 t + 64, q_len)`.
     pub order: RowOrder,
+    /// How keys are numbered in segments, lists and edges.
+    pub keys: KeyOrder,
     /// Runs of block rows, in order, covering all of them.
     pub rows: Vec<RowRun>,
     /// Distinct mask tables of partial segments: one word per key, bit `i` set when the query at place

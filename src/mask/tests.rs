@@ -230,10 +230,10 @@ fn assert_equal_to_points(name: &str, pattern: &Pattern, mask: &BlockMask) {
         let mut nnz = 0;
         let mut empty = 0;
         for place in 0..pattern.q_len {
-            let q = mask.head(head).order.query_at(place);
+            let q = mask.masks[mask.mask_of_head[head] as usize].order.query_at(place);
             let expected: Vec<u32> =
                 (0..pattern.kv_len).filter(|&k| pattern.allows(head, q, k)).map(|k| k as u32).collect();
-            assert_eq!(mask.row_keys(head, place), expected, "{name}: n {}, head {head}, query {q}", pattern.q_len);
+            assert_eq!(mask.keys_of(head, q), expected, "{name}: n {}, head {head}, query {q}", pattern.q_len);
             nnz += expected.len() as u64;
             empty += u64::from(expected.is_empty());
         }
@@ -318,9 +318,9 @@ fn copied_and_scattered_rows_equal_points_at_length() {
         let mask = build(&pattern, LIMIT).unwrap();
         verify(&mask).unwrap();
         for place in (0..n).step_by(97).chain(n - 130..n) {
-            let q = mask.head(1).order.query_at(place);
+            let q = mask.masks[mask.mask_of_head[1] as usize].order.query_at(place);
             let expected: Vec<u32> = (0..n).filter(|&k| pattern.allows(1, q, k)).map(|k| k as u32).collect();
-            assert!(mask.row_keys(1, place) == expected, "{name}: query {q}");
+            assert!(mask.keys_of(1, q) == expected, "{name}: query {q}");
         }
     }
 }
@@ -378,6 +378,7 @@ fn short_neighbors_join() {
     let range = |start, len, mask| Segment { keys: Keys::Range { start, len, start_step: 0, len_step: 0 }, mask };
     let segments = vec![range(0, 2, Some(0)), range(2, 3, None), range(5, 2, Some(0)), range(7, 90, None)];
     let mut mask = HeadMask {
+        keys: KeyOrder::Identity,
         order: RowOrder::Identity,
         rows: vec![RowRun { first: 0, count: 1, segments }],
         words: vec![vec![1, 2]],

@@ -1,9 +1,10 @@
 //! The text form of a [`BlockMask`]: [`BlockMask::print`] and [`parse`], each the other's inverse.
 //!
 //! ```text
-//! mask q_len 4096 kv_len 4096 heads 0*12
+//! mask q_len 4096 kv_len 4096 parts 1 heads 0*12
 //! head mask 0
 //! order identity
+//! keys identity
 //! rows 0..2: [0 +64 mask0] [64 +64t+64]
 //! rows 2..61: [64t-128 +63 mask1] [64t-65 +194] [list0]
 //! mask0 = 1 3 7 ffff*4
@@ -12,18 +13,19 @@
 //! ```
 //!
 //! `t` is the block row; `[64t-128 +63 mask1]` are 63 keys from `64 t - 128` with words `mask1`, and a segment
-//! without a mask is full. `a..b` excludes `b`, `x*4` repeats. Words are hexadecimal, keys and places decimal.
+//! without a mask is full. `keys residue 4` numbers the keys by their remainder. `a..b` excludes `b`, `x*4` repeats. Words are hexadecimal, keys and places decimal.
 
 use std::fmt::Write;
 
-use super::{BlockMask, Edges, HeadMask, Keys, RowOrder, RowRun, Segment};
+use super::{BlockMask, Edges, HeadMask, KeyOrder, Keys, RowOrder, RowRun, Segment};
 use crate::error::{Error, Result};
 
 impl BlockMask {
     /// The mask as text that [`parse`] reads back.
     pub fn print(&self) -> String {
-        let mut text =
-            format!("mask q_len {} kv_len {} heads{}\n", self.q_len, self.kv_len, repeated(&self.mask_of_head));
+        let mut text = format!("mask q_len {} kv_len {} parts {} heads", self.q_len, self.kv_len, self.parts);
+        text.push_str(&repeated(&self.mask_of_head));
+        text.push('\n');
         for (number, mask) in self.masks.iter().enumerate() {
             // Writing to a string cannot fail.
             let _ = writeln!(text, "head mask {number}");
@@ -39,6 +41,12 @@ impl HeadMask {
             RowOrder::Identity => text.push_str("order identity\n"),
             RowOrder::Permuted(order) => {
                 let _ = writeln!(text, "order{}", ranges(order));
+            }
+        }
+        match self.keys {
+            KeyOrder::Identity => text.push_str("keys identity\n"),
+            KeyOrder::Residue(step) => {
+                let _ = writeln!(text, "keys residue {step}");
             }
         }
         for run in &self.rows {
@@ -136,7 +144,7 @@ pub fn parse(text: &str) -> Result<BlockMask> {
             reader.line(line.trim()).map_err(|message| Error::Text { stage: "mask", line: last, message })?;
         }
     }
-    let mask = reader.mask.ok_or_else(|| "expected `mask q_len … kv_len … heads …`".to_string());
+    let mask = reader.mask.ok_or_else(|| "expected `mask q_len … kv_len … parts … heads …`".to_string());
     mask.and_then(|mut mask| {
         for head in &mut mask.masks {
             close_edges(&mut head.edges, mask.q_len);
@@ -169,13 +177,15 @@ impl Reader {
                 return Err("a second `mask q_len` line".into());
             }
             let (q_len, rest) = rest.split_once(" kv_len ").ok_or("expected ` kv_len `")?;
-            let (kv_len, heads) = rest.split_once(" heads").ok_or("expected ` heads`")?;
+            let (kv_len, rest) = rest.split_once(" parts ").ok_or("expected ` parts `")?;
+            let (parts, heads) = rest.split_once(" heads").ok_or("expected ` heads`")?;
+            let parts = number(parts)?;
             let (q_len, kv_len) = (number::<u32>(q_len)? as usize, number::<u32>(kv_len)? as usize);
             let mask_of_head = self.repeated(heads, number)?;
-            self.mask = Some(BlockMask { q_len, kv_len, masks: Vec::new(), mask_of_head });
+            self.mask = Some(BlockMask { q_len, kv_len, parts, masks: Vec::new(), mask_of_head });
             return Ok(());
         }
-        let q_len = self.mask.as_ref().ok_or("expected `mask q_len … kv_len … heads …` first")?.q_len;
+        let q_len = self.mask.as_ref().ok_or("expected `mask q_len … kv_len … parts … heads …` first")?.q_len;
         if let Some(index) = line.strip_prefix("head mask ") {
             let masks = &mut self.mask.as_mut().ok_or("no mask")?.masks;
             if number::<usize>(index)? != masks.len() {
@@ -183,6 +193,7 @@ impl Reader {
             }
             masks.push(HeadMask {
                 order: RowOrder::Identity,
+                keys: KeyOrder::Identity,
                 rows: Vec::new(),
                 words: Vec::new(),
                 lists: Vec::new(),
@@ -196,6 +207,11 @@ impl Reader {
         } else if let Some(order) = line.strip_prefix("order ") {
             let order = self.ranges(order)?;
             self.head()?.order = RowOrder::Permuted(order);
+        } else if line == "keys identity" {
+            self.head()?.keys = KeyOrder::Identity;
+        } else if let Some(step) = line.strip_prefix("keys residue ") {
+            let step = number(step)?;
+            self.head()?.keys = KeyOrder::Residue(step);
         } else if let Some(rest) = line.strip_prefix("rows ") {
             let run = row_run(rest)?;
             self.head()?.rows.push(run);

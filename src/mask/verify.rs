@@ -4,7 +4,7 @@
 //! In: any mask, from wherever. Out: nothing, or what is wrong. Time is proportional to the tables, the edges
 //! and the segments of runs, not to block rows.
 
-use super::{BlockMask, HeadMask, Keys, QUERY_BLOCK, RowOrder, RowRun, Segment};
+use super::{BlockMask, HeadMask, KeyOrder, Keys, QUERY_BLOCK, RowOrder, RowRun, Segment};
 use crate::error::{Error, Result};
 
 /// Checks every rule of the mask's types.
@@ -33,6 +33,9 @@ pub(super) fn check(mask: &BlockMask) -> Result<(), String> {
     if let Some(number) = mask.mask_of_head.iter().find(|&&number| number as usize >= mask.masks.len()) {
         return Err(format!("a head has mask {number} of {}", mask.masks.len()));
     }
+    if mask.parts == 0 || mask.mask_of_head.len() % mask.parts != 0 {
+        return Err(format!("{} masks of heads in {} parts", mask.mask_of_head.len(), mask.parts));
+    }
     for (number, head) in mask.masks.iter().enumerate() {
         check_head(mask, head).map_err(|message| format!("mask {number}: {message}"))?;
     }
@@ -41,6 +44,9 @@ pub(super) fn check(mask: &BlockMask) -> Result<(), String> {
 
 fn check_head(mask: &BlockMask, head: &HeadMask) -> Result<(), String> {
     check_order(mask.q_len, &head.order)?;
+    if head.keys == KeyOrder::Residue(0) {
+        return Err("keys have residue classes of step 0".into());
+    }
     for (number, list) in head.lists.iter().enumerate() {
         if !list.is_sorted_by(|a, b| a < b) || list.last().is_some_and(|&key| key as usize >= mask.kv_len) {
             return Err(format!("list {number} is not ascending within the {} keys", mask.kv_len));

@@ -11,7 +11,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::mask::{Edges, HeadMask, QUERY_BLOCK, RowOrder};
+use crate::mask::{BlockMask, Edges, HeadMask, QUERY_BLOCK, RowOrder};
 use crate::schedule::{Base, BlockTest, Op, VerifiedSchedule};
 use crate::spec::HopFactors;
 use crate::target::Isa;
@@ -95,7 +95,10 @@ pub struct KernelPlan {
     pub restart_folded: bool,
     /// One plan per distinct block mask.
     pub masks: Vec<MaskPlan>,
-    /// For every query head, its index in `masks`.
+    /// Masks that make up a head ([`crate::mask::BlockMask::parts`]); above 1, `flash` computes them one by one and
+    /// joins their results.
+    pub parts: usize,
+    /// For every query head and part, its index in `masks`: `[heads][parts]`.
     pub mask_of_head: Vec<u32>,
 }
 
@@ -119,6 +122,8 @@ pub struct ScoreForm {
 pub struct MaskPlan {
     /// Query at each place, where the order is not the identity.
     pub order: Option<Vec<u32>>,
+    /// Rows of K and V from one key of a range to the next.
+    pub key_step: u32,
     /// Mask words of partial pieces.
     pub words: Vec<Vec<u64>>,
     /// Gathered keys.
@@ -188,13 +193,8 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
         }
     }
     scores.panel_scale = (panel_scale != 1.0).then_some(panel_scale as f32);
-    let (strategy, reasons) = choose(hops.len(), looped, wishes.strategy)?;
-    let masks = schedule
-        .neighbors
-        .masks
-        .iter()
-        .map(|mask| plan_mask(mask, schedule.neighbors.masks.len() == 1, strategy))
-        .collect();
+    let (strategy, reasons) = choose(hops.len(), looped, schedule.neighbors.parts, wishes.strategy)?;
+    let masks = schedule.neighbors.masks.iter().map(|mask| plan_mask(mask, &schedule.neighbors, strategy)).collect();
     let plan = KernelPlan {
         isa,
         strategy,
@@ -209,6 +209,7 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
         hops,
         restart_folded,
         masks,
+        parts: schedule.neighbors.parts,
         mask_of_head: schedule.neighbors.mask_of_head.clone(),
     };
     if cfg!(debug_assertions) {
@@ -218,16 +219,22 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
 }
 
 /// The strategy, with a sentence on each one.
-fn choose(hops: usize, looped: bool, wish: Option<Strategy>) -> Result<(Strategy, Vec<String>)> {
+fn choose(hops: usize, looped: bool, parts: usize, wish: Option<Strategy>) -> Result<(Strategy, Vec<String>)> {
     let flash = match (hops, looped) {
         (1, false) => Ok("flash: legal, the only hop needs no P after its block row"),
         (1, true) => Err("flash: no, the schedule still loops over its hop (drop_single_hop_loop is off)"),
         _ => Err("flash: no, every hop but the last needs P again"),
     };
-    let resident = "resident: legal, P is stored once and read by every hop";
+    let resident = match parts {
+        1 => Ok("resident: legal, P is stored once and read by every hop"),
+        _ => Err("resident: no, the mask was split into parts with row orders of their own"),
+    };
     let strategy = match (wish, flash) {
         (Some(Strategy::Flash), Err(reason)) => {
             return Err(Error::unsupported("strategy flash", format!("{reason}; resident serves any schedule")));
+        }
+        (Some(Strategy::Resident), _) if let Err(reason) = resident => {
+            return Err(Error::unsupported("strategy resident", format!("{reason}; flash serves one hop")));
         }
         (Some(wish), _) => wish,
         (None, Ok(_)) => Strategy::Flash,
@@ -238,13 +245,15 @@ fn choose(hops: usize, looped: bool, wish: Option<Strategy>) -> Result<(Strategy
         None if strategy == Strategy::Flash => "flash: chosen, it stores no P".to_owned(),
         None => "resident: chosen, the only legal one".to_owned(),
     };
-    let flash = flash.unwrap_or_else(|reason| reason);
-    Ok((strategy, vec![flash.to_owned(), resident.to_owned(), chosen]))
+    let sentence = |reason: std::result::Result<&str, &str>| reason.unwrap_or_else(|reason| reason).to_owned();
+    Ok((strategy, vec![sentence(flash), sentence(resident), chosen]))
 }
 
-fn plan_mask(mask: &HeadMask, alone: bool, strategy: Strategy) -> MaskPlan {
+fn plan_mask(mask: &HeadMask, neighbors: &BlockMask, strategy: Strategy) -> MaskPlan {
     let mut trims = rows::Trims::default();
-    let rows = rows::plan_rows(mask, alone, strategy, &mut trims);
+    let kv_len = neighbors.kv_len;
+    let rows = rows::plan_rows(mask, kv_len, neighbors.masks.len() == 1, strategy, &mut trims);
+    let keys_of = |numbers: &[u32]| numbers.iter().map(|&number| mask.keys.key_at(number, kv_len)).collect();
     let block_edges = mask
         .edges
         .offsets
@@ -262,9 +271,10 @@ fn plan_mask(mask: &HeadMask, alone: bool, strategy: Strategy) -> MaskPlan {
             RowOrder::Permuted(order) => Some(order.clone()),
         },
         words: mask.words.clone(),
-        lists: mask.lists.clone(),
+        key_step: mask.keys.step(),
+        lists: mask.lists.iter().map(|list| keys_of(list)).collect(),
         trims: trims.into_tables(),
-        edges: mask.edges.clone(),
+        edges: Edges { offsets: mask.edges.offsets.clone(), keys: keys_of(&mask.edges.keys) },
         panel_keys: rows.iter().map(RowPlan::widest_panel).max().unwrap_or(0),
         stored_keys: rows.iter().map(RowPlan::keys).sum(),
         rows,

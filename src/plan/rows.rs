@@ -5,9 +5,10 @@
 //! an online softmax. `resident` stores the whole row, so it has one joint step.
 
 use serde::{Deserialize, Serialize};
+use smallvec::{SmallVec, smallvec};
 
 use super::Strategy;
-use crate::mask::{HeadMask, Keys, QUERY_BLOCK, RowRun, Segment};
+use crate::mask::{HeadMask, KeyOrder, Keys, QUERY_BLOCK, RowRun, Segment};
 use crate::tiles::{LANES, ROW_BLOCKS, ROW_CUTS};
 
 /// Keys of a joint step at most: 64 queries of f32 scores over them take 288 KiB, which an L2 holds beside
@@ -200,7 +201,13 @@ impl Trims {
 
 /// Cuts the rows of one head's mask into steps. `alone` says that it is the kernel's only mask, so that its runs
 /// may have code of their own.
-pub(super) fn plan_rows(mask: &HeadMask, alone: bool, strategy: Strategy, trims: &mut Trims) -> Vec<RowPlan> {
+pub(super) fn plan_rows(
+    mask: &HeadMask,
+    kv_len: usize,
+    alone: bool,
+    strategy: Strategy,
+    trims: &mut Trims,
+) -> Vec<RowPlan> {
     let mut by_count: Vec<usize> = (0..mask.rows.len()).filter(|&i| mask.rows[i].count >= CONSTANT_ROWS).collect();
     by_count.sort_by_key(|&i| std::cmp::Reverse(mask.rows[i].count));
     by_count.truncate(if alone { CONSTANT_RUNS } else { 0 });
@@ -208,16 +215,17 @@ pub(super) fn plan_rows(mask: &HeadMask, alone: bool, strategy: Strategy, trims:
     for (i, run) in mask.rows.iter().enumerate() {
         // Two growing segments would make the place of the second a function of the row.
         let growing = run.segments.iter().filter(|s| len_step(s) != 0).count();
-        if by_count.contains(&i) && (strategy == Strategy::Flash || growing <= 1) {
-            let steps = plan_steps(mask, &run.segments, strategy, true, trims);
+        let affine = run.segments.iter().all(|segment| stays_affine(mask.keys, kv_len, run, segment));
+        if by_count.contains(&i) && affine && (strategy == Strategy::Flash || growing <= 1) {
+            let steps = plan_steps(mask, kv_len, &run.segments, strategy, true, trims);
             plans.push(RowPlan { first: run.first, count: run.count, table: false, steps });
         } else if run.segments.iter().all(|segment| !moves(segment)) {
-            let steps = plan_steps(mask, &run.segments, strategy, false, trims);
+            let steps = plan_steps(mask, kv_len, &run.segments, strategy, false, trims);
             plans.push(RowPlan { first: run.first, count: run.count, table: true, steps });
         } else {
             for row in 0..run.count {
                 let segments = segments_in_row(run, row);
-                let steps = plan_steps(mask, &segments, strategy, false, trims);
+                let steps = plan_steps(mask, kv_len, &segments, strategy, false, trims);
                 plans.push(RowPlan { first: run.first + row, count: 1, table: true, steps });
             }
         }
@@ -228,6 +236,19 @@ pub(super) fn plan_rows(mask: &HeadMask, alone: bool, strategy: Strategy, trims:
 /// Whether the segment's keys are others in every row.
 fn moves(segment: &Segment) -> bool {
     matches!(segment.keys, Keys::Range { start_step, len_step, .. } if start_step != 0 || len_step != 0)
+}
+
+/// Whether the segment's keys in memory are as affine in the row as their numbers: a moving segment must stay in its
+/// residue class over all rows of the run, and none may grow, since runs of every `step`-th key are not streamed.
+fn stays_affine(keys: KeyOrder, kv_len: usize, run: &RowRun, segment: &Segment) -> bool {
+    match (keys, segment.keys) {
+        (KeyOrder::Identity, _) | (KeyOrder::Residue(_), Keys::List { .. }) => true,
+        (KeyOrder::Residue(_), Keys::Range { start_step: 0, len_step, .. }) => len_step == 0,
+        (KeyOrder::Residue(_), Keys::Range { start, len, start_step, len_step }) => {
+            let last = start + (run.count - 1) * start_step + len - 1;
+            len_step == 0 && keys.class_of(start, kv_len) == keys.class_of(last, kv_len)
+        }
+    }
 }
 
 fn len_step(segment: &Segment) -> u32 {
@@ -251,8 +272,37 @@ fn segments_in_row(run: &RowRun, row: u32) -> Vec<Segment> {
     shifted.filter(|segment| !matches!(segment.keys, Keys::Range { len: 0, .. })).collect()
 }
 
+/// A segment's keys where they lie in memory, with their first mask word: cut where a residue class ends.
+fn located(mask: &HeadMask, kv_len: usize, segment: &Segment) -> SmallVec<[(PieceKeys, Option<(u32, u32)>); 2]> {
+    let words = |first| segment.mask.map(|table| (table, first));
+    match segment.keys {
+        Keys::List { list } => {
+            let len = mask.lists[list as usize].len() as u32;
+            smallvec![(PieceKeys::List { list, first: 0, len }, words(0))]
+        }
+        Keys::Range { start, len, start_step, len_step } if mask.keys == KeyOrder::Identity => {
+            smallvec![(PieceKeys::Range(Stretch { start, len, start_step, len_step }), words(0))]
+        }
+        Keys::Range { start, len, start_step, len_step } => {
+            let step = mask.keys.step();
+            let mut parts = SmallVec::new();
+            let mut done = 0;
+            while done < len {
+                let class = mask.keys.class_of(start + done, kv_len);
+                let here = (len - done).min(mask.keys.numbers(class, kv_len).end - (start + done));
+                let start = mask.keys.key_at(start + done, kv_len);
+                let stretch = Stretch { start, len: here, start_step: start_step * step, len_step };
+                parts.push((PieceKeys::Range(stretch), words(done)));
+                done += here;
+            }
+            parts
+        }
+    }
+}
+
 fn plan_steps(
     mask: &HeadMask,
+    kv_len: usize,
     segments: &[Segment],
     strategy: Strategy,
     constant: bool,
@@ -262,23 +312,17 @@ fn plan_steps(
     if !mask.edges.keys.is_empty() {
         steps.push(Step::Edges);
     }
-    let whole = |segment: &Segment| match segment.keys {
-        Keys::Range { start, len, start_step, len_step } => {
-            PieceKeys::Range(Stretch { start, len, start_step, len_step })
-        }
-        Keys::List { list } => PieceKeys::List { list, first: 0, len: mask.lists[list as usize].len() as u32 },
-    };
-    let fixed: u64 = segments.iter().filter(|s| len_step(s) == 0).map(|s| u64::from(whole(s).len())).sum();
+    let step = mask.keys.step();
+    let fixed: u64 = segments.iter().filter(|s| len_step(s) == 0).map(|s| mask.segment_len(s, 0) as u64).sum();
     let mut joint: Vec<(PieceKeys, Option<(u32, u32)>)> = Vec::new();
     let mut growing = None;
-    for segment in segments {
-        let keys = whole(segment);
-        let mask = segment.mask.map(|words| (words, 0));
+    for (keys, mask) in segments.iter().flat_map(|segment| located(mask, kv_len, segment)) {
         match (strategy, keys) {
             (Strategy::Resident, PieceKeys::Range(stretch)) if stretch.len_step != 0 => growing = Some((keys, mask)),
             (Strategy::Resident, _) => joint.push((keys, mask)),
             (Strategy::Flash, PieceKeys::Range(stretch))
                 if constant
+                    && step == 1
                     && mask.is_none()
                     && (stretch.len_step != 0 || (fixed > u64::from(JOINT_KEYS) && stretch.len > CHUNK_KEYS)) =>
             {
@@ -288,7 +332,7 @@ fn plan_steps(
             (Strategy::Flash, _) => {
                 for first in (0..keys.len()).step_by(CHUNK_KEYS as usize) {
                     let len = CHUNK_KEYS.min(keys.len() - first);
-                    joint.push((part(keys, first, len), mask.map(|(words, _)| (words, first))));
+                    joint.push((part(keys, first, len, step), mask.map(|(words, before)| (words, before + first))));
                 }
             }
         }
@@ -312,9 +356,9 @@ fn plan_steps(
 }
 
 /// Keys `first .. first + len` of a piece without steps, or with a moving start.
-fn part(keys: PieceKeys, first: u32, len: u32) -> PieceKeys {
+fn part(keys: PieceKeys, first: u32, len: u32, step: u32) -> PieceKeys {
     match keys {
-        PieceKeys::Range(stretch) => PieceKeys::Range(Stretch { start: stretch.start + first, len, ..stretch }),
+        PieceKeys::Range(stretch) => PieceKeys::Range(Stretch { start: stretch.start + first * step, len, ..stretch }),
         PieceKeys::List { list, .. } => PieceKeys::List { list, first, len },
     }
 }
@@ -327,7 +371,10 @@ fn joint_step(mask: &HeadMask, pieces: Vec<Piece>, trims: &mut Trims) -> Step {
         let mut end = i + 1;
         // Probabilities of forbidden pairs are 0, so the value tile may run across the border of a mask.
         while let (PieceKeys::Range(run), Some(PieceKeys::Range(next))) = (keys, pieces.get(end).map(|p| p.keys)) {
-            if run.len_step != 0 || run.start + run.len != next.start || run.start_step != next.start_step {
+            if run.len_step != 0
+                || run.start + run.len * mask.keys.step() != next.start
+                || run.start_step != next.start_step
+            {
                 break;
             }
             keys = PieceKeys::Range(Stretch { len: run.len + next.len, len_step: next.len_step, ..run });

@@ -1,7 +1,7 @@
 //! The plan's own rules: what code generation and tiles take for granted. Run once in every compilation of a debug
 //! build, and on every plan that is read from text.
 
-use super::{KernelPlan, MaskPlan, PieceKeys, RowPlan, Step, Stretch};
+use super::{KernelPlan, MaskPlan, PieceKeys, RowPlan, Step, Strategy, Stretch};
 use crate::error::{Error, Result};
 
 /// Checks that block rows follow each other and are all there, that every key, mask word, list and trim that a step
@@ -15,8 +15,14 @@ pub fn verify(plan: &KernelPlan) -> Result<()> {
     if plan.masks.is_empty() || plan.hops.is_empty() {
         return Err(broken("a plan has at least one mask and one hop".to_owned()));
     }
-    if plan.mask_of_head.len() != plan.heads || plan.mask_of_head.iter().any(|&m| m as usize >= plan.masks.len()) {
+    if plan.parts == 0
+        || plan.mask_of_head.len() != plan.heads * plan.parts
+        || plan.mask_of_head.iter().any(|&m| m as usize >= plan.masks.len())
+    {
         return Err(broken("a head has no mask".to_owned()));
+    }
+    if plan.parts > 1 && plan.strategy != Strategy::Flash {
+        return Err(broken("parts are joined by flash alone".to_owned()));
     }
     if plan.kv_heads == 0 || plan.heads % plan.kv_heads != 0 {
         return Err(broken("the key/value heads do not divide the heads".to_owned()));
@@ -83,9 +89,12 @@ fn check_keys(plan: &KernelPlan, mask: &MaskPlan, row: &RowPlan, keys: PieceKeys
         }
         PieceKeys::Range(Stretch { start, len, start_step, len_step }) => {
             let last = u64::from(row.count - 1);
-            let end = u64::from(start) + u64::from(len) + last * (u64::from(start_step) + u64::from(len_step));
+            let step = u64::from(mask.key_step);
+            // In the last row of the run, where starts and lengths are largest.
+            let keys = u64::from(len) + last * u64::from(len_step);
+            let start = u64::from(start) + last * u64::from(start_step);
             let moves = start_step != 0 || len_step != 0;
-            end <= plan.kv_len as u64 && !(row.table && moves)
+            (keys == 0 || start + (keys - 1) * step < plan.kv_len as u64) && !(row.table && moves)
         }
     };
     if fits { Ok(()) } else { Err(format!("`{keys}` are not all keys")) }

@@ -36,7 +36,7 @@ pub fn verify(schedule: Schedule) -> Result<VerifiedSchedule> {
 }
 
 fn check(schedule: &Schedule) -> Result<()> {
-    if schedule.neighbors.mask_of_head.len() != schedule.heads {
+    if schedule.neighbors.mask_of_head.len() != schedule.heads * schedule.neighbors.parts {
         return Err(schedule.broken("the neighbors are for another number of heads"));
     }
     if schedule.kv_heads == 0 || schedule.heads % schedule.kv_heads != 0 {
