@@ -40,6 +40,7 @@ pub fn compile(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Option
     let pattern = clock.time("resolve", || pattern::resolve(spec, q_len, kv_len))?;
     // Whole blocks are classified by intervals; points are visited only inside partial blocks.
     let mask = clock.time("mask", || mask::build(&pattern, options.memory_limit))?;
+    check_lengths(&pattern)?;
     let schedule = clock.time("schedule", || schedule::build(spec, mask.clone()));
     let schedule = clock.time("passes", || passes::run(schedule, &options.without))?;
     let schedule = clock.time("verify", || schedule::verify(schedule))?;
@@ -65,6 +66,7 @@ pub fn emit(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Options, 
     if stage == Stage::Mask {
         return Ok(mask.print());
     }
+    check_lengths(&pattern)?;
     let schedule = schedule::build(spec, mask);
     if stage == Stage::Schedule {
         return Ok(schedule.print());
@@ -83,6 +85,15 @@ pub fn emit(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Options, 
         Stage::Clif => Ok(functions.iter().map(|lowered| format!("{}\n", lowered.function.display())).collect()),
         _ => jit::disassemble(functions, &isa),
     }
+}
+
+fn check_lengths(pattern: &Pattern) -> Result<()> {
+    let (q_len, kv_len) = (pattern.q_len, pattern.kv_len);
+    if q_len == kv_len {
+        return Ok(());
+    }
+    let limit = "kernels need as many queries as keys; the interpreter does not";
+    Err(Error::unsupported(format!("q_len {q_len} with kv_len {kv_len}"), limit))
 }
 
 fn check_memory(kernel: &Kernel, limit: u64) -> Result<()> {

@@ -17,7 +17,7 @@ use super::row_runs::RowRuns;
 use super::tables::Table;
 use super::{BlockMask, Edges, HeadMask, Keys, QUERY_BLOCK, RowOrder, Segment};
 use crate::error::{Error, Result};
-use crate::pattern::{Cover, KeySet, Pattern, Tree};
+use crate::pattern::{Cover, KeySet, Pattern};
 
 /// Builds the block mask of a pattern with the default [`EdgeRule`]; `memory_limit` is in bytes.
 ///
@@ -287,7 +287,7 @@ impl<'a> HeadBuilder<'a> {
         let keys = first..first + (hi - lo) as usize;
         // The answers of a short last row have fewer bits, and long ones are rarely asked for twice.
         let signature = (range.len() == QUERY_BLOCK && keys.len() <= LONGEST_REMEMBERED)
-            .then(|| self.pattern.tree.shift_signature(self.head, &range, &(lo..hi), QUERY_BLOCK as u64))
+            .then(|| self.pattern.shift_signature(self.head, &range, &(lo..hi), QUERY_BLOCK as u64))
             .flatten();
         let Some(signature) = signature else {
             self.evaluate(&[(lo, hi)], queries);
@@ -328,7 +328,8 @@ impl<'a> HeadBuilder<'a> {
         self.columns.resize(pattern.kv_len, 0);
         self.touched.clear();
         for (place, query) in queries.iter().cloned().flatten().enumerate() {
-            if !self.scatter_query(&pattern.tree, query, 1 << place, full) {
+            let bit = 1 << place;
+            if !pattern.each_cover(self.head, query, &mut |cover| self.scatter_cover(cover, bit, full)) {
                 self.bounds_are_loose = true;
                 self.columns.fill(0);
                 return false;
@@ -337,13 +338,9 @@ impl<'a> HeadBuilder<'a> {
         true
     }
 
-    /// Adds one query's bit; false where the bounds of a part of the tree are not exact. Parts of a union are
-    /// added one by one: to join their sets first would cost more than all the rest.
-    fn scatter_query(&mut self, tree: &Tree, query: usize, bit: u64, full: &KeySet) -> bool {
-        if let Tree::Any(children) = tree {
-            return children.iter().all(|child| self.scatter_query(child, query, bit, full));
-        }
-        let Cover { some, all } = tree.cover(self.head, query..query + 1);
+    /// Adds one query's bit to the keys that a part of the pattern allows it; false where the part's bounds are
+    /// not exact.
+    fn scatter_cover(&mut self, Cover { some, all }: Cover, bit: u64, full: &KeySet) -> bool {
         if some != all {
             return false;
         }

@@ -54,13 +54,13 @@ struct Window {
 }
 
 impl Leaf for Window {
-    fn allows(&self, _: usize, q: usize, k: usize) -> bool {
-        let offset = k as i64 - q as i64;
+    fn allows(&self, _: usize, q: i64, k: usize) -> bool {
+        let offset = k as i64 - q;
         -self.left * self.dilation <= offset && offset <= self.right * self.dilation && offset % self.dilation == 0
     }
 
-    fn cover(&self, _: usize, queries: Range<usize>) -> Cover {
-        let (first, end) = (queries.start as i64, queries.end as i64);
+    fn cover(&self, _: usize, queries: Range<i64>) -> Cover {
+        let (first, end) = (queries.start, queries.end);
         let (left, right) = (self.left * self.dilation, self.right * self.dilation);
         let count = end - first;
         // As many queries as the dilation meet every residue, and leave no gap.
@@ -83,8 +83,7 @@ impl Leaf for Window {
         Cover { some, all }
     }
 
-    fn words(&self, _: usize, q: usize, blocks: &[u32], out: &mut [u64]) {
-        let q = q as i64;
+    fn words(&self, _: usize, q: i64, blocks: &[u32], out: &mut [u64]) {
         let (lo, hi) = (q - self.left * self.dilation, q + self.right * self.dilation + 1);
         if self.dilation == 1 {
             fill(blocks, out, lo, hi);

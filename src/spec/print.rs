@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Data, Diffusion, Node, PatternSpec, Value};
+use super::{Align, Data, Diffusion, Node, PatternSpec, Value};
 
 impl PatternSpec {
     /// The spec as canonical YAML: every default written out, one leaf a line.
@@ -12,6 +12,9 @@ impl PatternSpec {
             out += &format!("description: {}\n", scalar(description));
         }
         let _ = writeln!(out, "heads: {}\nhead_dim: {}\nvalue_dim: {}", self.heads, self.head_dim, self.value_dim);
+        if self.align != Align::End {
+            let _ = writeln!(out, "align: {}", self.align.name());
+        }
         out += "pattern:";
         out += &self.pattern.print(1);
         let _ = writeln!(out, "score: {{scale: {:?}}}", self.scale);
@@ -24,6 +27,7 @@ impl PatternSpec {
         self.name == other.name
             && self.description == other.description
             && (self.heads, self.head_dim, self.value_dim) == (other.heads, other.head_dim, other.value_dim)
+            && self.align == other.align
             && self.scale == other.scale
             && self.diffusion == other.diffusion
             && self.pattern.same(&other.pattern)
