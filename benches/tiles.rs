@@ -69,6 +69,7 @@ fn portable() -> Family {
             edge_score: transmute::<*const u8, Tile<EdgeCall>>(code(edges.score)),
             edge_exp: transmute::<*const u8, Tile<EdgeCall>>(code(edges.exp)),
             edge_value: transmute::<*const u8, Tile<EdgeCall>>(code(edges.value)),
+            join: hopweave::tiles::join::join,
         }
     }
 }

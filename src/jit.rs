@@ -20,7 +20,7 @@ use crate::codegen::{KernelArgs, Lowered, TileFn, emit};
 use crate::error::{Error, Result};
 use crate::plan::KernelPlan;
 use crate::target::Isa;
-use crate::tiles::{self, exact};
+use crate::tiles::{self, exact, join};
 
 /// The settings with which kernels are compiled: this CPU's own features, and the cheapest register allocation,
 /// since the tiles do the work.
@@ -86,6 +86,8 @@ pub fn link(plan: &KernelPlan, functions: Vec<Lowered>, isa: &OwnedTargetIsa) ->
         })?),
     };
     builder.symbol(TileFn::ValueExact.name(), exact::value_exact as *const u8);
+    let join = family.map_or(join::join as *const u8, |family| family.join as *const u8);
+    builder.symbol(TileFn::Join.name(), join);
     if let Some(family) = family {
         for (tile, address) in [
             (TileFn::Pack, family.pack as *const u8),
@@ -172,6 +174,7 @@ fn portable_tiles(plan: &KernelPlan, module: &mut JITModule) -> Result<[FuncId; 
         edges.exp,
         edges.value,
         import(module, TileFn::ValueExact)?,
+        import(module, TileFn::Join)?,
     ])
 }
 

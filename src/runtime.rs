@@ -234,6 +234,7 @@ impl Task<'_> {
         let rows = self.inner.plan.block_rows();
         let workers = self.local.len();
         match self.inner.plan.strategy {
+            Strategy::Flash if self.inner.plan.parts > 1 => self.run_parts(rows, workers),
             Strategy::Flash => {
                 // Long stretches first, so that rows that share keys stay with one worker; short ones at the end, so
                 // that no worker finishes much later than the others (guided self-scheduling).
@@ -280,6 +281,29 @@ impl Task<'_> {
         }
     }
 
+    /// `flash` over heads of several parts: the parts of an item, then their join.
+    fn run_parts(&self, rows: usize, workers: usize) {
+        let parts = self.inner.plan.parts;
+        if self.shared.len() == workers {
+            self.spread(self.items, |worker, item| {
+                for part in 0..parts {
+                    self.call_part(item, part, worker, worker, 0..rows);
+                }
+                self.call(Entry(1), item, worker, worker, 0..rows, 0);
+            });
+            return;
+        }
+        let unit = rows.div_ceil(4 * workers);
+        let units = rows.div_ceil(unit);
+        for item in 0..self.items {
+            let rows_of = |unit_number: usize| unit_number * unit..rows.min((unit_number + 1) * unit);
+            self.spread(parts * units, |worker, index| {
+                self.call_part(item, index / units, worker, 0, rows_of(index % units));
+            });
+            self.spread(units, |worker, index| self.call(Entry(1), item, worker, 0, rows_of(index), 0));
+        }
+    }
+
     /// Hands units `0..units` to workers as they become free.
     fn spread(&self, units: usize, work: impl Fn(usize, usize) + Send + Sync) {
         let next = AtomicUsize::new(0);
@@ -305,6 +329,37 @@ impl Task<'_> {
     }
 
     fn call(&self, entry: Entry, item: usize, worker: usize, shared: usize, rows: std::ops::Range<usize>, hop: usize) {
+        let args = self.args(item, 0, worker, shared, rows, hop);
+        self.enter(entry, &args);
+    }
+
+    /// One part of an item, into the scratch for parts.
+    fn call_part(&self, item: usize, part: usize, worker: usize, shared: usize, rows: std::ops::Range<usize>) {
+        let plan = &self.inner.plan;
+        let scratch = &self.inner.scratch[0];
+        let at = |offset: usize, floats: usize| {
+            let address = self.shared[shared] + offset + part * floats * size_of::<f32>();
+            std::ptr::with_exposed_provenance_mut::<f32>(address)
+        };
+        let args = KernelArgs {
+            out: at(scratch.partial, plan.q_len * scratch.acc_stride),
+            out_stride: scratch.acc_stride,
+            row_max: at(scratch.partial_max, plan.q_len),
+            row_sum: at(scratch.partial_sum, plan.q_len),
+            ..self.args(item, part, worker, shared, rows, 0)
+        };
+        self.enter(Entry(0), &args);
+    }
+
+    fn args(
+        &self,
+        item: usize,
+        part: usize,
+        worker: usize,
+        shared: usize,
+        rows: std::ops::Range<usize>,
+        hop: usize,
+    ) -> KernelArgs {
         let plan = &self.inner.plan;
         let (batch, head) = (item / plan.heads, item % plan.heads);
         let kv_head = head / (plan.heads / plan.kv_heads);
@@ -314,7 +369,7 @@ impl Task<'_> {
             0 => std::ptr::null_mut(),
             _ => write(address + item * plan.q_len * size_of::<f32>()),
         };
-        let args = KernelArgs {
+        KernelArgs {
             q: read(self.q.head(batch, head)),
             q_stride: self.q.strides[2],
             k: read(self.k.head(batch, kv_head)),
@@ -325,19 +380,22 @@ impl Task<'_> {
             out_stride: self.out.strides[2],
             row_max: statistics(self.row_max),
             row_sum: statistics(self.row_sum),
-            tables: self.inner.tables[plan.mask_of_head[head] as usize].as_ptr(),
+            tables: self.inner.tables[plan.mask_of_head[head * plan.parts + part] as usize].as_ptr(),
             local: std::ptr::with_exposed_provenance_mut(self.local[worker]),
             shared: std::ptr::with_exposed_provenance_mut(self.shared.get(shared).copied().unwrap_or(0)),
             first_row: rows.start,
             end_row: rows.end,
             hop,
-        };
+        }
+    }
+
+    fn enter(&self, entry: Entry, args: &KernelArgs) {
         // SAFETY: `forward_into` checked every shape and stride against the plan and keeps the tensors borrowed
         // until all units are done; tables and scratch sizes come from the same plan; a worker's scratch is used
         // by one unit at a time, and units of a spread write different rows.
         #[allow(unsafe_code)]
         unsafe {
-            self.inner.code.call(entry, &args);
+            self.inner.code.call(entry, args);
         }
     }
 }

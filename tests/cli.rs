@@ -195,12 +195,12 @@ fn bad_tensors_are_refused_and_nothing_is_written() {
         assert_eq!(folder.names(), before);
     };
     folder.tensor("k.npy", (3, 2, 20, 5), 0);
-    attempt("expected shape [batch 3, heads 2, kv_len 20, head_dim 4], found [3, 2, 20, 5]");
+    attempt("expected shape [batch 3, kv_heads 2, kv_len 20, head_dim 4], found [3, 2, 20, 5]");
     folder.tensor("k.npy", (3, 1, 20, 4), 0);
-    attempt("expected shape [batch 3, heads 2, kv_len 20, head_dim 4], found [3, 1, 20, 4]");
+    attempt("expected shape [batch 3, kv_heads 2, kv_len 20, head_dim 4], found [3, 1, 20, 4]");
     folder.tensor("k.npy", (3, 2, 20, 4), 0);
     folder.tensor("v.npy", (3, 2, 19, 4), 0);
-    attempt("expected shape [batch 3, heads 2, kv_len 20, value_dim 4], found [3, 2, 19, 4]");
+    attempt("expected shape [batch 3, kv_heads 2, kv_len 20, value_dim 4], found [3, 2, 19, 4]");
     write_npy(folder.path("v.npy"), &Array4::<f64>::zeros((3, 2, 20, 4))).unwrap();
     attempt("`<f8`; expected `<f4`");
     write_npy(folder.path("v.npy"), &Array3::<f32>::zeros((3, 2, 20))).unwrap();

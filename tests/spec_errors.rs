@@ -1,6 +1,7 @@
 //! Wrong specs and the messages that refuse them, word by word.
 //!
-//! The cases are in `spec_errors.txt`: a title, options (`> n=64` to resolve at a length, `> set PATH=VALUE`),
+//! The cases are in `spec_errors.txt`: a title, options (`> n=64` to resolve at a length, `> q_len=1` with
+//! another number of queries, `> set PATH=VALUE`),
 //! the text, and after `~~~` the message. `HOPWEAVE_BLESS=1` shows what changed and writes the messages anew.
 
 use std::fmt::Write;
@@ -32,17 +33,19 @@ fn parse_cases(file: &str) -> Vec<Case<'_>> {
 
 fn message(case: &Case<'_>) -> String {
     let mut sets = Vec::new();
-    let mut n = None;
+    let (mut n, mut q_len) = (None, None);
     for option in &case.options {
         if let Some((path, value)) = option.strip_prefix("set ").and_then(|set| set.split_once('=')) {
             sets.push((path.to_string(), value.to_string()));
+        } else if let Some(length) = option.strip_prefix("q_len=") {
+            q_len = Some(length.parse::<usize>().expect("a length"));
         } else {
             n = option.strip_prefix("n=").map(|n| n.parse::<usize>().expect("a length"));
         }
     }
     let result = spec::parse_with(case.text, "bad.yaml", &sets).and_then(|spec| {
         pattern::check(&spec)?;
-        n.map_or(Ok(()), |n| pattern::resolve(&spec, n, n).map(drop))
+        n.map_or(Ok(()), |n| pattern::resolve(&spec, q_len.unwrap_or(n), n).map(drop))
     });
     match result {
         Ok(()) => "accepted\n".into(),

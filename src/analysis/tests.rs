@@ -4,18 +4,18 @@ use std::sync::Arc;
 use super::receptive_field::both_ways;
 use super::*;
 use crate::pattern::{Cover, KeySet, Leaf, Tree};
-use crate::spec::HopFactors;
+use crate::spec::{Align, HopFactors};
 
 /// A leaf given by its predicate over (head, q, k).
 #[derive(Debug)]
 struct Points(fn(usize, usize, usize) -> bool);
 
 impl Leaf for Points {
-    fn allows(&self, head: usize, q: usize, k: usize) -> bool {
-        (self.0)(head, q, k)
+    fn allows(&self, head: usize, q: i64, k: usize) -> bool {
+        (self.0)(head, q as usize, k)
     }
 
-    fn cover(&self, _: usize, _: Range<usize>) -> Cover {
+    fn cover(&self, _: usize, _: Range<i64>) -> Cover {
         Cover { some: KeySet::everything(), all: KeySet::empty() }
     }
 
@@ -25,7 +25,7 @@ impl Leaf for Points {
 }
 
 fn pattern(n: usize, allows: fn(usize, usize, usize) -> bool) -> Pattern {
-    Pattern { q_len: n, kv_len: n, heads: 1, tree: Tree::Leaf(Arc::new(Points(allows))) }
+    Pattern { q_len: n, kv_len: n, heads: 1, align: Align::End, tree: Tree::Leaf(Arc::new(Points(allows))) }
 }
 
 fn hops(factors: &[(f64, f64)]) -> Vec<HopFactors> {

@@ -7,18 +7,18 @@ use super::*;
 use crate::error::Span;
 use crate::interpreter;
 use crate::pattern::{Cover, KeySet, Leaf, Tree};
-use crate::spec::{Data, Diffusion, HopFactors, Node, Source, Value};
+use crate::spec::{Align, Data, Diffusion, HopFactors, Node, Source, Value};
 
 /// A window that leaves query 5 out, twice as wide in head 1, and key 9 for everyone.
 #[derive(Debug)]
 struct Uneven;
 
 impl Leaf for Uneven {
-    fn allows(&self, head: usize, q: usize, k: usize) -> bool {
-        q != 5 && (q.abs_diff(k) <= 3 * (head + 1) || k == 9)
+    fn allows(&self, head: usize, q: i64, k: usize) -> bool {
+        q != 5 && ((q as usize).abs_diff(k) <= 3 * (head + 1) || k == 9)
     }
 
-    fn cover(&self, _: usize, _: Range<usize>) -> Cover {
+    fn cover(&self, _: usize, _: Range<i64>) -> Cover {
         Cover { some: KeySet::everything(), all: KeySet::empty() }
     }
 
@@ -40,15 +40,17 @@ fn problem(n: usize, d: usize, dv: usize, hops: &[(f64, f64)]) -> (Pattern, Patt
         kv_heads: 2,
         head_dim: d,
         value_dim: dv,
+        align: Align::End,
         pattern: Node::Leaf { name: "full".into(), at, args: Value { at, data: Data::Null } },
         scale: 0.7,
         diffusion: Diffusion {
             initial: 1.0,
             hops: hops.iter().map(|&(step, restart)| HopFactors { step, restart }).collect(),
         },
+        diffusion_at: Span::default(),
         source: Arc::new(Source::new("", "<text>")),
     };
-    (Pattern { q_len: n, kv_len: n, heads: 2, tree: Tree::Leaf(Arc::new(Uneven)) }, spec)
+    (Pattern { q_len: n, kv_len: n, heads: 2, align: Align::End, tree: Tree::Leaf(Arc::new(Uneven)) }, spec)
 }
 
 fn wave(seed: usize, shape: (usize, usize, usize, usize)) -> Array4<f32> {

@@ -124,7 +124,7 @@ impl<'a, 'p> Kernel<'a, 'p> {
         let tables = self.arg(offset_of!(KernelArgs, tables));
         let offset = self.e.load(types::I64, tables, (section as usize * size_of::<u64>()) as i32);
         match section {
-            Section::SharedEdges | Section::SharedPanels => offset,
+            Section::SharedEdges | Section::SharedPanels | Section::KeyStep => offset,
             _ => self.e.b.ins().iadd(tables, offset),
         }
     }
@@ -165,7 +165,6 @@ impl<'a, 'p> Kernel<'a, 'p> {
         let acc = self.local(self.scratch.acc);
         let acc_stride = self.scratch.acc_stride as i64;
         let q_stride = self.arg(offset_of!(KernelArgs, q_stride));
-        let k_stride = self.arg(offset_of!(KernelArgs, k_stride));
         let qt = self.local(self.scratch.qt);
         let max = self.local(self.scratch.max);
         let reference = self.local(self.scratch.reference);
@@ -179,7 +178,6 @@ impl<'a, 'p> Kernel<'a, 'p> {
         self.set(pack, offset_of!(PackCall, scale), scale);
 
         self.set(score, offset_of!(ScoreCall, qt), qt);
-        self.set(score, offset_of!(ScoreCall, k_stride), k_stride);
         self.set_int(score, offset_of!(ScoreCall, d), d);
         let max_in_tile = if self.plan.scores.fused { max } else { self.e.int(0) };
         self.set(score, offset_of!(ScoreCall, max), max_in_tile);
@@ -228,6 +226,11 @@ impl<'a, 'p> Kernel<'a, 'p> {
             let scale = self.e.b.ins().f32const(scores.pack_scale * scores.panel_scale.unwrap_or(1.0));
             self.set(edge, offset_of!(EdgeCall, scale), scale);
         }
+    }
+
+    /// Whether keys of a range may lie apart.
+    pub fn has_key_steps(&self) -> bool {
+        self.plan.masks.iter().any(|mask| mask.key_step != 1)
     }
 
     /// Whether any mask has scattered edges.

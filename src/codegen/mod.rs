@@ -14,6 +14,7 @@ use crate::plan::{KernelPlan, Strategy};
 mod args;
 pub mod emit;
 mod flash;
+mod join;
 mod kernel;
 pub mod portable;
 mod resident;
@@ -43,11 +44,13 @@ pub enum TileFn {
     EdgeValue,
     /// [`crate::tiles::exact::ExactCall`]
     ValueExact,
+    /// [`crate::tiles::join::JoinCall`]
+    Join,
 }
 
 impl TileFn {
     /// All of them; the position is the index in the external names of lowered functions.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Pack,
         Self::Score,
         Self::Exp,
@@ -56,6 +59,7 @@ impl TileFn {
         Self::EdgeExp,
         Self::EdgeValue,
         Self::ValueExact,
+        Self::Join,
     ];
 
     /// Symbol name.
@@ -69,6 +73,7 @@ impl TileFn {
             Self::EdgeExp => "edge_exp",
             Self::EdgeValue => "edge_value",
             Self::ValueExact => "value_exact",
+            Self::Join => "join",
         }
     }
 
@@ -87,7 +92,7 @@ pub struct Lowered {
     pub function: Function,
 }
 
-/// Lowers a plan: one function for `flash`, two (`probabilities`, `hop`) for `resident`.
+/// Lowers a plan: one function for `flash` (a second, `join`, where heads have parts), two (`probabilities`, `hop`) for `resident`.
 pub fn lower(plan: &KernelPlan, isa: &dyn TargetIsa) -> Vec<Lowered> {
     let mut context = FunctionBuilderContext::new();
     let mut function = |name: &'static str, index: u32, write: fn(kernel::Kernel<'_, '_>)| {
@@ -99,6 +104,9 @@ pub fn lower(plan: &KernelPlan, isa: &dyn TargetIsa) -> Vec<Lowered> {
         Lowered { name, function }
     };
     match plan.strategy {
+        Strategy::Flash if plan.parts > 1 => {
+            vec![function("flash", 0, flash::write), function("join", 1, join::write)]
+        }
         Strategy::Flash => vec![function("flash", 0, flash::write)],
         Strategy::Resident => {
             vec![function("probabilities", 0, resident::write_probabilities), function("hop", 1, resident::write_hop)]

@@ -267,17 +267,21 @@ impl<'p> Kernel<'_, 'p> {
         let k = self.arg(offset_of!(KernelArgs, k));
         let k_stride = self.arg(offset_of!(KernelArgs, k_stride));
         let k = self.e.row(k, piece.start, k_stride);
+        let k_stride = self.key_stride(k_stride, piece);
         let s = self.panel_at(panel.base, piece.at);
         let words = self.words(piece);
         let fused = self.plan.scores.fused;
         let in_tile = if fused { words } else { self.e.int(0) };
         self.set(record, offset_of!(ScoreCall, k), k);
+        self.set(record, offset_of!(ScoreCall, k_stride), k_stride);
         self.set(record, offset_of!(ScoreCall, keys), piece.list);
         self.set(record, offset_of!(ScoreCall, nkeys), piece.len);
         self.set(record, offset_of!(ScoreCall, words), in_tile);
         self.set(record, offset_of!(ScoreCall, s), s);
         self.set(record, offset_of!(ScoreCall, s_stride), panel.stride);
-        match piece.near {
+        // Runs of keys that lie apart are no regions.
+        let near = if self.has_key_steps() { Near::Nothing } else { piece.near };
+        match near {
             Near::Nothing => {}
             Near::OwnValues => {
                 self.bring_values_near(piece.start, piece.len);
@@ -293,7 +297,7 @@ impl<'p> Kernel<'_, 'p> {
             }
         }
         self.call(TileFn::Score, record);
-        if !matches!(piece.near, Near::Nothing) {
+        if !matches!(near, Near::Nothing) {
             self.bring_nothing_near();
         }
         if let Some(factor) = self.plan.scores.panel_scale {
@@ -366,6 +370,16 @@ impl<'p> Kernel<'_, 'p> {
                 body(kernel, address, group, key);
             });
         });
+    }
+
+    /// Floats from one key of a piece to the next; `stride` is that from row to row.
+    fn key_stride(&mut self, stride: Value, piece: Operands) -> Value {
+        if !self.has_key_steps() {
+            return stride;
+        }
+        let step = self.section(Section::KeyStep);
+        let apart = self.e.b.ins().imul(stride, step);
+        self.e.b.ins().select(piece.list, stride, apart)
     }
 
     /// The words a piece is tested against, or 0.
@@ -458,6 +472,7 @@ impl<'p> Kernel<'_, 'p> {
     pub fn value_run(&mut self, panel: Panel, run: Operands, v: Value, v_stride: Value) -> Option<Value> {
         let record = self.records.value;
         let v = self.e.row(v, run.start, v_stride);
+        let v_stride = self.key_stride(v_stride, run);
         let p = self.panel_at(panel.base, run.at);
         self.set(record, offset_of!(ValueCall, p), p);
         self.set(record, offset_of!(ValueCall, p_stride), panel.stride);
@@ -474,6 +489,7 @@ impl<'p> Kernel<'_, 'p> {
     fn value_exact(&mut self, panel: Panel, piece: Operands, v: Value, v_stride: Value) {
         let Records { exact: record, value, .. } = self.records;
         let v = self.e.row(v, piece.start, v_stride);
+        let v_stride = self.key_stride(v_stride, piece);
         let p = self.panel_at(panel.base, piece.at);
         let accumulate = self.e.field(value, offset_of!(ValueCall, accumulate));
         self.set(record, offset_of!(ExactCall, p), p);

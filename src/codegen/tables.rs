@@ -36,6 +36,8 @@ pub(super) enum Section {
     SharedEdges,
     /// Not a section: byte offset of stored panels in the shared scratch.
     SharedPanels,
+    /// Not a section: rows of K and V from one key of a range to the next.
+    KeyStep,
 }
 
 const HEADER_WORDS: usize = 16;
@@ -87,6 +89,7 @@ impl Tables {
         let scratch = Scratch::new(plan, mask);
         writer.buffer[Section::SharedEdges as usize] = scratch.stored_edges as u64;
         writer.buffer[Section::SharedPanels as usize] = scratch.stored as u64;
+        writer.buffer[Section::KeyStep as usize] = u64::from(mask.key_step);
         Self { buffer: writer.buffer }
     }
 

@@ -6,18 +6,18 @@ use ndarray::{Array4, s};
 use super::*;
 use crate::error::Span;
 use crate::pattern::{Cover, Leaf, Tree};
-use crate::spec::{Data, Node, Source, Value};
+use crate::spec::{Align, Data, Node, Source, Value};
 
 /// A leaf given by its predicate.
 #[derive(Debug, Clone, Copy)]
 struct Points(fn(usize, usize) -> bool);
 
 impl Leaf for Points {
-    fn allows(&self, _: usize, q: usize, k: usize) -> bool {
-        (self.0)(q, k)
+    fn allows(&self, _: usize, q: i64, k: usize) -> bool {
+        (self.0)(q as usize, k)
     }
 
-    fn cover(&self, _: usize, _: Range<usize>) -> Cover {
+    fn cover(&self, _: usize, _: Range<i64>) -> Cover {
         Cover::default()
     }
 
@@ -27,7 +27,7 @@ impl Leaf for Points {
 }
 
 fn pattern(n: usize, allows: fn(usize, usize) -> bool) -> Pattern {
-    Pattern { q_len: n, kv_len: n, heads: 1, tree: Tree::Leaf(Arc::new(Points(allows))) }
+    Pattern { q_len: n, kv_len: n, heads: 1, align: Align::End, tree: Tree::Leaf(Arc::new(Points(allows))) }
 }
 
 fn spec(width: usize, initial: f64, hops: &[(f64, f64)]) -> PatternSpec {
@@ -39,12 +39,14 @@ fn spec(width: usize, initial: f64, hops: &[(f64, f64)]) -> PatternSpec {
         kv_heads: 1,
         head_dim: width,
         value_dim: width,
+        align: Align::End,
         pattern: Node::Leaf { name: "full".into(), at, args: Value { at, data: Data::Null } },
         scale: 1.0,
         diffusion: Diffusion {
             initial,
             hops: hops.iter().map(|&(step, restart)| HopFactors { step, restart }).collect(),
         },
+        diffusion_at: Span::default(),
         source: Arc::new(Source::new("", "<text>")),
     }
 }

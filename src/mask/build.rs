@@ -17,7 +17,8 @@ use super::row_runs::RowRuns;
 use super::tables::Table;
 use super::{BlockMask, Edges, HeadMask, KeyOrder, Keys, QUERY_BLOCK, RowOrder, Segment};
 use crate::error::{Error, Result};
-use crate::pattern::{Cover, KeySet, Pattern, Tree};
+use crate::pattern::regroup::Regrouped;
+use crate::pattern::{Cover, KeySet, Pattern};
 
 /// Builds the block mask of a pattern with the default [`EdgeRule`]; `memory_limit` is in bytes.
 ///
@@ -35,12 +36,7 @@ pub fn build(pattern: &Pattern, memory_limit: u64) -> Result<BlockMask> {
 ///
 /// As [`build`].
 pub fn build_with(pattern: &Pattern, memory_limit: u64, rule: &EdgeRule) -> Result<BlockMask> {
-    for (what, length) in [("queries", pattern.q_len), ("keys", pattern.kv_len)] {
-        // Sums of a start and a length must fit as well.
-        if length > (u32::MAX / 2) as usize {
-            return Err(Error::unsupported(format!("{length} {what}"), format!("at most {} are", u32::MAX / 2)));
-        }
-    }
+    check_lengths(pattern)?;
     let mut mask = BlockMask {
         q_len: pattern.q_len,
         kv_len: pattern.kv_len,
@@ -51,7 +47,7 @@ pub fn build_with(pattern: &Pattern, memory_limit: u64, rule: &EdgeRule) -> Resu
     let classes = if pattern.depends_on_head() { pattern.heads } else { pattern.heads.min(1) };
     let mut taken = 0;
     for head in 0..classes {
-        let (head_mask, bytes) = HeadBuilder::new(pattern, head, rule, memory_limit, taken).run()?;
+        let (head_mask, bytes) = build_head(pattern, head, rule, memory_limit, taken)?;
         let number = mask.masks.iter().position(|other| *other == head_mask).unwrap_or_else(|| {
             taken += bytes;
             mask.masks.push(head_mask);
@@ -61,6 +57,80 @@ pub fn build_with(pattern: &Pattern, memory_limit: u64, rule: &EdgeRule) -> Resu
     }
     mask.mask_of_head.resize(pattern.heads, 0);
     Ok(mask)
+}
+
+/// [`build`] for kernels that can join parts: a union that is dense in no single order of rows is split, where that
+/// is cheaper than its scattered edges.
+///
+/// # Errors
+///
+/// As [`build`].
+pub fn build_in_parts(pattern: &Pattern, memory_limit: u64) -> Result<BlockMask> {
+    let rule = EdgeRule::default();
+    check_lengths(pattern)?;
+    let mut failed = None;
+    let parts = pattern.parts(|part| {
+        let modulus = part.modulus();
+        if regroup_step(part).is_none() || pattern.heads == 0 {
+            return false;
+        }
+        match build_head(part, 0, &rule, memory_limit, 0) {
+            Ok((mask, _)) => {
+                // Beside others, its pairs would be edges or, if they are near each other, masked to one in `modulus`.
+                let beside = mask.counts(part.q_len).nnz() * modulus.min(u64::from(rule.edge_cost));
+                rule.cost(&mask, part.q_len) + u64::from(rule.part_cost) * part.q_len as u64 <= beside
+            }
+            Err(error) => {
+                failed = Some(error);
+                false
+            }
+        }
+    });
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    let built = parts.iter().map(|part| build_with(part, memory_limit, &rule)).collect::<Result<Vec<_>>>()?;
+    let mut joined = BlockMask { parts: built.len(), masks: Vec::new(), mask_of_head: Vec::new(), ..built[0].clone() };
+    for head in 0..pattern.heads {
+        let mut first = 0;
+        for part in &built {
+            joined.mask_of_head.push(first + part.mask_of_head[head]);
+            first += part.masks.len() as u32;
+        }
+    }
+    joined.masks = built.into_iter().flat_map(|part| part.masks).collect();
+    Ok(joined)
+}
+
+fn check_lengths(pattern: &Pattern) -> Result<()> {
+    for (what, length) in [("queries", pattern.q_len), ("keys", pattern.kv_len)] {
+        // Sums of a start and a length must fit as well.
+        if length > (u32::MAX / 2) as usize {
+            return Err(Error::unsupported(format!("{length} {what}"), format!("at most {} are", u32::MAX / 2)));
+        }
+    }
+    Ok(())
+}
+
+/// Queries of a residue class from which regrouping pays: a group of lanes.
+const LEAST_CLASS: usize = 16;
+
+/// The step by which a pattern should be regrouped, if at all.
+fn regroup_step(pattern: &Pattern) -> Option<u32> {
+    let step = u32::try_from(pattern.modulus()).ok().filter(|&step| step > 1)?;
+    (pattern.q_len / step as usize >= LEAST_CLASS).then_some(step)
+}
+
+/// The mask of one head, and its bytes.
+fn build_head(pattern: &Pattern, head: usize, rule: &EdgeRule, limit: u64, taken: u64) -> Result<(HeadMask, u64)> {
+    let Some(step) = regroup_step(pattern) else {
+        return HeadBuilder::new(pattern, head, rule, limit, taken, row_order(pattern, head)).run();
+    };
+    let Regrouped { pattern, order, classes } = pattern.regrouped(step);
+    let stretch = |places: &Range<usize>| Stretch { place: places.start, query: places.start, len: places.len() };
+    let rows = (RowOrder::Permuted(order), classes.iter().map(stretch).collect());
+    let (mask, bytes) = HeadBuilder::new(&pattern, head, rule, limit, taken, rows).run()?;
+    Ok((HeadMask { keys: KeyOrder::Residue(step), ..mask }, bytes))
 }
 
 /// Queries `query ..` at places `place ..`, `len` of them: a stretch on which places and queries run together.
@@ -138,8 +208,14 @@ pub(super) struct HeadBuilder<'a> {
 }
 
 impl<'a> HeadBuilder<'a> {
-    fn new(pattern: &'a Pattern, head: usize, rule: &'a EdgeRule, limit: u64, taken: u64) -> Self {
-        let (order, stretches) = row_order(pattern, head);
+    fn new(
+        pattern: &'a Pattern,
+        head: usize,
+        rule: &'a EdgeRule,
+        limit: u64,
+        taken: u64,
+        (order, stretches): (RowOrder, Vec<Stretch>),
+    ) -> Self {
         Self {
             pattern,
             head,
@@ -175,6 +251,9 @@ impl<'a> HeadBuilder<'a> {
             let place = row * QUERY_BLOCK;
             while self.stretches[stretch].place + self.stretches[stretch].len <= place {
                 stretch += 1;
+                // The next stretch may be another residue class, where equal questions have other answers.
+                self.remembered.clear();
+                self.next_remembered = 0;
             }
             let queries = self.queries_at(stretch, place);
             self.build_row(place, &queries)?;
@@ -293,7 +372,7 @@ impl<'a> HeadBuilder<'a> {
         let keys = first..first + (hi - lo) as usize;
         // The answers of a short last row have fewer bits, and long ones are rarely asked for twice.
         let signature = (range.len() == QUERY_BLOCK && keys.len() <= LONGEST_REMEMBERED)
-            .then(|| self.pattern.tree.shift_signature(self.head, &range, &(lo..hi), QUERY_BLOCK as u64))
+            .then(|| self.pattern.shift_signature(self.head, &range, &(lo..hi), QUERY_BLOCK as u64))
             .flatten();
         let Some(signature) = signature else {
             self.evaluate(&[(lo, hi)], queries);
@@ -334,7 +413,8 @@ impl<'a> HeadBuilder<'a> {
         self.columns.resize(pattern.kv_len, 0);
         self.touched.clear();
         for (place, query) in queries.iter().cloned().flatten().enumerate() {
-            if !self.scatter_query(&pattern.tree, query, 1 << place, full) {
+            let bit = 1 << place;
+            if !pattern.each_cover(self.head, query, &mut |cover| self.scatter_cover(cover, bit, full)) {
                 self.bounds_are_loose = true;
                 self.columns.fill(0);
                 return false;
@@ -343,13 +423,9 @@ impl<'a> HeadBuilder<'a> {
         true
     }
 
-    /// Adds one query's bit; false where the bounds of a part of the tree are not exact. Parts of a union are
-    /// added one by one: to join their sets first would cost more than all the rest.
-    fn scatter_query(&mut self, tree: &Tree, query: usize, bit: u64, full: &KeySet) -> bool {
-        if let Tree::Any(children) = tree {
-            return children.iter().all(|child| self.scatter_query(child, query, bit, full));
-        }
-        let Cover { some, all } = tree.cover(self.head, query..query + 1);
+    /// Adds one query's bit to the keys that a part of the pattern allows it; false where the part's bounds are
+    /// not exact.
+    fn scatter_cover(&mut self, Cover { some, all }: Cover, bit: u64, full: &KeySet) -> bool {
         if some != all {
             return false;
         }

@@ -4,6 +4,8 @@
 //! tile. A tile works on groups of 16 queries and skips 6-key × 16-query register tiles that are wholly
 //! masked, so that is what a run is charged for.
 
+use super::{HeadMask, QUERY_BLOCK};
+
 /// Queries that a tile computes together: a group of lanes.
 const GROUP: u32 = 16;
 /// Keys of a register tile of the score kernel.
@@ -18,11 +20,13 @@ pub struct EdgeRule {
     pub column_cost: u32,
     /// What a masked run pays besides its elements: the call, trimming, its words.
     pub run_cost: u32,
+    /// What a query pays for each further part of its mask: a row of sums written, read and joined.
+    pub part_cost: u32,
 }
 
 impl Default for EdgeRule {
     fn default() -> Self {
-        Self { edge_cost: 6, column_cost: 32, run_cost: 64 }
+        Self { edge_cost: 6, column_cost: 32, run_cost: 64, part_cost: 32 }
     }
 }
 
@@ -37,14 +41,34 @@ impl EdgeRule {
         if gain < u64::from(GROUP) * words.len() as u64 + u64::from(self.run_cost) {
             return false;
         }
-        let elements: u64 = words
-            .chunks(TILE_KEYS)
-            .map(|tile| {
-                let any = tile.iter().fold(0, |any, word| any | word);
-                u64::from(active_groups(any) * GROUP) * tile.len() as u64
-            })
-            .sum();
-        elements + u64::from(self.run_cost) <= gain
+        self.elements(words) + u64::from(self.run_cost) <= gain
+    }
+
+    /// What a mask costs as a whole.
+    pub fn cost(&self, mask: &HeadMask, q_len: usize) -> u64 {
+        let of_words: Vec<u64> = mask.words.iter().map(|words| self.elements(words)).collect();
+        let mut cost = u64::from(self.edge_cost) * mask.edges.keys.len() as u64;
+        for run in &mask.rows {
+            for segment in &run.segments {
+                let (first, last) = (mask.segment_len(segment, 0), mask.segment_len(segment, run.count - 1));
+                let each = match segment.mask {
+                    // Lengths grow evenly over the run.
+                    None => (first + last) as u64 / 2 * QUERY_BLOCK.min(q_len) as u64,
+                    Some(words) => of_words[words as usize] + u64::from(self.run_cost),
+                };
+                cost += u64::from(run.count) * each;
+            }
+        }
+        cost
+    }
+
+    /// Dense elements of a masked run, trimmed by register tiles.
+    fn elements(&self, words: &[u64]) -> u64 {
+        let tiles = words.chunks(TILE_KEYS).map(|tile| {
+            let any = tile.iter().fold(0, |any, word| any | word);
+            u64::from(active_groups(any) * GROUP) * tile.len() as u64
+        });
+        tiles.sum()
     }
 
     /// Whether one masked key of a run that was not kept is dense enough for a column of its own.

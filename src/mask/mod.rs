@@ -20,7 +20,7 @@ mod tests;
 mod text;
 mod verify;
 
-pub use build::{build, build_with};
+pub use build::{build, build_in_parts, build_with};
 pub use coalesce::coalesce;
 pub use count::Counts;
 pub use edge_rule::EdgeRule;

@@ -99,7 +99,7 @@ fn copies(builder: &HeadBuilder, query: usize, most: usize) -> Option<(usize, Ve
         if count == 0 {
             return None;
         }
-        pattern.tree.shift_signature(head, &queries, &(lo..hi), SHIFT as u64)?;
+        pattern.shift_signature(head, &queries, &(lo..hi), SHIFT as u64)?;
     }
     // The fill grows a full segment that touches it; were there none, the rows would not have one shape.
     let mut grown = !fill_full;

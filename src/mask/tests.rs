@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::pattern::{Cover, KeySet, Leaf, Pattern, Tree};
+use crate::spec::Align;
 
 const LIMIT: u64 = 1 << 30;
 const LENGTHS: [usize; 9] = [0, 1, 2, 63, 64, 65, 127, 251, 1000];
@@ -20,13 +21,13 @@ struct Window {
 }
 
 impl Leaf for Window {
-    fn allows(&self, _: usize, q: usize, k: usize) -> bool {
-        let apart = k as i64 - q as i64;
+    fn allows(&self, _: usize, q: i64, k: usize) -> bool {
+        let apart = k as i64 - q;
         -self.left <= apart && apart <= self.right && apart % self.step == 0
     }
 
-    fn cover(&self, _: usize, queries: Range<usize>) -> Cover {
-        let (first, last) = (queries.start as i64, queries.end as i64 - 1);
+    fn cover(&self, _: usize, queries: Range<i64>) -> Cover {
+        let (first, last) = (queries.start, queries.end - 1);
         let some = KeySet::span(first - self.left, last + self.right + 1);
         let all = if self.step == 1 { KeySet::span(last - self.left, first + self.right + 1) } else { KeySet::empty() };
         Cover { some, all }
@@ -48,11 +49,11 @@ struct Sink {
 }
 
 impl Leaf for Sink {
-    fn allows(&self, _: usize, _: usize, k: usize) -> bool {
+    fn allows(&self, _: usize, _: i64, k: usize) -> bool {
         (k as i64) < self.end
     }
 
-    fn cover(&self, _: usize, _: Range<usize>) -> Cover {
+    fn cover(&self, _: usize, _: Range<i64>) -> Cover {
         let keys = KeySet::span(-KeySet::BOUND, self.end);
         Cover { some: keys.clone(), all: keys }
     }
@@ -65,25 +66,25 @@ impl Leaf for Sink {
 /// `q` or `k` is one of `tokens`.
 #[derive(Debug)]
 struct Global {
-    tokens: Vec<u32>,
+    tokens: Vec<i64>,
 }
 
 impl Leaf for Global {
-    fn allows(&self, _: usize, q: usize, k: usize) -> bool {
-        self.tokens.binary_search(&(q as u32)).is_ok() || self.tokens.binary_search(&(k as u32)).is_ok()
+    fn allows(&self, _: usize, q: i64, k: usize) -> bool {
+        self.tokens.binary_search(&q).is_ok() || self.tokens.binary_search(&(k as i64)).is_ok()
     }
 
-    fn cover(&self, _: usize, queries: Range<usize>) -> Cover {
-        let keys = KeySet::from_sorted_keys(self.tokens.iter().map(|&token| i64::from(token)));
-        let inside = self.tokens.iter().filter(|&&token| queries.contains(&(token as usize))).count();
+    fn cover(&self, _: usize, queries: Range<i64>) -> Cover {
+        let keys = KeySet::from_sorted_keys(self.tokens.iter().copied());
+        let inside = self.tokens.iter().filter(|token| queries.contains(token)).count() as i64;
         let every = KeySet::everything();
         Cover {
             some: if inside > 0 { every.clone() } else { keys.clone() },
-            all: if inside == queries.len() { every } else { keys },
+            all: if inside == queries.end - queries.start { every } else { keys },
         }
     }
 
-    fn dense_queries(&self) -> &[u32] {
+    fn dense_queries(&self) -> &[i64] {
         &self.tokens
     }
 
@@ -101,11 +102,14 @@ struct Random {
 }
 
 impl Random {
-    fn drawn(&self, head: usize, q: usize) -> Vec<u32> {
+    fn drawn(&self, head: usize, q: i64) -> Vec<u32> {
         let head = if self.by_head { head as u64 + 1 } else { 0 };
         let mut keys: Vec<u32> = (0..self.count.min(self.keys))
             .map(|draw| {
-                let mixed = (q as u64 * 7919 + draw * 104_729 + head * 31).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                let mixed = (q as u64)
+                    .wrapping_mul(7919)
+                    .wrapping_add(draw * 104_729 + head * 31)
+                    .wrapping_mul(0x9e37_79b9_7f4a_7c15);
                 ((mixed >> 20) % self.keys) as u32
             })
             .collect();
@@ -116,18 +120,18 @@ impl Random {
 }
 
 impl Leaf for Random {
-    fn allows(&self, head: usize, q: usize, k: usize) -> bool {
+    fn allows(&self, head: usize, q: i64, k: usize) -> bool {
         self.drawn(head, q).contains(&(k as u32))
     }
 
-    fn cover(&self, head: usize, queries: Range<usize>) -> Cover {
+    fn cover(&self, head: usize, queries: Range<i64>) -> Cover {
         let mut keys: Vec<u32> = queries.clone().flat_map(|q| self.drawn(head, q)).collect();
         keys.sort_unstable();
         let some = KeySet::from_sorted_keys(keys.iter().map(|&key| i64::from(key)));
-        Cover { all: if queries.len() == 1 { some.clone() } else { KeySet::empty() }, some }
+        Cover { all: if queries.end - queries.start == 1 { some.clone() } else { KeySet::empty() }, some }
     }
 
-    fn words(&self, head: usize, q: usize, blocks: &[u32], out: &mut [u64]) {
+    fn words(&self, head: usize, q: i64, blocks: &[u32], out: &mut [u64]) {
         for key in self.drawn(head, q) {
             if let Ok(at) = blocks.binary_search(&(key / 64)) {
                 out[at] |= 1 << (key % 64);
@@ -153,15 +157,20 @@ struct Opaque {
 }
 
 impl Leaf for Opaque {
-    fn allows(&self, _: usize, q: usize, k: usize) -> bool {
+    fn allows(&self, _: usize, q: i64, k: usize) -> bool {
         let (q, k) = match self.period {
-            Some(period) => (q as u64 % period, k as u64 + period * (1 << 20) - (q as u64 / period * period)),
+            Some(period) => {
+                let period = period as i64;
+                let shift = q.div_euclid(period) * period;
+                ((q - shift) as u64, (k as i64 + (period << 20) - shift) as u64)
+            }
             None => (q as u64, k as u64),
         };
-        ((q * 31 + k * 17).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % self.modulus < self.density
+        (q.wrapping_mul(31).wrapping_add(k.wrapping_mul(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % self.modulus
+            < self.density
     }
 
-    fn cover(&self, _: usize, _: Range<usize>) -> Cover {
+    fn cover(&self, _: usize, _: Range<i64>) -> Cover {
         Cover { some: KeySet::everything(), all: KeySet::empty() }
     }
 
@@ -191,7 +200,7 @@ fn full() -> Tree {
 }
 
 fn pattern(tree: Tree, n: usize) -> Pattern {
-    Pattern { q_len: n, kv_len: n, heads: 2, tree }
+    Pattern { q_len: n, kv_len: n, heads: 2, align: Align::End, tree }
 }
 
 fn random(count: u64, n: usize, by_head: bool) -> Tree {
@@ -199,7 +208,7 @@ fn random(count: u64, n: usize, by_head: bool) -> Tree {
 }
 
 fn trees(n: usize) -> Vec<(&'static str, Tree)> {
-    let global = |step: usize| leaf(Global { tokens: (3..n as u32).step_by(step).collect() });
+    let global = |step: usize| leaf(Global { tokens: (3..n as i64).step_by(step).collect() });
     vec![
         ("full", full()),
         ("causal", causal()),
@@ -210,7 +219,7 @@ fn trees(n: usize) -> Vec<(&'static str, Tree)> {
         ("dilated", leaf(Window { left: 60, right: 30, step: 3 })),
         ("streaming", Tree::Any(vec![leaf(Sink { end: 4 }), Tree::All(vec![window(70, 3), causal()])])),
         ("outside a window", Tree::Not(Box::new(window(40, 200)))),
-        ("longformer", Tree::Any(vec![window(32, 32), leaf(Global { tokens: (0..70.min(n as u32)).collect() })])),
+        ("longformer", Tree::Any(vec![window(32, 32), leaf(Global { tokens: (0..70.min(n as i64)).collect() })])),
         ("scattered globals", Tree::Any(vec![window(32, 32), global(97)])),
         ("diffuser", Tree::Any(vec![window(32, 32), global(131), random(9, n, false)])),
         ("random by head", Tree::Any(vec![window(3, 3), random(5, n, true)])),
@@ -252,6 +261,31 @@ fn decoded_masks_equal_points() {
     }
 }
 
+#[test]
+fn lengths_that_differ_equal_points() {
+    for (q_len, kv_len) in [(1, 1000), (65, 1000), (300, 1000), (1000, 300), (1000, 1), (64, 0), (0, 64), (700, 1300)] {
+        for align in [Align::End, Align::Start] {
+            for (name, tree) in trees(kv_len) {
+                let name = format!("{name}, {align:?}, {q_len} queries, {kv_len} keys");
+                assert_equal_through_passes(&name, &Pattern { q_len, kv_len, heads: 2, align, tree });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_long_cache_costs_no_more_runs() {
+    let (q_len, kv_len) = (100_000, 1_000_000);
+    for align in [Align::End, Align::Start] {
+        let tree = Tree::Any(vec![leaf(Sink { end: 4 }), Tree::All(vec![window(255, 3), causal()])]);
+        let mask = build(&Pattern { q_len, kv_len, heads: 1, align, tree }, LIMIT).unwrap();
+        verify(&mask).unwrap();
+        assert!(mask.masks[0].rows.len() <= 8, "{align:?}: {} runs", mask.masks[0].rows.len());
+    }
+    let mask = build(&Pattern { q_len: 1, kv_len, heads: 1, align: Align::End, tree: window(1000, 0) }, LIMIT).unwrap();
+    assert_eq!(mask.keys_of(0, 0), (kv_len as u32 - 1001..kv_len as u32).collect::<Vec<_>>());
+}
+
 /// The mask as built, after each pass, and after its text, with the rules checked each time.
 fn assert_equal_through_passes(name: &str, pattern: &Pattern) {
     let mut mask = build(pattern, LIMIT).unwrap();
@@ -274,7 +308,7 @@ fn some_tree() -> impl Strategy<Value = Tree> {
     let leaves = prop_oneof![
         (0i64..200, 0i64..200, 1i64..4).prop_map(|(left, right, step)| leaf(Window { left, right, step })),
         (0i64..150).prop_map(|end| leaf(Sink { end })),
-        prop::collection::btree_set(0u32..300, 1..40)
+        prop::collection::btree_set(0i64..300, 1..40)
             .prop_map(|tokens| leaf(Global { tokens: tokens.into_iter().collect() })),
         (1u64..8, any::<bool>()).prop_map(|(count, by_head)| random(count, 300, by_head)),
         (2u64..9, prop_oneof![Just(None), Just(Some(16)), Just(Some(64)), Just(Some(24))])
@@ -292,8 +326,13 @@ fn some_tree() -> impl Strategy<Value = Tree> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
     #[test]
-    fn random_trees_equal_points(tree in some_tree(), q_len in 0usize..400, kv_len in 0usize..400) {
-        let pattern = Pattern { q_len, kv_len, heads: 2, tree };
+    fn random_trees_equal_points(
+        tree in some_tree(),
+        q_len in 0usize..400,
+        kv_len in 0usize..400,
+        align in prop::sample::select(vec![Align::End, Align::Start]),
+    ) {
+        let pattern = Pattern { q_len, kv_len, heads: 2, align, tree };
         assert_equal_through_passes("random tree", &pattern);
     }
 }
@@ -360,7 +399,7 @@ fn heads_share_a_mask_unless_they_differ() {
 
 #[test]
 fn scattered_globals_share_one_list() {
-    let tokens: Vec<u32> = (100..2000).step_by(50).collect();
+    let tokens: Vec<i64> = (100..2000).step_by(50).collect();
     let n = 6400;
     let tree = Tree::Any(vec![window(40, 40), leaf(Global { tokens: tokens.clone() })]);
     let mut mask = build(&pattern(tree, n), LIMIT).unwrap().masks.remove(0);
@@ -369,7 +408,8 @@ fn scattered_globals_share_one_list() {
     gather_columns(&mut mask);
     let after = mask.counts(n);
     assert_eq!((before.nnz(), before.empty_rows), (after.nnz(), after.empty_rows));
-    assert!(mask.lists.contains(&tokens), "rows far from all tokens have them all in one list");
+    let list: Vec<u32> = tokens.iter().map(|&token| token as u32).collect();
+    assert!(mask.lists.contains(&list), "rows far from all tokens have them all in one list");
     assert!(after.row_runs < 50 && after.full_segments < before.full_segments / 10, "{after:?}");
 }
 
@@ -397,7 +437,9 @@ fn text_is_readable() {
     let mask = build(&pattern(Tree::Any(tree), 640), LIMIT).unwrap();
     let text = mask.print();
     assert!(
-        text.starts_with("mask q_len 640 kv_len 640 heads 0*2\nhead mask 0\norder 0..600 601..640 600\n"),
+        text.starts_with(
+            "mask q_len 640 kv_len 640 parts 1 heads 0*2\nhead mask 0\norder 0..600 601..640 600\nkeys identity\n"
+        ),
         "{text}"
     );
     assert!(text.contains("\nrows 2..9: [0 +4] [64t-70 +63 mask"), "{text}");
@@ -410,10 +452,14 @@ fn broken_texts_are_refused_with_their_line() {
         ("", "", 0),
         (good.as_str(), "", 0),
         ("heads 0*2", "heads 0*99999999999", 1),
-        ("rows 0..1:", "rows 0..0:", 4),
-        ("rows 0..1:", "rows 0:", 4),
+        ("rows 0..1:", "rows 0..0:", 5),
+        ("rows 0..1:", "rows 0:", 5),
         ("order identity", "order 1 2 3", 0),
         ("order identity", "ordering", 3),
+        ("parts 1", "parts 2x", 1),
+        ("parts 1", "parts 0", 0),
+        ("keys identity", "keys residue", 4),
+        ("keys identity", "keys residue 0", 0),
         ("[0 +", "[400 +", 0),
         ("mask0 =", "mask7 =", 0),
         ("head mask 0", "head mask 1", 2),

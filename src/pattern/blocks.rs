@@ -62,7 +62,9 @@ fn read_random<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
     let past = args.choice("among", &["all", "past"])? == "past";
     Ok(Box::new(move |scope| {
         let block = block.at_most(scope, MAX_LENGTH as i64)? as usize;
-        let (q_blocks, k_blocks) = (scope.q_len.div_ceil(block), scope.kv_len.div_ceil(block) as u32);
+        let first = scope.first().div_euclid(block as i64);
+        let q_blocks = scope.blocks(block);
+        let k_blocks = scope.kv_len.div_ceil(block) as u32;
         let per_row = per_row.at_most(scope, i64::from(k_blocks))? as u32;
         let heads = if per_head { scope.heads } else { 1 };
         let edges = q_blocks * per_row as usize;
@@ -71,7 +73,7 @@ fn read_random<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
         let draw_head = |head: usize| {
             let mut draw = Draw::new(seed, Draw::BLOCKS + head as u64);
             Rows::build(q_blocks, edges, |row, keys| {
-                let bound = if past { k_blocks.min(row as u32 + 1) } else { k_blocks };
+                let bound = if past { (first + row as i64 + 1).clamp(0, i64::from(k_blocks)) as u32 } else { k_blocks };
                 draw.distinct(per_row, bound, keys);
             })
         };
@@ -80,7 +82,7 @@ fn read_random<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
         let text = format!(
             "random_blocks: {{block: {block}, blocks_per_row: {per_row}, seed: {seed}, per_head: {per_head}, among: {among}}}"
         );
-        leaf(BlockRows { block, rows, text })
+        leaf(BlockRows { block, first, rows, text })
     }))
 }
 
@@ -92,7 +94,7 @@ fn read_layout<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
         let block = block.at_most(scope, MAX_LENGTH as i64)? as usize;
         let rows = layout.at(&args, scope, block)?;
         let text = format!("blocks: {{block: {block}, layout: {}}}", layout.text());
-        leaf(BlockRows { block, rows, text })
+        leaf(BlockRows { block, first: 0, rows, text })
     }))
 }
 
@@ -100,6 +102,8 @@ fn read_layout<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
 #[derive(Debug)]
 struct BlockRows {
     block: usize,
+    /// Query block of the first row.
+    first: i64,
     /// By head; one entry where heads agree.
     rows: Vec<Rows>,
     text: String,
@@ -108,6 +112,16 @@ struct BlockRows {
 impl BlockRows {
     fn head(&self, head: usize) -> &Rows {
         &self.rows[head.min(self.rows.len() - 1)]
+    }
+
+    /// The row of a query's block; none where it stands before the first one, as queries before position 0 do
+    /// with a layout.
+    fn row(&self, q: i64) -> Option<usize> {
+        usize::try_from(q.div_euclid(self.block as i64) - self.first).ok()
+    }
+
+    fn keys_of(&self, head: usize, q: i64) -> &[u32] {
+        self.row(q).map_or(&[], |row| self.head(head).row(row))
     }
 
     fn keys(&self, blocks: &[u32]) -> KeySet {
@@ -121,13 +135,17 @@ impl BlockRows {
 }
 
 impl Leaf for BlockRows {
-    fn allows(&self, head: usize, q: usize, k: usize) -> bool {
-        self.head(head).row(q / self.block).binary_search(&((k / self.block) as u32)).is_ok()
+    fn allows(&self, head: usize, q: i64, k: usize) -> bool {
+        self.keys_of(head, q).binary_search(&((k / self.block) as u32)).is_ok()
     }
 
-    fn cover(&self, head: usize, queries: Range<usize>) -> Cover {
-        let rows = queries.start / self.block..(queries.end - 1) / self.block + 1;
+    fn cover(&self, head: usize, queries: Range<i64>) -> Cover {
         let head = self.head(head);
+        let Some(last) = self.row(queries.end - 1) else { return Cover::default() };
+        let Some(first) = self.row(queries.start) else {
+            return Cover { some: self.keys(&head.union(0..last + 1)), all: KeySet::empty() };
+        };
+        let rows = first..last + 1;
         if rows.len() == 1 {
             let keys = self.keys(head.row(rows.start));
             return Cover { some: keys.clone(), all: keys };
@@ -135,8 +153,8 @@ impl Leaf for BlockRows {
         Cover { some: self.keys(&head.union(rows.clone())), all: self.keys(&head.common(rows)) }
     }
 
-    fn words(&self, head: usize, q: usize, blocks: &[u32], out: &mut [u64]) {
-        let row = self.head(head).row(q / self.block);
+    fn words(&self, head: usize, q: i64, blocks: &[u32], out: &mut [u64]) {
+        let row = self.keys_of(head, q);
         for (i, &block) in blocks.iter().enumerate() {
             let (first, end) = (block as usize * 64, block as usize * 64 + 64);
             let from = row.partition_point(|&b| (b as usize + 1) * self.block <= first);

@@ -49,24 +49,28 @@ impl Chunk {
         ((x - self.size).div_euclid(self.stride) + 1).max(0)
     }
 
-    /// Last chunk that starts at or before token `x`.
+    /// Last chunk that starts at or before token `x`; negative before the first one.
     fn last(&self, x: i64) -> i64 {
-        x / self.stride
+        x.div_euclid(self.stride)
     }
 }
 
 impl Leaf for Chunk {
-    fn allows(&self, _: usize, q: usize, k: usize) -> bool {
+    fn allows(&self, _: usize, q: i64, k: usize) -> bool {
         // The last chunk that starts at or before both reaches furthest.
-        let last = self.last(q.min(k) as i64);
-        (q.max(k) as i64) < last * self.stride + self.size
+        let k = k as i64;
+        let last = self.last(q.min(k));
+        last >= 0 && q.max(k) < last * self.stride + self.size
     }
 
-    fn cover(&self, _: usize, queries: Range<usize>) -> Cover {
-        let (low, high) = (queries.start as i64, queries.end as i64 - 1);
+    fn cover(&self, _: usize, queries: Range<i64>) -> Cover {
+        let (low, high) = (queries.start, queries.end - 1);
         let start = |chunk: i64| chunk * self.stride;
         let (first, last) = (self.first(low), self.last(high));
         let mut some = KeySet::empty();
+        if high < 0 {
+            return Cover::default();
+        }
         if self.stride <= self.size {
             some = KeySet::span(start(first), start(last) + self.size);
         } else {
@@ -76,12 +80,17 @@ impl Leaf for Chunk {
         }
         // Both ends move up with the query: the intersection runs from the highest query's first chunk to
         // the lowest one's last, and a query in a gap between chunks makes it empty.
-        let all = KeySet::span(start(self.first(high)), start(self.last(low)) + self.size);
+        let all = match low {
+            0.. => KeySet::span(start(self.first(high)), start(self.last(low)) + self.size),
+            _ => KeySet::empty(),
+        };
         Cover { some: some.clip(0, self.kv_len), all }
     }
 
-    fn words(&self, _: usize, q: usize, blocks: &[u32], out: &mut [u64]) {
-        let q = q as i64;
+    fn words(&self, _: usize, q: i64, blocks: &[u32], out: &mut [u64]) {
+        if q < 0 {
+            return;
+        }
         fill(blocks, out, self.first(q) * self.stride, self.last(q) * self.stride + self.size);
     }
 

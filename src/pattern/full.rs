@@ -34,16 +34,16 @@ struct Full {
 }
 
 impl Leaf for Full {
-    fn allows(&self, _: usize, _: usize, _: usize) -> bool {
+    fn allows(&self, _: usize, _: i64, _: usize) -> bool {
         true
     }
 
-    fn cover(&self, _: usize, _: Range<usize>) -> Cover {
+    fn cover(&self, _: usize, _: Range<i64>) -> Cover {
         let keys = KeySet::span(0, self.kv_len);
         Cover { some: keys.clone(), all: keys }
     }
 
-    fn words(&self, _: usize, _: usize, _: &[u32], out: &mut [u64]) {
+    fn words(&self, _: usize, _: i64, _: &[u32], out: &mut [u64]) {
         out.fill(u64::MAX);
     }
 
@@ -60,16 +60,16 @@ impl Leaf for Full {
 struct Causal;
 
 impl Leaf for Causal {
-    fn allows(&self, _: usize, q: usize, k: usize) -> bool {
-        k <= q
+    fn allows(&self, _: usize, q: i64, k: usize) -> bool {
+        k as i64 <= q
     }
 
-    fn cover(&self, _: usize, queries: Range<usize>) -> Cover {
-        Cover { some: KeySet::span(0, queries.end as i64), all: KeySet::span(0, queries.start as i64 + 1) }
+    fn cover(&self, _: usize, queries: Range<i64>) -> Cover {
+        Cover { some: KeySet::span(0, queries.end), all: KeySet::span(0, queries.start + 1) }
     }
 
-    fn words(&self, _: usize, q: usize, blocks: &[u32], out: &mut [u64]) {
-        fill(blocks, out, 0, q as i64 + 1);
+    fn words(&self, _: usize, q: i64, blocks: &[u32], out: &mut [u64]) {
+        fill(blocks, out, 0, q + 1);
     }
 
     fn period(&self) -> Option<u64> {

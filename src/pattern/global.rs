@@ -37,8 +37,8 @@ fn read<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
         let tokens = tokens.at(scope)?;
         let mut rows = Vec::new();
         if axis != "keys" {
-            for &(lo, hi) in tokens.set.intervals() {
-                rows.extend(lo as u32..hi as u32);
+            for &(lo, hi) in tokens.set.clip(scope.first(), scope.end()).intervals() {
+                rows.extend(lo..hi);
             }
         }
         leaf(Global { tokens, axis, rows, kv_len: scope.kv_len as i64 })
@@ -49,8 +49,8 @@ fn read<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
 struct Global {
     tokens: Tokens,
     axis: &'static str,
-    /// Queries that attend to everything.
-    rows: Vec<u32>,
+    /// Positions of queries that attend to everything.
+    rows: Vec<i64>,
     kv_len: i64,
 }
 
@@ -61,18 +61,18 @@ impl Global {
 }
 
 impl Leaf for Global {
-    fn allows(&self, _: usize, q: usize, k: usize) -> bool {
-        let is_token = |x: usize| self.tokens.set.contains(x as i64);
+    fn allows(&self, _: usize, q: i64, k: usize) -> bool {
+        let is_token = |x: i64| self.tokens.set.contains(x);
         match self.axis {
-            "keys" => is_token(k),
+            "keys" => is_token(k as i64),
             "queries" => is_token(q),
-            _ => is_token(q) || is_token(k),
+            _ => is_token(q) || is_token(k as i64),
         }
     }
 
-    fn cover(&self, _: usize, queries: Range<usize>) -> Cover {
+    fn cover(&self, _: usize, queries: Range<i64>) -> Cover {
         let everything = || KeySet::span(0, self.kv_len);
-        let (first, end) = (queries.start as i64, queries.end as i64);
+        let (first, end) = (queries.start, queries.end);
         if self.axis == "keys" || !self.tokens.set.meets(first, end) {
             return Cover { some: self.keys(), all: self.keys() };
         }
@@ -80,15 +80,15 @@ impl Leaf for Global {
         Cover { some: everything(), all }
     }
 
-    fn words(&self, _: usize, q: usize, blocks: &[u32], out: &mut [u64]) {
-        if self.axis != "keys" && self.tokens.set.contains(q as i64) {
+    fn words(&self, _: usize, q: i64, blocks: &[u32], out: &mut [u64]) {
+        if self.axis != "keys" && self.tokens.set.contains(q) {
             out.fill(u64::MAX);
         } else if self.axis != "queries" {
             fill_set(blocks, out, &self.tokens.set);
         }
     }
 
-    fn dense_queries(&self) -> &[u32] {
+    fn dense_queries(&self) -> &[i64] {
         &self.rows
     }
 

@@ -51,7 +51,9 @@ impl<'a> Layout<'a> {
     /// The key blocks of every query block, by head; checks that the layout fits the lengths.
     pub fn at(&self, args: &Args<'_>, scope: &Scope, block: usize) -> Result<Vec<Rows>> {
         let heads = if self.by_head { scope.heads } else { 1 };
-        let expected = [heads, scope.q_len.div_ceil(block), scope.kv_len.div_ceil(block)];
+        // Queries count from position 0: with a longer cache, the last rows of the layout are theirs.
+        let queries = usize::try_from(scope.end()).unwrap_or(0);
+        let expected = [heads, queries.div_ceil(block), scope.kv_len.div_ceil(block)];
         // No tokens need no blocks: any layout will do, so that a spec with a layout runs on empty input.
         let empty = expected[1] == 0 || expected[2] == 0;
         if self.allowed.shape() != expected && !(empty && self.allowed.shape()[0] == heads) {
@@ -61,7 +63,7 @@ impl<'a> Layout<'a> {
                 "{:?}: {}{} queries and {} keys in blocks of {block}",
                 &expected[skip..],
                 if self.by_head { format!("{heads} heads, ") } else { String::new() },
-                scope.q_len,
+                queries,
                 scope.kv_len
             );
             return Err(args.source.error(self.written.at, message, expected));

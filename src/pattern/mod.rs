@@ -10,6 +10,8 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::spec::Align;
+
 mod bits;
 mod blocks;
 mod chunk;
@@ -21,6 +23,7 @@ mod layout;
 pub mod node;
 mod predicate;
 mod random;
+pub mod regroup;
 mod resolve;
 mod rows;
 mod sink;
@@ -65,18 +68,19 @@ pub struct Cover {
     pub all: KeySet,
 }
 
-/// A leaf of the pattern tree at given lengths. Positions are absolute; `head` counts query heads.
+/// A leaf of the pattern tree at given lengths. Queries go by their positions, which are negative for those
+/// that stand before the first key; `head` counts query heads.
 pub trait Leaf: Debug + Send + Sync {
-    /// Whether query `q` may attend to key `k`: the definition, in the words of the contract.
-    fn allows(&self, head: usize, q: usize, k: usize) -> bool;
+    /// Whether the query at position `q` may attend to key `k`: the definition, in the words of the contract.
+    fn allows(&self, head: usize, q: i64, k: usize) -> bool;
 
-    /// Bounds on the keys of all queries in `queries` (not empty), in time that does not depend on the
-    /// number of points between.
-    fn cover(&self, head: usize, queries: Range<usize>) -> Cover;
+    /// Bounds on the keys of all queries at the positions `queries` (not empty), in time that does not depend
+    /// on the number of points between.
+    fn cover(&self, head: usize, queries: Range<i64>) -> Cover;
 
     /// Sets in `out[i]` the bit `j` exactly when `allows(head, q, 64 * blocks[i] + j)`; `blocks` ascend and
     /// `out` comes zeroed. Bits at keys beyond `kv_len` may have any value.
-    fn words(&self, head: usize, q: usize, blocks: &[u32], out: &mut [u64]) {
+    fn words(&self, head: usize, q: i64, blocks: &[u32], out: &mut [u64]) {
         for (&block, word) in blocks.iter().zip(out) {
             for bit in 0..64 {
                 let k = block as usize * 64 + bit;
@@ -91,13 +95,26 @@ pub trait Leaf: Debug + Send + Sync {
     }
 
     /// The smallest `p` such that shifting query and key together by `p` never changes the answer (both
-    /// staying in range); `None` where there is none.
+    /// staying in range, at positions from 0 on); `None` where there is none.
     fn period(&self) -> Option<u64> {
         None
     }
 
-    /// Queries that the leaf allows most keys to (global tokens): a hint to gather them into dense rows.
-    fn dense_queries(&self) -> &[u32] {
+    /// Bounds as in [`Self::cover`] on the `count` queries at `first`, `first + step`, … and on the keys of their
+    /// residue class modulo `step` alone: what is said of other keys does not count.
+    fn cover_class(&self, head: usize, first: i64, count: i64, step: i64) -> Cover {
+        self.cover(head, first..first + (count - 1) * step + 1)
+    }
+
+    /// A number `r` such that every allowed pair has positions of one residue class modulo `r`; 1 where there is
+    /// none.
+    fn modulus(&self) -> u64 {
+        1
+    }
+
+    /// Positions of queries that the leaf allows most keys to (global tokens): a hint to gather them into dense
+    /// rows.
+    fn dense_queries(&self) -> &[i64] {
         &[]
     }
 
@@ -106,7 +123,7 @@ pub trait Leaf: Debug + Send + Sync {
     fn print(&self) -> String;
 }
 
-/// A pattern tree.
+/// A pattern tree, over positions.
 #[derive(Debug, Clone)]
 pub enum Tree {
     /// Union; never empty.
@@ -119,7 +136,7 @@ pub enum Tree {
     Leaf(Arc<dyn Leaf>),
 }
 
-/// A pattern at given lengths.
+/// A pattern at given lengths. Its methods count queries from 0, whatever positions they stand at.
 #[derive(Debug, Clone)]
 pub struct Pattern {
     /// Queries.
@@ -128,6 +145,8 @@ pub struct Pattern {
     pub kv_len: usize,
     /// Query heads.
     pub heads: usize,
+    /// At which positions the queries stand, where they are not as many as the keys.
+    pub align: Align,
     /// The tree.
     pub tree: Tree,
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::Leaf;
 use crate::error::{Result, Span};
 use crate::spec::expr::{Env, Expr, Var};
-use crate::spec::{Fields, Source, Value};
+use crate::spec::{Align, Fields, Source, Value};
 
 /// A node of the spec language, for its reader and for listings.
 #[derive(Debug)]
@@ -78,9 +78,29 @@ pub struct Scope {
     pub head_dim: usize,
     /// Query heads.
     pub heads: usize,
+    /// Where the queries stand.
+    pub align: Align,
 }
 
 impl Scope {
+    /// Position of the first query.
+    pub fn first(&self) -> i64 {
+        self.align.first(self.q_len, self.kv_len)
+    }
+
+    /// Position after the last query.
+    pub fn end(&self) -> i64 {
+        self.first() + self.q_len as i64
+    }
+
+    /// How many blocks of so many positions, counted from position 0, the queries meet.
+    pub fn blocks(&self, block: usize) -> usize {
+        match self.q_len {
+            0 => 0,
+            _ => ((self.end() - 1).div_euclid(block as i64) - self.first().div_euclid(block as i64) + 1) as usize,
+        }
+    }
+
     /// Values of `n`, `m` and `d`.
     pub fn env(&self) -> Env {
         Env::lengths(self.kv_len, self.q_len, self.head_dim)

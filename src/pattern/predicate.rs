@@ -41,14 +41,16 @@ struct Where {
 }
 
 impl Where {
-    fn truth(&self, head: usize, queries: &Range<usize>, keys: &Range<usize>) -> Truth {
-        let ranges = Bounds::at(&Env::default().with(Var::H, head))
-            .with(Var::Q, queries.start as i64, queries.end as i64 - 1)
-            .with(Var::K, keys.start as i64, keys.end as i64 - 1);
+    fn truth(&self, head: usize, queries: &Range<i64>, keys: &Range<usize>) -> Truth {
+        let ranges = Bounds::at(&Env::default().with(Var::H, head)).with(Var::Q, queries.start, queries.end - 1).with(
+            Var::K,
+            keys.start as i64,
+            keys.end as i64 - 1,
+        );
         self.predicate.truth_bounds(&ranges)
     }
 
-    fn split(&self, head: usize, queries: &Range<usize>, keys: Range<usize>, cover: &mut Cover) {
+    fn split(&self, head: usize, queries: &Range<i64>, keys: Range<usize>, cover: &mut Cover) {
         let truth = self.truth(head, queries, &keys);
         if truth.never() {
             return;
@@ -70,11 +72,11 @@ impl Where {
 }
 
 impl Leaf for Where {
-    fn allows(&self, head: usize, q: usize, k: usize) -> bool {
-        self.predicate.holds(&Env::default().with(Var::H, head).with(Var::Q, q).with(Var::K, k))
+    fn allows(&self, head: usize, q: i64, k: usize) -> bool {
+        self.predicate.holds(&Env::default().with(Var::H, head).at(Var::Q, q).with(Var::K, k))
     }
 
-    fn cover(&self, head: usize, queries: Range<usize>) -> Cover {
+    fn cover(&self, head: usize, queries: Range<i64>) -> Cover {
         let mut cover = Cover { some: KeySet::empty(), all: KeySet::empty() };
         if self.kv_len > 0 {
             self.split(head, &queries, 0..self.kv_len, &mut cover);
@@ -82,8 +84,8 @@ impl Leaf for Where {
         cover
     }
 
-    fn words(&self, head: usize, q: usize, blocks: &[u32], out: &mut [u64]) {
-        let env = Env::default().with(Var::H, head).with(Var::Q, q);
+    fn words(&self, head: usize, q: i64, blocks: &[u32], out: &mut [u64]) {
+        let env = Env::default().with(Var::H, head).at(Var::Q, q);
         for (&block, word) in blocks.iter().zip(out) {
             let first = block as usize * 64;
             let truth = self.truth(head, &(q..q + 1), &(first..first + 64));

@@ -54,19 +54,20 @@ fn read_random<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
         let kv_len = scope.kv_len as u32;
         let count = count.at_most(scope, i64::from(kv_len))? as u32;
         let heads = if per_head { scope.heads } else { 1 };
+        let first = scope.first();
         let edges = scope.q_len * count as usize;
         // Empty rows take memory too.
         check_edges(&args, edges.max(scope.q_len) as u128 * heads as u128)?;
         let draw_head = |head: usize| {
             let mut draw = Draw::new(seed, Draw::KEYS + head as u64);
             Rows::build(scope.q_len, edges, |q, keys| {
-                let bound = if past { kv_len.min(q as u32 + 1) } else { kv_len };
+                let bound = if past { (first + q as i64 + 1).clamp(0, i64::from(kv_len)) as u32 } else { kv_len };
                 draw.distinct(count, bound, keys);
             })
         };
         let among = if past { "past" } else { "all" };
         let text = format!("random: {{keys_per_query: {count}, seed: {seed}, per_head: {per_head}, among: {among}}}");
-        leaf(Drawn { rows: (0..heads).map(draw_head).collect(), text })
+        leaf(Drawn { rows: (0..heads).map(draw_head).collect(), first, text })
     }))
 }
 
@@ -79,7 +80,7 @@ fn read_cells<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
         let count = (count.at(scope)? as u64).min(cells);
         check_edges(&args, u128::from(count))?;
         let text = format!("random_cells: {{count: {count}, seed: {seed}}}");
-        leaf(Drawn { rows: vec![draw_cells(scope, count, cells, seed)], text })
+        leaf(Drawn { rows: vec![draw_cells(scope, count, cells, seed)], first: scope.first(), text })
     }))
 }
 
@@ -163,6 +164,8 @@ fn by_row(q_len: usize, kv_len: u32, cells: &[(u32, u32)]) -> Rows {
 struct Drawn {
     /// By head; one entry where heads agree.
     rows: Vec<Rows>,
+    /// Position of the first row's query.
+    first: i64,
     text: String,
 }
 
@@ -170,21 +173,28 @@ impl Drawn {
     fn head(&self, head: usize) -> &Rows {
         &self.rows[head.min(self.rows.len() - 1)]
     }
+
+    /// The row of the query at a position. Draws belong to the number of the query, so that they depend on
+    /// the lengths and not on where the queries stand.
+    fn row(&self, q: i64) -> usize {
+        (q - self.first) as usize
+    }
 }
 
 impl Leaf for Drawn {
-    fn allows(&self, head: usize, q: usize, k: usize) -> bool {
-        self.head(head).row(q).binary_search(&(k as u32)).is_ok()
+    fn allows(&self, head: usize, q: i64, k: usize) -> bool {
+        self.head(head).row(self.row(q)).binary_search(&(k as u32)).is_ok()
     }
 
-    fn cover(&self, head: usize, queries: Range<usize>) -> Cover {
+    fn cover(&self, head: usize, queries: Range<i64>) -> Cover {
         let rows = self.head(head);
+        let queries = self.row(queries.start)..self.row(queries.end);
         let set = |keys: Vec<u32>| KeySet::from_sorted_keys(keys.into_iter().map(i64::from));
         Cover { some: set(rows.union(queries.clone())), all: set(rows.common(queries)) }
     }
 
-    fn words(&self, head: usize, q: usize, blocks: &[u32], out: &mut [u64]) {
-        fill_sorted(blocks, out, self.head(head).row(q));
+    fn words(&self, head: usize, q: i64, blocks: &[u32], out: &mut [u64]) {
+        fill_sorted(blocks, out, self.head(head).row(self.row(q)));
     }
 
     fn depends_on_head(&self) -> bool {

@@ -13,22 +13,20 @@ const NOT_YET: [&str; 5] = ["exponential", "edges", "segments", "grid", "axial"]
 /// The pattern of a spec at given lengths.
 ///
 /// Refused: what [`check`] refuses, arguments that come out wrong at these lengths, lengths beyond
-/// [`MAX_LENGTH`], and (in this version) lengths that differ.
+/// [`MAX_LENGTH`], and diffusion over lengths that differ: its hops apply A to rows of its own result.
 pub fn resolve(spec: &PatternSpec, q_len: usize, kv_len: usize) -> Result<Pattern> {
     let longest = q_len.max(kv_len);
     if longest > MAX_LENGTH {
         return Err(Error::unsupported(format!("length {longest}"), format!("lengths go up to {MAX_LENGTH}")));
     }
-    if q_len != kv_len {
-        let hops = spec.diffusion.hops.len();
-        let limit = match hops {
-            0 | 1 => "this version needs as many queries as keys".to_string(),
-            _ => format!("{hops} hops need as many queries as keys"),
-        };
-        return Err(Error::unsupported(format!("q_len {q_len} with kv_len {kv_len}"), limit));
+    if q_len != kv_len && !spec.diffusion.is_plain() {
+        let message = format!("diffusion needs as many queries as keys; there are {q_len} and {kv_len}");
+        let at = spec.diffusion_at;
+        return Err(spec.source.error(at, message, "one hop without `alpha`, or equal lengths"));
     }
-    let scope = Scope { q_len, kv_len, head_dim: spec.head_dim, heads: spec.heads };
-    Ok(Pattern { q_len, kv_len, heads: spec.heads, tree: tree(&spec.source, &spec.pattern, &scope)? })
+    let scope = Scope { q_len, kv_len, head_dim: spec.head_dim, heads: spec.heads, align: spec.align };
+    let tree = tree(&spec.source, &spec.pattern, &scope)?;
+    Ok(Pattern { q_len, kv_len, heads: spec.heads, align: spec.align, tree })
 }
 
 /// Whether the names and arguments of all leaves are well-formed; needs no lengths.

@@ -40,16 +40,16 @@ struct Sink {
 }
 
 impl Leaf for Sink {
-    fn allows(&self, _: usize, _: usize, k: usize) -> bool {
+    fn allows(&self, _: usize, _: i64, k: usize) -> bool {
         (k as i64) < self.count
     }
 
-    fn cover(&self, _: usize, _: Range<usize>) -> Cover {
+    fn cover(&self, _: usize, _: Range<i64>) -> Cover {
         let keys = KeySet::span(0, self.count);
         Cover { some: keys.clone(), all: keys }
     }
 
-    fn words(&self, _: usize, _: usize, blocks: &[u32], out: &mut [u64]) {
+    fn words(&self, _: usize, _: i64, blocks: &[u32], out: &mut [u64]) {
         fill(blocks, out, 0, self.count);
     }
 

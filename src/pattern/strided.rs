@@ -75,18 +75,30 @@ struct Diagonal {
 }
 
 impl Leaf for Diagonal {
-    fn allows(&self, _: usize, q: usize, k: usize) -> bool {
-        (q as i64 - k as i64) % self.step == 0
+    fn allows(&self, _: usize, q: i64, k: usize) -> bool {
+        (q - k as i64) % self.step == 0
     }
 
-    fn cover(&self, _: usize, queries: Range<usize>) -> Cover {
-        let some = classes(queries.start as i64, queries.end as i64, self.step, self.kv_len);
-        let all = if self.step == 1 || queries.len() == 1 { some.clone() } else { KeySet::empty() };
+    fn cover(&self, _: usize, queries: Range<i64>) -> Cover {
+        let some = classes(queries.start, queries.end, self.step, self.kv_len);
+        let all = if self.step == 1 || queries.end - queries.start == 1 { some.clone() } else { KeySet::empty() };
         Cover { some, all }
     }
 
-    fn words(&self, _: usize, q: usize, blocks: &[u32], out: &mut [u64]) {
-        fill_steps(blocks, out, 0, self.kv_len, self.step, q as i64);
+    fn cover_class(&self, head: usize, first: i64, count: i64, step: i64) -> Cover {
+        if step % self.step != 0 {
+            return self.cover(head, first..first + (count - 1) * step + 1);
+        }
+        let keys = KeySet::span(0, self.kv_len);
+        Cover { some: keys.clone(), all: keys }
+    }
+
+    fn modulus(&self) -> u64 {
+        self.step as u64
+    }
+
+    fn words(&self, _: usize, q: i64, blocks: &[u32], out: &mut [u64]) {
+        fill_steps(blocks, out, 0, self.kv_len, self.step, q);
     }
 
     fn period(&self) -> Option<u64> {
@@ -114,17 +126,17 @@ impl Vertical {
 }
 
 impl Leaf for Vertical {
-    fn allows(&self, head: usize, _: usize, k: usize) -> bool {
+    fn allows(&self, head: usize, _: i64, k: usize) -> bool {
         (k as i64 - self.residue(head)) % self.step == 0
     }
 
-    fn cover(&self, head: usize, _: Range<usize>) -> Cover {
+    fn cover(&self, head: usize, _: Range<i64>) -> Cover {
         let residue = self.residue(head);
         let keys = classes(residue, residue + 1, self.step, self.kv_len);
         Cover { some: keys.clone(), all: keys }
     }
 
-    fn words(&self, head: usize, _: usize, blocks: &[u32], out: &mut [u64]) {
+    fn words(&self, head: usize, _: i64, blocks: &[u32], out: &mut [u64]) {
         fill_steps(blocks, out, 0, self.kv_len, self.step, self.residue(head));
     }
 

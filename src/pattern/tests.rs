@@ -1,7 +1,9 @@
 //! Every leaf against its own definition: bounds and words against `allows`, period, text form.
 
+use std::ops::Range;
+
 use super::*;
-use crate::spec;
+use crate::spec::{self, Align};
 
 /// Odd lengths around the block size.
 const LENGTHS: [usize; 6] = [1, 2, 63, 64, 65, 130];
@@ -13,7 +15,12 @@ fn spec_of(node: &str) -> spec::PatternSpec {
 }
 
 fn pattern_of(node: &str, n: usize) -> Pattern {
-    resolve(&spec_of(node), n, n).unwrap_or_else(|error| panic!("{node}: {error}"))
+    pattern_at(node, n, n, Align::End)
+}
+
+fn pattern_at(node: &str, q_len: usize, kv_len: usize, align: Align) -> Pattern {
+    let spec = spec::PatternSpec { align, ..spec_of(node) };
+    resolve(&spec, q_len, kv_len).unwrap_or_else(|error| panic!("{node}: {error}"))
 }
 
 fn leaf_of(pattern: &Pattern) -> &dyn Leaf {
@@ -80,31 +87,42 @@ const OPAQUE: &[&str] = &[
     "where: \"sqrt(q - k) < 3 and d == 8 and m == n\"",
 ];
 
-fn check_cover(node: &str, leaf: &dyn Leaf, n: usize, exact: bool) {
+/// Positions of the queries.
+fn positions(pattern: &Pattern) -> Range<i64> {
+    pattern.position(0)..pattern.position(pattern.q_len)
+}
+
+fn check_cover(node: &str, pattern: &Pattern, exact: bool) {
+    let (leaf, n) = (leaf_of(pattern), pattern.kv_len);
+    let all = positions(pattern);
     for head in 0..3 {
-        let starts = (0..n).step_by(if n > 64 { 7 } else { 3 });
-        let ends = |start: usize| [start + 1, start + 2, start + 10, start + 64, n].into_iter().filter(|&end| end <= n);
+        let starts = all.clone().step_by(if pattern.q_len > 64 { 7 } else { 3 });
+        let ends = |start: i64| {
+            [start + 1, start + 2, start + 10, start + 64, all.end].into_iter().filter(|&end| end <= all.end)
+        };
         for range in starts.flat_map(|start| ends(start).map(move |end| start..end)) {
             let cover = leaf.cover(head, range.clone());
+            let queries = range.end - range.start;
             for k in 0..n {
-                let count = range.clone().filter(|&q| leaf.allows(head, q, k)).count();
+                let count = range.clone().filter(|&q| leaf.allows(head, q, k)).count() as i64;
                 let (some, all) = (cover.some.contains(k as i64), cover.all.contains(k as i64));
                 let at = format!("{node}, n {n}, head {head}, queries {range:?}, key {k}: {count} allowed, {cover:?}");
                 assert!(some || count == 0, "missing in some: {at}");
-                assert!(!all || count == range.len(), "wrong in all: {at}");
+                assert!(!all || count == queries, "wrong in all: {at}");
                 if exact {
                     assert!(!some || count > 0, "loose in some: {at}");
-                    assert!(all || count < range.len(), "missing in all: {at}");
+                    assert!(all || count < queries, "missing in all: {at}");
                 }
             }
         }
     }
 }
 
-fn check_words(node: &str, leaf: &dyn Leaf, n: usize) {
+fn check_words(node: &str, pattern: &Pattern) {
+    let (leaf, n) = (leaf_of(pattern), pattern.kv_len);
     let blocks: Vec<u32> = (0..n.div_ceil(64) as u32).collect();
     for blocks in [&blocks[..], &blocks[blocks.len() - 1..]] {
-        for (head, q) in (0..3).flat_map(|head| (0..n).map(move |q| (head, q))) {
+        for (head, q) in (0..3).flat_map(|head| positions(pattern).map(move |q| (head, q))) {
             let mut words = vec![0; blocks.len()];
             leaf.words(head, q, blocks, &mut words);
             for (&block, word) in blocks.iter().zip(&words) {
@@ -117,12 +135,15 @@ fn check_words(node: &str, leaf: &dyn Leaf, n: usize) {
     }
 }
 
-fn check_period(node: &str, leaf: &dyn Leaf, n: usize) {
+fn check_period(node: &str, pattern: &Pattern) {
+    let (leaf, n) = (leaf_of(pattern), pattern.kv_len as i64);
     let Some(period) = leaf.period() else { return };
-    let period = usize::try_from(period).unwrap();
-    for (q, k) in (0..n).flat_map(|q| (0..n).map(move |k| (q, k))) {
-        if q.max(k).saturating_add(period) < n {
-            assert_eq!(leaf.allows(1, q, k), leaf.allows(1, q + period, k + period), "{node}, n {n}: {q}, {k}");
+    let period = i64::try_from(period).unwrap();
+    let all = positions(pattern);
+    for (q, k) in (all.start.max(0)..all.end).flat_map(|q| (0..n).map(move |k| (q, k))) {
+        if q.saturating_add(period) < all.end && k.saturating_add(period) < n {
+            let shifted = leaf.allows(1, q + period, (k + period) as usize);
+            assert_eq!(leaf.allows(1, q, k as usize), shifted, "{node}, n {n}: {q}, {k}");
         }
     }
 }
@@ -133,14 +154,78 @@ fn bounds_words_and_period_agree_with_the_definition() {
         for node in nodes {
             for n in LENGTHS {
                 let pattern = pattern_of(node, n);
+                check_cover(node, &pattern, exact);
+                check_words(node, &pattern);
+                check_period(node, &pattern);
                 let leaf = leaf_of(&pattern);
-                check_cover(node, leaf, n, exact);
-                check_words(node, leaf, n);
-                check_period(node, leaf, n);
-                let differ = (0..n).any(|q| (0..n).any(|k| leaf.allows(0, q, k) != leaf.allows(1, q, k)));
+                let differ = (0..n).any(|q| (0..n).any(|k| leaf.allows(0, q as i64, k) != leaf.allows(1, q as i64, k)));
                 assert!(leaf.depends_on_head() || !differ, "{node} depends on the head");
             }
         }
+    }
+}
+
+#[test]
+fn lengths_that_differ_agree_with_the_definition() {
+    for (nodes, exact) in [(REGULAR, true), (OPAQUE, false)] {
+        for node in nodes {
+            for (q_len, kv_len) in [(1, 130), (65, 130), (130, 1), (130, 70)] {
+                for align in [Align::End, Align::Start] {
+                    let pattern = pattern_at(node, q_len, kv_len, align);
+                    let named = format!("{node} {q_len} {align:?}");
+                    check_cover(&named, &pattern, exact);
+                    check_words(&named, &pattern);
+                    check_period(&named, &pattern);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn queries_stand_where_align_says() {
+    let allowed = |node: &str, q_len: usize, kv_len: usize, align: Align| -> Vec<(usize, usize)> {
+        let pattern = pattern_at(node, q_len, kv_len, align);
+        let text = pattern.print();
+        let again = parse_text(&text).unwrap_or_else(|error| panic!("{text}\n{error}"));
+        let points = (0..q_len).flat_map(|q| (0..kv_len).map(move |k| (q, k)));
+        points
+            .inspect(|&(q, k)| assert_eq!(again.allows(0, q, k), pattern.allows(0, q, k), "{text}: {q}, {k}"))
+            .filter(|&(q, k)| pattern.allows(0, q, k))
+            .collect()
+    };
+    assert_eq!(allowed("causal", 2, 4, Align::End), [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (1, 3)]);
+    assert_eq!(allowed("causal", 2, 4, Align::Start), [(0, 0), (1, 0), (1, 1)]);
+    assert_eq!(allowed("causal", 4, 2, Align::End), [(2, 0), (3, 0), (3, 1)]);
+    assert_eq!(allowed("causal", 3, 1, Align::Start), [(0, 0), (1, 0), (2, 0)]);
+    assert_eq!(allowed("chunk: {size: 3}", 4, 2, Align::End), [(2, 0), (2, 1), (3, 0), (3, 1)]);
+    assert_eq!(allowed("global: {tokens: [3], axis: queries}", 4, 1, Align::Start), [(3, 0)]);
+    assert_eq!(allowed("global: {tokens: [3], axis: queries}", 1, 4, Align::End).len(), 4);
+    assert_eq!(allowed("where: \"q < 0\"", 4, 2, Align::End), [(0, 0), (0, 1), (1, 0), (1, 1)]);
+    let layout = "blocks: {block: 2, layout: [[1, 0], [0, 1]]}";
+    assert_eq!(allowed(layout, 1, 4, Align::End), [(0, 2), (0, 3)]);
+    assert_eq!(allowed("strided: {step: 3, mode: diagonal}", 4, 2, Align::End), [(0, 1), (2, 0), (3, 1)]);
+}
+
+#[test]
+fn draws_do_not_depend_on_align() {
+    for node in ["random: {keys_per_query: 5, seed: 1}", "random_cells: {count: 99, seed: 1}"] {
+        let [end, start] = [Align::End, Align::Start].map(|align| pattern_at(node, 20, 70, align));
+        assert!((0..20).all(|q| (0..70).all(|k| end.allows(0, q, k) == start.allows(0, q, k))), "{node}");
+    }
+}
+
+#[test]
+fn diffusion_over_lengths_that_differ_is_refused_with_its_line() {
+    let text = |diffusion: &str| format!("name: x\nhead_dim: 4\npattern: full\ndiffusion: {diffusion}\n");
+    for diffusion in ["{hops: 2}", "{hops: 1, alpha: 0.1}", "{hops: 0}", "{coefficients: [1, 1]}"] {
+        let spec = spec::parse(&text(diffusion), "a.yaml").unwrap();
+        let error = resolve(&spec, 3, 4).unwrap_err().to_string();
+        assert!(error.starts_with("a.yaml:4:1: diffusion needs as many queries as keys; there are 3 and 4"), "{error}");
+        assert!(resolve(&spec, 4, 4).is_ok());
+    }
+    for diffusion in ["{hops: 1}", "{coefficients: [0, 2]}"] {
+        assert!(resolve(&spec::parse(&text(diffusion), "a.yaml").unwrap(), 3, 4).is_ok(), "{diffusion}");
     }
 }
 
@@ -152,8 +237,8 @@ fn layouts_agree_with_the_definition() {
     ] {
         let pattern = pattern_of(node, 130);
         let leaf = leaf_of(&pattern);
-        check_cover(node, leaf, 130, true);
-        check_words(node, leaf, 130);
+        check_cover(node, &pattern, true);
+        check_words(node, &pattern);
         assert!(leaf.allows(0, 0, 0) && !leaf.allows(0, 60, 60) && leaf.allows(0, 60, 100));
         assert_eq!(leaf.depends_on_head(), node.contains("[[["));
         assert_eq!(parse_text(&pattern.print()).unwrap().print(), pattern.print());
@@ -177,20 +262,20 @@ fn definitions_are_those_of_the_contract() {
     for (node, rule) in rules {
         let pattern = pattern_of(node, 20);
         for (q, k) in (0..20).flat_map(|q| (0..20).map(move |k| (q, k))) {
-            assert_eq!(leaf_of(&pattern).allows(0, q, k), rule(q as i64, k as i64), "{node}: {q}, {k}");
+            assert_eq!(pattern.allows(0, q, k), rule(q as i64, k as i64), "{node}: {q}, {k}");
         }
     }
 }
 
 #[test]
 fn random_nodes_draw_as_many_as_they_say() {
-    let row = |leaf: &dyn Leaf, head, q: usize, n: usize| (0..n).filter(|&k| leaf.allows(head, q, k)).count();
+    let row = |leaf: &dyn Leaf, head, q: usize, n: usize| (0..n).filter(|&k| leaf.allows(head, q as i64, k)).count();
     let all = pattern_of("random: {keys_per_query: 7, seed: 4}", 130);
     let past = pattern_of("random: {keys_per_query: 7, seed: 4, among: past}", 130);
     for q in 0..130 {
         assert_eq!(row(leaf_of(&all), 0, q, 130), 7);
         assert_eq!(row(leaf_of(&past), 0, q, 130), 7.min(q + 1));
-        assert!((q + 1..130).all(|k| !leaf_of(&past).allows(0, q, k)));
+        assert!((q + 1..130).all(|k| !past.allows(0, q, k)));
     }
     for (text, count) in [("5", 5), ("16000", 16_000), ("99999", 16_900), ("8451", 8451)] {
         let cells = pattern_of(&format!("random_cells: {{count: {text}, seed: 9}}"), 130);
@@ -289,9 +374,9 @@ fn layouts_are_read_from_files_beside_the_spec() {
 }
 
 #[test]
-fn lengths_that_this_version_does_not_take_are_unsupported() {
+fn lengths_beyond_the_limit_are_unsupported() {
     let spec = spec_of("causal");
-    for (q_len, kv_len) in [(1, 2), (MAX_LENGTH + 1, MAX_LENGTH + 1)] {
+    for (q_len, kv_len) in [(1, MAX_LENGTH + 1), (MAX_LENGTH + 1, 1)] {
         assert!(matches!(resolve(&spec, q_len, kv_len), Err(crate::error::Error::Unsupported { .. })));
     }
     assert!(resolve(&spec, MAX_LENGTH, MAX_LENGTH).is_ok());

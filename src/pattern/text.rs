@@ -3,14 +3,18 @@
 use super::node::Scope;
 use super::{MAX_LENGTH, Pattern, Tree, resolve};
 use crate::error::{Error, Result};
-use crate::spec::{Source, parse_node};
+use crate::spec::{Align, Source, parse_node};
 
 const HEADER: &str = "pattern q_len=";
 
 impl Pattern {
     /// The pattern as text that [`parse_text`] reads back.
     pub fn print(&self) -> String {
-        let mut out = format!("{HEADER}{} kv_len={} heads={}\n", self.q_len, self.kv_len, self.heads);
+        let mut out = format!("{HEADER}{} kv_len={} heads={}", self.q_len, self.kv_len, self.heads);
+        if self.align == Align::Start {
+            out += " align=start";
+        }
+        out.push('\n');
         print(&self.tree, 0, &mut out);
         out
     }
@@ -59,12 +63,17 @@ pub fn parse_text(text: &str) -> Result<Pattern> {
             .ok_or_else(|| wrong(format!("expected `{key}=` and a length up to {MAX_LENGTH}, found `{word}`")))?;
     }
     let [q_len, kv_len, heads] = numbers;
+    let align = match words.next() {
+        None | Some("align=end") => Align::End,
+        Some("align=start") => Align::Start,
+        Some(word) => return Err(wrong(format!("expected `align=start` or `align=end`, found `{word}`"))),
+    };
     if heads == 0 {
         return Err(wrong("expected at least one head".into()));
     }
     // A blank first line keeps the line numbers of messages those of the whole text. Expressions were
     // evaluated before printing, so the width that `d` would stand for does not matter.
     let source = Source::new(format!("\n{body}"), "<pattern>");
-    let scope = Scope { q_len, kv_len, head_dim: 1, heads };
-    Ok(Pattern { q_len, kv_len, heads, tree: resolve::tree(&source, &parse_node(&source)?, &scope)? })
+    let scope = Scope { q_len, kv_len, head_dim: 1, heads, align };
+    Ok(Pattern { q_len, kv_len, heads, align, tree: resolve::tree(&source, &parse_node(&source)?, &scope)? })
 }

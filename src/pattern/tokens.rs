@@ -63,22 +63,24 @@ impl<'a> TokenArg<'a> {
         }
     }
 
-    /// The positions below the length. Those beyond it are left out rather than refused, because one spec
+    /// The positions of keys and queries. Those beyond it are left out rather than refused, because one spec
     /// serves every length; where fewer positions exist than are to be drawn, all of them are taken.
     pub fn at(&self, scope: &Scope) -> Result<Tokens> {
         let len = scope.kv_len as i64;
+        // Queries may stand beyond the last key, and be tokens there.
+        let beyond = len.max(scope.end());
         let most = MAX_LENGTH as i64;
         let (set, text) = match self {
             Self::List(items) => {
                 let mut keys = items.iter().map(|item| item.at(scope)).collect::<Result<Vec<_>>>()?;
-                keys.retain(|&key| key < len);
+                keys.retain(|&key| key < beyond);
                 keys.sort_unstable();
                 keys.dedup();
                 let text = keys.iter().map(i64::to_string).collect::<Vec<_>>().join(", ");
                 (KeySet::from_sorted_keys(keys), format!("[{text}]"))
             }
             Self::First(count) => {
-                let count = count.at_most(scope, len)?;
+                let count = count.at_most(scope, beyond)?;
                 (KeySet::span(0, count), format!("{{first: {count}}}"))
             }
             Self::Last(count) => {
@@ -87,7 +89,7 @@ impl<'a> TokenArg<'a> {
             }
             Self::Every { step, offset } => {
                 let (step, offset) = (step.at_most(scope, most)?, offset.at_most(scope, most)?);
-                let keys = (offset..len).step_by(step as usize);
+                let keys = (offset..beyond).step_by(step as usize);
                 (KeySet::from_sorted_keys(keys), format!("{{every: {step}, offset: {offset}}}"))
             }
             Self::Random { count, seed, from } => {

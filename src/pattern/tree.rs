@@ -16,19 +16,36 @@ type Words = SmallVec<[u64; 64]>;
 impl Pattern {
     /// Whether query `q` of `head` may attend to key `k`: the definition.
     pub fn allows(&self, head: usize, q: usize, k: usize) -> bool {
-        self.tree.allows(head, q, k)
+        self.tree.allows(head, self.position(q), k)
+    }
+
+    /// The position at which query `q` stands.
+    pub fn position(&self, q: usize) -> i64 {
+        self.align.first(self.q_len, self.kv_len) + q as i64
+    }
+
+    fn positions(&self, queries: &Range<usize>) -> Range<i64> {
+        self.position(queries.start)..self.position(queries.end)
     }
 
     /// Bounds on the keys of all queries in `queries` (not empty); may reach beyond `0..kv_len`.
     pub fn cover(&self, head: usize, queries: Range<usize>) -> Cover {
-        self.tree.cover(head, queries)
+        self.tree.cover(head, self.positions(&queries))
+    }
+
+    /// Bounds on the keys of query `q`, part by part: what the parts allow together is what `q` may attend to.
+    /// Stops when `visit` says false, and says so. To join the parts into one set can cost more than to use
+    /// them.
+    pub fn each_cover(&self, head: usize, q: usize, visit: &mut impl FnMut(Cover) -> bool) -> bool {
+        let q = self.position(q);
+        self.tree.each_cover(head, &(q..q + 1), visit)
     }
 
     /// Writes to bit `j` of `out[i]` whether query `q` may attend to key `64 * blocks[i] + j`. `blocks`
     /// ascend; bits at keys beyond `kv_len` may have any value.
     pub fn words(&self, head: usize, q: usize, blocks: &[u32], out: &mut [u64]) {
         out.fill(0);
-        self.tree.words(head, q, blocks, out);
+        self.tree.words(head, self.position(q), blocks, out);
     }
 
     /// Whether two heads may differ.
@@ -39,7 +56,18 @@ impl Pattern {
     /// A shift of query and key together that changes no answer (both staying in range); `None` where none is
     /// known.
     pub fn period(&self) -> Option<u64> {
-        self.tree.period()
+        // A period holds from position 0 on.
+        if self.position(0) < 0 { None } else { self.tree.period() }
+    }
+
+    /// Whether shifting query and key together by `shift` changes no answer within `queries` × `keys` (neither
+    /// empty), as far as is known without looking at points: every leaf either has a period that divides
+    /// `shift`, or is decided there (all or nothing) and so constant.
+    ///
+    /// The value says how the leaves without such a period are decided, two bits a leaf: where two regions of
+    /// one shape have equal signatures, their answers are equal too.
+    pub fn shift_signature(&self, head: usize, queries: &Range<usize>, keys: &Range<i64>, shift: u64) -> Option<u64> {
+        self.tree.shift_signature(head, &self.positions(queries), keys, shift)
     }
 
     /// Queries that may attend to most keys, ascending: those of the leaves that stand in unions only, since
@@ -47,9 +75,11 @@ impl Pattern {
     pub fn dense_queries(&self, head: usize) -> Vec<u32> {
         // The hint of a leaf does not depend on the head; the argument keeps room for those that will.
         let _ = head;
-        let mut queries = Vec::new();
-        self.tree.collect_dense(&mut queries);
-        queries.retain(|&q| (q as usize) < self.q_len);
+        let mut positions = Vec::new();
+        self.tree.collect_dense(&mut positions);
+        let first = self.position(0);
+        let inside = |&position: &i64| usize::try_from(position - first).ok().filter(|&q| q < self.q_len);
+        let mut queries: Vec<u32> = positions.iter().filter_map(inside).map(|q| q as u32).collect();
         queries.sort_unstable();
         queries.dedup();
         queries
@@ -58,7 +88,7 @@ impl Pattern {
 
 impl Tree {
     /// See [`Pattern::allows`].
-    pub fn allows(&self, head: usize, q: usize, k: usize) -> bool {
+    pub fn allows(&self, head: usize, q: i64, k: usize) -> bool {
         match self {
             Self::Any(children) => children.iter().any(|child| child.allows(head, q, k)),
             Self::All(children) => children.iter().all(|child| child.allows(head, q, k)),
@@ -68,7 +98,7 @@ impl Tree {
     }
 
     /// See [`Pattern::cover`].
-    pub fn cover(&self, head: usize, queries: Range<usize>) -> Cover {
+    pub fn cover(&self, head: usize, queries: Range<i64>) -> Cover {
         match self {
             Self::Any(children) => fold(children, head, queries, KeySet::union).unwrap_or_default(),
             Self::All(children) => fold(children, head, queries, KeySet::intersection)
@@ -81,8 +111,15 @@ impl Tree {
         }
     }
 
+    fn each_cover(&self, head: usize, queries: &Range<i64>, visit: &mut impl FnMut(Cover) -> bool) -> bool {
+        match self {
+            Self::Any(children) => children.iter().all(|child| child.each_cover(head, queries, visit)),
+            Self::All(_) | Self::Not(_) | Self::Leaf(_) => visit(self.cover(head, queries.clone())),
+        }
+    }
+
     /// See [`Pattern::words`]; `out` comes zeroed.
-    pub fn words(&self, head: usize, q: usize, blocks: &[u32], out: &mut [u64]) {
+    pub fn words(&self, head: usize, q: i64, blocks: &[u32], out: &mut [u64]) {
         match self {
             Self::Any(children) => combine(children, head, q, blocks, out, |word, more| *word |= more),
             Self::All(children) => combine(children, head, q, blocks, out, |word, more| *word &= more),
@@ -105,18 +142,14 @@ impl Tree {
         }
     }
 
-    /// Whether shifting query and key together by `shift` changes no answer within `queries` × `keys` (neither
-    /// empty), as far as is known without looking at points: every leaf either has a period that divides
-    /// `shift`, or is decided there (all or nothing) and so constant.
-    ///
-    /// The value says how the leaves without such a period are decided, two bits a leaf: where two regions of
-    /// one shape have equal signatures, their answers are equal too.
-    pub fn shift_signature(&self, head: usize, queries: &Range<usize>, keys: &Range<i64>, shift: u64) -> Option<u64> {
+    /// See [`Pattern::shift_signature`].
+    pub fn shift_signature(&self, head: usize, queries: &Range<i64>, keys: &Range<i64>, shift: u64) -> Option<u64> {
         let mut signature = 0u64;
         let mut leaves = 0;
         let unknown = self.any_leaf(&mut |leaf| {
             leaves += 1;
-            let decision = if leaf.period().is_some_and(|period| period > 0 && shift.is_multiple_of(period)) {
+            let repeats = |period: u64| period > 0 && shift.is_multiple_of(period) && queries.start >= 0;
+            let decision = if leaf.period().is_some_and(repeats) {
                 0
             } else {
                 let cover = leaf.cover(head, queries.clone());
@@ -143,7 +176,7 @@ impl Tree {
         }
     }
 
-    fn collect_dense(&self, queries: &mut Vec<u32>) {
+    fn collect_dense(&self, queries: &mut Vec<i64>) {
         match self {
             Self::Any(children) => children.iter().for_each(|child| child.collect_dense(queries)),
             Self::Leaf(leaf) => queries.extend_from_slice(leaf.dense_queries()),
@@ -155,7 +188,7 @@ impl Tree {
 fn fold(
     children: &[Tree],
     head: usize,
-    queries: Range<usize>,
+    queries: Range<i64>,
     join: impl Fn(&KeySet, &KeySet) -> KeySet,
 ) -> Option<Cover> {
     children
@@ -164,7 +197,7 @@ fn fold(
         .reduce(|left, right| Cover { some: join(&left.some, &right.some), all: join(&left.all, &right.all) })
 }
 
-fn combine(children: &[Tree], head: usize, q: usize, blocks: &[u32], out: &mut [u64], join: impl Fn(&mut u64, u64)) {
+fn combine(children: &[Tree], head: usize, q: i64, blocks: &[u32], out: &mut [u64], join: impl Fn(&mut u64, u64)) {
     let Some((first, others)) = children.split_first() else { return };
     first.words(head, q, blocks, out);
     // A leaf may assign rather than or, so that each further child gets zeroed words of its own.

@@ -54,13 +54,13 @@ struct Window {
 }
 
 impl Leaf for Window {
-    fn allows(&self, _: usize, q: usize, k: usize) -> bool {
-        let offset = k as i64 - q as i64;
+    fn allows(&self, _: usize, q: i64, k: usize) -> bool {
+        let offset = k as i64 - q;
         -self.left * self.dilation <= offset && offset <= self.right * self.dilation && offset % self.dilation == 0
     }
 
-    fn cover(&self, _: usize, queries: Range<usize>) -> Cover {
-        let (first, end) = (queries.start as i64, queries.end as i64);
+    fn cover(&self, _: usize, queries: Range<i64>) -> Cover {
+        let (first, end) = (queries.start, queries.end);
         let (left, right) = (self.left * self.dilation, self.right * self.dilation);
         let count = end - first;
         // As many queries as the dilation meet every residue, and leave no gap.
@@ -83,8 +83,21 @@ impl Leaf for Window {
         Cover { some, all }
     }
 
-    fn words(&self, _: usize, q: usize, blocks: &[u32], out: &mut [u64]) {
-        let q = q as i64;
+    fn cover_class(&self, head: usize, first: i64, count: i64, step: i64) -> Cover {
+        let last = first + (count - 1) * step;
+        if step % self.dilation != 0 {
+            return self.cover(head, first..last + 1);
+        }
+        // Keys of the class are apart by multiples of the dilation.
+        let (left, right) = (self.left * self.dilation, self.right * self.dilation);
+        Cover { some: KeySet::span(first - left, last + right + 1), all: KeySet::span(last - left, first + right + 1) }
+    }
+
+    fn modulus(&self) -> u64 {
+        self.dilation as u64
+    }
+
+    fn words(&self, _: usize, q: i64, blocks: &[u32], out: &mut [u64]) {
         let (lo, hi) = (q - self.left * self.dilation, q + self.right * self.dilation + 1);
         if self.dilation == 1 {
             fill(blocks, out, lo, hi);

@@ -39,6 +39,12 @@ pub struct Scratch {
     pub inverse: usize,
     /// Shared: the two buffers of Z, `[q_len][acc_stride]`; the second exists from three hops on.
     pub z: [usize; 2],
+    /// Shared: outputs of a head's parts, `[parts][q_len][acc_stride]`.
+    pub partial: usize,
+    /// Shared: what each part subtracted, `[parts][q_len]`.
+    pub partial_max: usize,
+    /// Shared: sums of each part, `[parts][q_len]`.
+    pub partial_sum: usize,
     /// Shared: edge probabilities, in the order of the edge list.
     pub stored_edges: usize,
     /// Shared: panels of P, one block row behind the other.
@@ -80,6 +86,9 @@ impl Scratch {
             shared.take(if plan.hops.len() >= 2 { buffer } else { 0 }),
             shared.take(if plan.hops.len() >= 3 { buffer } else { 0 }),
         ];
+        let parts = if plan.parts > 1 { plan.parts } else { 0 };
+        let partial = shared.take(parts * plan.q_len * acc_stride * float);
+        let [partial_max, partial_sum] = std::array::from_fn(|_| shared.take(parts * plan.q_len * float));
         let stored_edges = shared.take(resident * mask.edges.keys.len() * float);
         let stored = shared.take(resident * mask.stored_bytes());
         Self {
@@ -98,6 +107,9 @@ impl Scratch {
             local: local.0,
             inverse,
             z,
+            partial,
+            partial_max,
+            partial_sum,
             stored_edges,
             stored,
             shared: shared.0,

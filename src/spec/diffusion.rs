@@ -12,6 +12,12 @@ impl Diffusion {
         Self::restart(1, 0.0)
     }
 
+    /// Whether the result is A·V up to a factor: one hop, and nothing kept of V. Everything else needs as many
+    /// queries as keys.
+    pub fn is_plain(&self) -> bool {
+        matches!(self.hops.as_slice(), [hop] if hop.restart == 0.0)
+    }
+
     /// `Z_0 = V`, `Z_{k+1} = (1 - alpha) A Z_k + alpha V` (Feng et al., AAAI 2023, eq. 7).
     pub fn restart(hops: usize, alpha: f64) -> Self {
         Self { initial: 1.0, hops: vec![HopFactors { step: 1.0 - alpha, restart: alpha }; hops] }

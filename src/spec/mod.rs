@@ -37,12 +37,16 @@ pub struct PatternSpec {
     pub head_dim: usize,
     /// Width of a value vector, 1 to 512.
     pub value_dim: usize,
+    /// Where queries stand among the keys, if they are not as many.
+    pub align: Align,
     /// Who may attend to whom.
     pub pattern: Node,
     /// Factor on every score (`score.scale`, default 1/sqrt(head_dim)).
     pub scale: f64,
     /// Hops.
     pub diffusion: Diffusion,
+    /// Place of the `diffusion` key, or of the first line where there is none.
+    pub diffusion_at: Span,
     /// The text, for messages.
     pub source: Arc<Source>,
 }
@@ -51,6 +55,35 @@ impl PatternSpec {
     /// The key/value head that a query head reads.
     pub fn kv_head(&self, head: usize) -> usize {
         head / (self.heads / self.kv_heads)
+    }
+}
+
+/// Where queries stand among the keys, if they are not as many (the `align` key).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Align {
+    /// The last query stands at the last key: query i at position i + kv_len - q_len, which may be negative.
+    #[default]
+    End,
+    /// The first query stands at the first key: query i at position i.
+    Start,
+}
+
+impl Align {
+    /// Position of the first query.
+    pub fn first(self, q_len: usize, kv_len: usize) -> i64 {
+        match self {
+            Self::End => kv_len as i64 - q_len as i64,
+            Self::Start => 0,
+        }
+    }
+
+    /// The word in a spec.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::End => "end",
+            Self::Start => "start",
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Data, Diffusion, Fields, Node, PatternSpec, Source, Value, diffusion, nearest, set, yaml};
+use super::{Align, Data, Diffusion, Fields, Node, PatternSpec, Source, Value, diffusion, nearest, set, yaml};
 use crate::error::{Result, Span};
 
 /// Query heads of a spec.
@@ -81,11 +81,10 @@ fn interpret(source: Arc<Source>, root: &Value) -> Result<PatternSpec> {
             return Err(src.unsupported(value.at, &format!("dtype: {dtype}"), "`f32`"));
         }
     }
-    if let Some(value) = fields.get("align")
-        && value.choice(src, "align", &["end", "start"])? == "start"
-    {
-        return Err(src.unsupported(value.at, "align: start", "`end`"));
-    }
+    let align = match fields.get("align") {
+        Some(value) if value.choice(src, "align", &["end", "start"])? == "start" => Align::Start,
+        _ => Align::End,
+    };
     if fields.get("inputs").is_some() {
         return Err(src.unsupported(fields.key_at("inputs"), "inputs", "a spec without `inputs`"));
     }
@@ -102,9 +101,11 @@ fn interpret(source: Arc<Source>, root: &Value) -> Result<PatternSpec> {
         kv_heads: kv_heads as usize,
         head_dim: head_dim as usize,
         value_dim: value_dim as usize,
+        align,
         pattern,
         scale,
         diffusion,
+        diffusion_at: fields.key_at("diffusion"),
         source: source.clone(),
     })
 }

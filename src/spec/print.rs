@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Data, Diffusion, Node, PatternSpec, Value};
+use super::{Align, Data, Diffusion, Node, PatternSpec, Value};
 
 impl PatternSpec {
     /// The spec as canonical YAML: every default written out, one leaf a line.
@@ -13,6 +13,9 @@ impl PatternSpec {
         }
         let Self { heads, kv_heads, head_dim, value_dim, .. } = self;
         let _ = writeln!(out, "heads: {heads}\nkv_heads: {kv_heads}\nhead_dim: {head_dim}\nvalue_dim: {value_dim}");
+        if self.align != Align::End {
+            let _ = writeln!(out, "align: {}", self.align.name());
+        }
         out += "pattern:";
         out += &self.pattern.print(1);
         let _ = writeln!(out, "score: {{scale: {:?}}}", self.scale);
@@ -26,6 +29,7 @@ impl PatternSpec {
             && self.description == other.description
             && (self.heads, self.kv_heads) == (other.heads, other.kv_heads)
             && (self.head_dim, self.value_dim) == (other.head_dim, other.value_dim)
+            && self.align == other.align
             && self.scale == other.scale
             && self.diffusion == other.diffusion
             && self.pattern.same(&other.pattern)

@@ -21,6 +21,7 @@
 pub mod exact;
 #[doc(hidden)]
 pub mod guard;
+pub mod join;
 pub mod peak;
 
 #[cfg(target_arch = "x86_64")]
@@ -243,6 +244,8 @@ pub struct Family {
     pub edge_exp: Tile<EdgeCall>,
     /// See [`EdgeCall`].
     pub edge_value: Tile<EdgeCall>,
+    /// See [`join::JoinCall`].
+    pub join: Tile<join::JoinCall>,
 }
 
 /// Families in `std::arch`. One line per family.

@@ -65,7 +65,12 @@ impl Env {
     }
 
     /// The same with one variable set.
-    pub fn with(mut self, var: Var, value: usize) -> Self {
+    pub fn with(self, var: Var, value: usize) -> Self {
+        self.at(var, value as i64)
+    }
+
+    /// The same with one variable set that may be negative, as a position.
+    pub fn at(mut self, var: Var, value: i64) -> Self {
         self.values[var as usize] = value as f64;
         self
     }

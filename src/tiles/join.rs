@@ -1,0 +1,167 @@
+//! Joining the parts of a softmax: what several calls computed over disjoint keys becomes one row.
+//!
+//! A part leaves its own normalised output, what it subtracted from the scores, and its sum. With m the largest of
+//! what the parts subtracted, part p weighs w_p = sum_p · 2^(max_p − m), and the row is Σ w_p out_p / Σ w_p (Milakov and
+//! Gimelshein 2018, section 3). A restart term in every part stays as it is, since weights add up to 1.
+//!
+//! Plain loops, compiled once for each instruction set.
+#![allow(unsafe_code)]
+
+use super::LANES;
+
+/// Rows of several parts: `out[r][:] = Σ_p w_p[r] · partial[p][r][:]` for `r < rows`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct JoinCall {
+    /// Row 0 of the first part's output.
+    pub partial: *const f32,
+    /// Floats from one row of a part to the next.
+    pub row_stride: usize,
+    /// Floats from one part to the next.
+    pub part_stride: usize,
+    /// What the first part subtracted from the scores of its rows, in the base-2 domain; −inf where it has no key.
+    pub max: *const f32,
+    /// The first part's sums.
+    pub sum: *const f32,
+    /// Floats from one part's statistics to the next.
+    pub statistics_stride: usize,
+    /// Parts, at least 1.
+    pub parts: usize,
+    /// Rows.
+    pub rows: usize,
+    /// Width of a row.
+    pub dv: usize,
+    /// Row 0 of the output.
+    pub out: *mut f32,
+    /// Floats from one output row to the next.
+    pub out_stride: usize,
+    /// Where the joined maximum goes, or null.
+    pub out_max: *mut f32,
+    /// Where the joined sum goes; null together with `out_max`.
+    pub out_sum: *mut f32,
+}
+
+/// See [`JoinCall`].
+///
+/// # Safety
+/// The record's pointers hold what its fields say (contract of [`super`]).
+pub unsafe extern "C" fn join(call: *const JoinCall) {
+    // SAFETY: the caller's contract.
+    unsafe { join_rows(&*call) }
+}
+
+/// [`join`] with 256-bit vectors.
+///
+/// # Safety
+/// As [`join`]; the CPU has AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe extern "C" fn join_avx2(call: *const JoinCall) {
+    // SAFETY: the caller's contract.
+    unsafe { join_rows(&*call) }
+}
+
+/// [`join`] with the vectors of AVX-512.
+///
+/// # Safety
+/// As [`join`]; the CPU has AVX-512 F, VL and DQ.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vl,avx512dq")]
+pub(super) unsafe extern "C" fn join_avx512(call: *const JoinCall) {
+    // SAFETY: the caller's contract.
+    unsafe { join_rows(&*call) }
+}
+
+#[inline(always)]
+unsafe fn join_rows(c: &JoinCall) {
+    // SAFETY: the record's contract; rows stay below `rows`, parts below `parts`, columns below `dv`.
+    unsafe {
+        for first in (0..c.rows).step_by(LANES) {
+            let count = LANES.min(c.rows - first);
+            let statistics =
+                |base: *const f32, part: usize, r: usize| *base.add(part * c.statistics_stride + first + r);
+            let mut max = [f32::NEG_INFINITY; LANES];
+            for part in 0..c.parts {
+                for (r, max) in max.iter_mut().enumerate().take(count) {
+                    // A part without keys for this row has sum 0, and what it subtracted means nothing.
+                    if statistics(c.sum, part, r) != 0.0 {
+                        *max = max.max(statistics(c.max, part, r));
+                    }
+                }
+            }
+            let weight = |part: usize| {
+                let mut weights = [0.0; LANES];
+                for (r, weight) in weights.iter_mut().enumerate().take(count) {
+                    let sum = statistics(c.sum, part, r);
+                    let factor = exp2(statistics(c.max, part, r) - max[r]);
+                    *weight = if sum == 0.0 { 0.0 } else { sum * factor };
+                }
+                weights
+            };
+            let mut total = [0.0; LANES];
+            for part in 0..c.parts {
+                for (total, weight) in total.iter_mut().zip(weight(part)) {
+                    *total += weight;
+                }
+            }
+            for part in 0..c.parts {
+                let weights = weight(part);
+                for r in 0..count {
+                    // A row without any key is what the first part left: the restart term alone.
+                    let factor = if total[r] == 0.0 { f32::from(part == 0) } else { weights[r] / total[r] };
+                    let from = std::slice::from_raw_parts(
+                        c.partial.add(part * c.part_stride + (first + r) * c.row_stride),
+                        c.dv,
+                    );
+                    let to = std::slice::from_raw_parts_mut(c.out.add((first + r) * c.out_stride), c.dv);
+                    if part == 0 {
+                        to.iter_mut().zip(from).for_each(|(to, from)| *to = factor * from);
+                    } else if factor != 0.0 {
+                        to.iter_mut().zip(from).for_each(|(to, from)| *to += factor * from);
+                    }
+                }
+            }
+            if !c.out_max.is_null() {
+                for r in 0..count {
+                    *c.out_max.add(first + r) = max[r];
+                    *c.out_sum.add(first + r) = total[r];
+                }
+            }
+        }
+    }
+}
+
+/// 2^x for x at most 0 (and −inf, NaN), without a branch, so that a loop over it is vectorised; relative error below
+/// 2e-7. Degree-7 expansion of 2^r around 0 for |r| at most 1/2.
+#[inline(always)]
+fn exp2(x: f32) -> f32 {
+    // Below 2^-126 the result is taken as 0.
+    let low = x < -126.0;
+    let x = if low { -126.0 } else { x };
+    // The whole part stands in the low bits of the shifted number.
+    let shifted = x + 12_582_912.0;
+    let whole = (shifted.to_bits() as i32).wrapping_sub(12_582_912.0_f32.to_bits() as i32);
+    let r = x - (shifted - 12_582_912.0);
+    let mut p = 1.525_273_4e-5_f32;
+    for coefficient in [1.540_353e-4, 1.333_355_8e-3, 9.618_129e-3, 5.550_410_9e-2, 0.240_226_51, 0.693_147_2, 1.0] {
+        p = p * r + coefficient;
+    }
+    let scale = f32::from_bits((whole.wrapping_add(127) as u32) << 23);
+    if low { 0.0 } else { p * scale }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn powers_of_two_are_exact_enough() {
+        for i in 0..=1_260_000 {
+            let x = -(i as f32) * 1e-4;
+            let (found, exact) = (f64::from(exp2(x)), f64::from(x).exp2());
+            assert!((found - exact).abs() <= 2e-7 * exact, "{x}: {found} and {exact}");
+        }
+        assert_eq!((exp2(0.0), exp2(-1.0), exp2(f32::NEG_INFINITY)), (1.0, 0.5, 0.0));
+        assert!(exp2(f32::NAN).is_nan());
+    }
+}
