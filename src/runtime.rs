@@ -17,6 +17,8 @@ use crate::plan::{KernelPlan, Scratch, Strategy};
 
 /// Block rows that a worker takes at least.
 const LEAST_ROWS: usize = 4;
+/// Block rows after which the parts of a head are joined.
+const JOINED_ROWS: usize = 4;
 
 /// A compiled kernel. Cheap to clone; safe to call from many threads at once.
 #[derive(Debug, Clone)]
@@ -283,24 +285,33 @@ impl Task<'_> {
 
     /// `flash` over heads of several parts: the parts of an item, then their join.
     fn run_parts(&self, rows: usize, workers: usize) {
-        let parts = self.inner.plan.parts;
+        let plan = &self.inner.plan;
+        let range = |unit: usize, index: usize| index * unit..rows.min((index + 1) * unit);
         if self.shared.len() == workers {
             self.spread(self.items, |worker, item| {
-                for part in 0..parts {
+                // A first part in the order of queries is joined while its outputs are in the cache.
+                let first = plan.mask_of_head[item % plan.heads * plan.parts] as usize;
+                let in_order = plan.masks[first].order.is_none();
+                for part in usize::from(in_order)..plan.parts {
                     self.call_part(item, part, worker, worker, 0..rows);
                 }
-                self.call(Entry(1), item, worker, worker, 0..rows, 0);
+                for index in 0..rows.div_ceil(JOINED_ROWS) {
+                    let rows = range(JOINED_ROWS, index);
+                    if in_order {
+                        self.call_part(item, 0, worker, worker, rows.clone());
+                    }
+                    self.call(Entry(1), item, worker, worker, rows, 0);
+                }
             });
             return;
         }
         let unit = rows.div_ceil(4 * workers);
         let units = rows.div_ceil(unit);
         for item in 0..self.items {
-            let rows_of = |unit_number: usize| unit_number * unit..rows.min((unit_number + 1) * unit);
-            self.spread(parts * units, |worker, index| {
-                self.call_part(item, index / units, worker, 0, rows_of(index % units));
+            self.spread(plan.parts * units, |worker, index| {
+                self.call_part(item, index / units, worker, 0, range(unit, index % units));
             });
-            self.spread(units, |worker, index| self.call(Entry(1), item, worker, 0, rows_of(index), 0));
+            self.spread(units, |worker, index| self.call(Entry(1), item, worker, 0, range(unit, index), 0));
         }
     }
 

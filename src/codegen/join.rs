@@ -1,4 +1,4 @@
-//! `join`: the outputs of a head's parts become its output.
+//! `join_parts`: the outputs of a head's parts become its output.
 
 use std::mem::offset_of;
 

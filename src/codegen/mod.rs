@@ -92,7 +92,7 @@ pub struct Lowered {
     pub function: Function,
 }
 
-/// Lowers a plan: one function for `flash` (a second, `join`, where heads have parts), two (`probabilities`, `hop`) for `resident`.
+/// Lowers a plan: one function for `flash` (a second, `join_parts`, where heads have parts), two (`probabilities`, `hop`) for `resident`.
 pub fn lower(plan: &KernelPlan, isa: &dyn TargetIsa) -> Vec<Lowered> {
     let mut context = FunctionBuilderContext::new();
     let mut function = |name: &'static str, index: u32, write: fn(kernel::Kernel<'_, '_>)| {
@@ -105,7 +105,7 @@ pub fn lower(plan: &KernelPlan, isa: &dyn TargetIsa) -> Vec<Lowered> {
     };
     match plan.strategy {
         Strategy::Flash if plan.parts > 1 => {
-            vec![function("flash", 0, flash::write), function("join", 1, join::write)]
+            vec![function("flash", 0, flash::write), function("join_parts", 1, join::write)]
         }
         Strategy::Flash => vec![function("flash", 0, flash::write)],
         Strategy::Resident => {

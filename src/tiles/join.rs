@@ -90,13 +90,12 @@ unsafe fn join_rows(c: &JoinCall) {
                 }
             }
             let weight = |part: usize| {
-                let mut weights = [0.0; LANES];
-                for (r, weight) in weights.iter_mut().enumerate().take(count) {
-                    let sum = statistics(c.sum, part, r);
-                    let factor = exp2(statistics(c.max, part, r) - max[r]);
-                    *weight = if sum == 0.0 { 0.0 } else { sum * factor };
+                let (mut above, mut sums) = ([0.0; LANES], [0.0; LANES]);
+                for r in 0..count {
+                    above[r] = statistics(c.max, part, r) - max[r];
+                    sums[r] = statistics(c.sum, part, r);
                 }
-                weights
+                std::array::from_fn::<f32, LANES, _>(|r| if sums[r] == 0.0 { 0.0 } else { sums[r] * exp2(above[r]) })
             };
             let mut total = [0.0; LANES];
             for part in 0..c.parts {
