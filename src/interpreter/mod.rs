@@ -40,7 +40,8 @@ pub struct Output {
 /// thread.
 ///
 /// # Errors
-/// [`Error::Shape`] where a tensor does not fit the spec and the pattern's lengths.
+/// [`Error::Shape`] where a tensor does not fit the spec and the pattern's lengths, [`Error::Unsupported`] for a
+/// pattern that waits for run-time inputs.
 pub fn run(
     pattern: &Pattern,
     spec: &PatternSpec,
@@ -74,6 +75,7 @@ fn check_shapes(
     k: &ArrayView4<'_, f32>,
     v: &ArrayView4<'_, f32>,
 ) -> Result<()> {
+    pattern.require_bound()?;
     let batch = q.dim().0;
     let rows: [(&str, &ArrayView4<'_, f32>, usize, usize); 3] = [
         ("q", q, pattern.q_len, spec.head_dim),

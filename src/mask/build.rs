@@ -24,7 +24,7 @@ use crate::pattern::{Cover, KeySet, Pattern};
 /// # Errors
 ///
 /// [`Error::Memory`] when the mask would take more than `memory_limit`, [`Error::Unsupported`] when a length
-/// or the number of scattered edges does not fit in 32 bits.
+/// or the number of scattered edges does not fit in 32 bits, or the pattern waits for run-time inputs.
 pub fn build(pattern: &Pattern, memory_limit: u64) -> Result<BlockMask> {
     build_with(pattern, memory_limit, &EdgeRule::default())
 }
@@ -43,9 +43,14 @@ pub fn build_with(pattern: &Pattern, memory_limit: u64, rule: &EdgeRule) -> Resu
     }
     let mut mask =
         BlockMask { q_len: pattern.q_len, kv_len: pattern.kv_len, masks: Vec::new(), mask_of_head: Vec::new() };
-    let classes = if pattern.depends_on_head() { pattern.heads } else { pattern.heads.min(1) };
+    pattern.require_bound()?;
+    let classes = pattern.head_classes();
     let mut taken = 0;
-    for head in 0..classes {
+    for head in 0..pattern.heads {
+        if let Some(before) = classes[..head].iter().position(|&class| class == classes[head]) {
+            mask.mask_of_head.push(mask.mask_of_head[before]);
+            continue;
+        }
         let (head_mask, bytes) = HeadBuilder::new(pattern, head, rule, memory_limit, taken).run()?;
         let number = mask.masks.iter().position(|other| *other == head_mask).unwrap_or_else(|| {
             taken += bytes;
@@ -54,7 +59,6 @@ pub fn build_with(pattern: &Pattern, memory_limit: u64, rule: &EdgeRule) -> Resu
         });
         mask.mask_of_head.push(number as u32);
     }
-    mask.mask_of_head.resize(pattern.heads, 0);
     Ok(mask)
 }
 
