@@ -1,7 +1,7 @@
 //! Every way in which Hopweave can say no.
 //!
 //! Three kinds are kept apart, because the reader does something different about each: the input is
-//! wrong ([`SpecError`], [`Error::Shape`], [`Error::Input`], [`Error::Memory`]), the input is right but
+//! wrong ([`SpecError`], [`Error::Shape`], [`Error::Value`], [`Error::Input`], [`Error::Memory`]), the input is right but
 //! this version cannot do it ([`Error::Unsupported`]), or Hopweave itself is wrong ([`Error::Internal`]).
 
 use std::fmt;
@@ -25,6 +25,14 @@ pub enum Error {
         expected: String,
         /// The shape given.
         found: String,
+    },
+    /// A tensor holds numbers that it may not hold, or is not there.
+    #[error("{tensor}: {message}")]
+    Value {
+        /// Which tensor, as the user calls it.
+        tensor: String,
+        /// What is wrong with it, where, and what was expected.
+        message: String,
     },
     /// A file could not be read, written or understood.
     #[error("{}: {message}", path.display())]

@@ -47,7 +47,43 @@ fn leaf(n: usize) -> BoxedStrategy<String> {
         ];
         format!("{{where: \"{}\"}}", choices[b as usize % choices.len()])
     });
+    // The first axis is a divisor of the length, found from any number.
+    let shape = move |from: usize| {
+        let extent = (1..=from % n.max(1) + 1).rev().find(|extent| n.is_multiple_of(*extent)).unwrap_or(1);
+        format!("[{extent}, {}]", n / extent)
+    };
+    let pair = |low: u32, high: u32| (low..high, low..high).prop_map(|(a, b)| format!("[{a}, {b}]"));
+    let edge = prop::sample::select(vec!["clamp", "truncate"]);
+    let grids = (0..400_usize, pair(1, 20), pair(1, 4), edge, any::<bool>(), any::<bool>()).prop_map(
+        move |(from, kernel, dilation, edge, a, b)| {
+            let shape = shape(from);
+            format!(
+                "{{grid: {{shape: {shape}, kernel: {kernel}, dilation: {dilation}, edge: {edge}, causal: [{a}, {b}]}}}}"
+            )
+        },
+    );
+    let axial = (0..400_usize, prop::sample::select(vec!["[]", "[0]", "[1]", "[1, 0]"]))
+        .prop_map(move |(from, axes)| format!("{{axial: {{shape: {}, axes: {axes}}}}}", shape(from)));
+    let segments = prop::collection::vec(0..90_usize, 0..5).prop_map(move |lengths| {
+        let mut left = n;
+        let mut lengths = lengths;
+        for length in &mut lengths {
+            *length = left.min(*length);
+            left -= *length;
+        }
+        lengths.push(left);
+        format!("{{segments: {{lengths: {lengths:?}}}}}")
+    });
+    let edges = prop::collection::vec((0..n.max(1), 0..n.max(1)), 0..9).prop_map(|pairs| {
+        let pairs: Vec<String> = pairs.into_iter().map(|(q, k)| format!("[{q}, {k}]")).collect();
+        format!("{{edges: {{pairs: [{}]}}}}", pairs.join(", "))
+    });
     prop_oneof![
+        grids,
+        axial,
+        segments,
+        edges,
+        (2..9_u32).prop_map(|base| format!("{{exponential: {{base: {base}}}}}")),
         Just("full".to_string()),
         Just("causal".to_string()),
         number().prop_map(|radius| format!("{{window: {{radius: {radius}}}}}")),
@@ -100,9 +136,18 @@ fn diffusion() -> impl Strategy<Value = String> {
 fn spec_text() -> impl Strategy<Value = (String, usize)> {
     let n = prop_oneof![8 => 0..200_usize, 1 => Just(64), 1 => Just(128), 1 => 200..400_usize];
     let dims = || prop_oneof![4 => 1..20_usize, 1 => 20..100_usize];
-    n.prop_flat_map(move |n| (Just(n), tree(n), dims(), dims(), 1..4_usize, 1..3_usize, diffusion())).prop_map(
-        |(n, tree, head_dim, value_dim, kv_heads, group, diffusion)| {
-            let heads = kv_heads * group;
+    // Some patterns are chosen by head.
+    let root = |n: usize, heads: usize| {
+        let parts = prop::collection::vec(tree(n), heads).prop_map(|trees| {
+            let part = |(head, tree)| format!("{{heads: [{head}], pattern: {tree}}}");
+            format!("{{per_head: [{}]}}", trees.iter().enumerate().map(part).collect::<Vec<_>>().join(", "))
+        });
+        prop_oneof![5 => tree(n), 1 => parts]
+    };
+    let sizes = (n, 1..4_usize);
+    sizes.prop_flat_map(move |(n, heads)| (Just(n), root(n, heads), dims(), dims(), Just(heads), any::<bool>(), diffusion())).prop_map(
+        |(n, tree, head_dim, value_dim, heads, grouped, diffusion)| {
+            let kv_heads = if grouped { 1 } else { heads };
             let text = format!(
                 "name: random\nheads: {heads}\nkv_heads: {kv_heads}\nhead_dim: {head_dim}\nvalue_dim: {value_dim}\npattern: {tree}\n\
                  diffusion: {diffusion}\n"

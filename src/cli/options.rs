@@ -8,7 +8,7 @@ use crate::compiler::Options;
 use crate::error::{Error, Result};
 use crate::machine;
 use crate::plan::Strategy;
-use crate::spec::{self, PatternSpec};
+use crate::spec::{self, PatternSpec, Source};
 use crate::target::Isa;
 
 /// Options that stand before or after any command.
@@ -18,6 +18,9 @@ pub struct Global {
     /// Replace a value of the spec, such as `diffusion.hops=3` or `pattern.any.0.window.radius=64`
     #[arg(long = "set", global = true, value_name = "PATH=VALUE", value_parser = assignment)]
     sets: Vec<(String, String)>,
+    /// Let specs name any file, and specs from standard input name files at all
+    #[arg(long, global = true)]
+    allow_files: bool,
     /// Tile family
     #[arg(long, global = true, value_name = "FAMILY", default_value = "auto",
           value_parser = ["auto", "portable", "avx2", "avx512", "neon"])]
@@ -85,7 +88,8 @@ impl Global {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn parse(&self, path: &Path, text: &str) -> Result<PatternSpec> {
-        spec::parse_with(text, &shown(path), &self.sets)
+        let source = Source { allow_files: self.allow_files, ..Source::new(text, shown(path)) };
+        spec::parse_source(source, &self.sets)
     }
 }
 

@@ -19,9 +19,8 @@ pub fn run() -> Result<()> {
         text += &format!("\n  {}: {}\n", node.name, node.meaning);
         let mut args = Table::new([Align::Left; 4]);
         for arg in node.args {
-            let default = arg.default.map_or("required".into(), |default| format!("default {default}"));
             let name = if arg.name.is_empty() { "(value)" } else { arg.name };
-            args.row([name, arg.kind, &default, arg.meaning]);
+            args.row([name, &arg.kind.to_string(), &node.need(arg), arg.meaning]);
         }
         text += &args.indented(6);
         text += &format!("      {}\n", node.example);

@@ -40,7 +40,8 @@ pub struct Output {
 /// thread.
 ///
 /// # Errors
-/// [`Error::Shape`] where a tensor does not fit the spec and the pattern's lengths.
+/// [`Error::Shape`] where a tensor does not fit the spec and the pattern's lengths, [`Error::Unsupported`] for a
+/// pattern that waits for run-time inputs.
 pub fn run(
     pattern: &Pattern,
     spec: &PatternSpec,
@@ -82,6 +83,7 @@ fn check_shapes(
     k: &ArrayView4<'_, f32>,
     v: &ArrayView4<'_, f32>,
 ) -> Result<()> {
+    pattern.require_bound()?;
     let batch = q.dim().0;
     let rows: [(&str, &ArrayView4<'_, f32>, usize, usize, usize); 3] = [
         ("q", q, spec.heads, pattern.q_len, spec.head_dim),

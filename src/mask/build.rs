@@ -25,7 +25,7 @@ use crate::pattern::{Cover, KeySet, Pattern};
 /// # Errors
 ///
 /// [`Error::Memory`] when the mask would take more than `memory_limit`, [`Error::Unsupported`] when a length
-/// or the number of scattered edges does not fit in 32 bits.
+/// or the number of scattered edges does not fit in 32 bits, or the pattern waits for run-time inputs.
 pub fn build(pattern: &Pattern, memory_limit: u64) -> Result<BlockMask> {
     build_with(pattern, memory_limit, &EdgeRule::default())
 }
@@ -37,6 +37,7 @@ pub fn build(pattern: &Pattern, memory_limit: u64) -> Result<BlockMask> {
 /// As [`build`].
 pub fn build_with(pattern: &Pattern, memory_limit: u64, rule: &EdgeRule) -> Result<BlockMask> {
     check_lengths(pattern)?;
+    pattern.require_bound()?;
     let mut mask = BlockMask {
         q_len: pattern.q_len,
         kv_len: pattern.kv_len,
@@ -44,9 +45,13 @@ pub fn build_with(pattern: &Pattern, memory_limit: u64, rule: &EdgeRule) -> Resu
         masks: Vec::new(),
         mask_of_head: Vec::new(),
     };
-    let classes = if pattern.depends_on_head() { pattern.heads } else { pattern.heads.min(1) };
+    let classes = pattern.head_classes();
     let mut taken = 0;
-    for head in 0..classes {
+    for head in 0..pattern.heads {
+        if let Some(before) = classes[..head].iter().position(|&class| class == classes[head]) {
+            mask.mask_of_head.push(mask.mask_of_head[before]);
+            continue;
+        }
         let (head_mask, bytes) = build_head(pattern, head, rule, memory_limit, taken)?;
         let number = mask.masks.iter().position(|other| *other == head_mask).unwrap_or_else(|| {
             taken += bytes;
@@ -55,7 +60,6 @@ pub fn build_with(pattern: &Pattern, memory_limit: u64, rule: &EdgeRule) -> Resu
         });
         mask.mask_of_head.push(number as u32);
     }
-    mask.mask_of_head.resize(pattern.heads, 0);
     Ok(mask)
 }
 
@@ -123,6 +127,7 @@ fn regroup_step(pattern: &Pattern) -> Option<u32> {
 
 /// The mask of one head, and its bytes.
 fn build_head(pattern: &Pattern, head: usize, rule: &EdgeRule, limit: u64, taken: u64) -> Result<(HeadMask, u64)> {
+    let pattern = &*pattern.of_head(head);
     let Some(step) = regroup_step(pattern) else {
         return HeadBuilder::new(pattern, head, rule, limit, taken, row_order(pattern, head)).run();
     };

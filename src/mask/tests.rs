@@ -274,6 +274,49 @@ fn lengths_that_differ_equal_points() {
 }
 
 #[test]
+fn nodes_that_repeat_in_places_equal_points() {
+    // Rows of a grid repeat away from its border; segments and blocks repeat where they are decided.
+    for (node, n) in [
+        ("grid: {shape: [20, 32], kernel: [5, 7], dilation: [2, 1]}", 640),
+        ("grid: {shape: [10, 64], kernel: [3, 9], edge: truncate, causal: [true, false]}", 640),
+        ("grid: {shape: [6, 16, 8], kernel: [3, 3, 3]}", 768),
+        ("grid: {shape: [500], kernel: [31], dilation: [3]}", 500),
+        ("grid: {shape: [15, 40], kernel: [7, 7]}", 600),
+        ("axial: {shape: [8, 64], axes: [1]}", 512),
+        ("axial: {shape: [8, 64], axes: [0]}", 512),
+        ("segments: {lengths: [100, 1, 64, 320, \"n - 485\"]}", 600),
+        ("exponential: {base: 2}", 400),
+        ("edges: {pairs: [[0, 399], [70, 3], [71, 3], [200, 200]]}", 400),
+    ] {
+        for tree in [node.to_string(), format!("any: [{{{node}}}, {{sink: 3}}]"), format!("all: [causal, {{{node}}}]")]
+        {
+            let text = format!("name: test\nheads: 2\nhead_dim: 8\npattern: {{{tree}}}\n");
+            let spec = crate::spec::parse(&text, "<text>").unwrap_or_else(|error| panic!("{error}"));
+            let pattern = crate::pattern::resolve(&spec, n, n).unwrap_or_else(|error| panic!("{error}"));
+            assert_equal_through_passes(&tree, &pattern);
+        }
+    }
+}
+
+#[test]
+fn patterns_by_head_share_masks() {
+    let text = "name: test\nheads: 6\nhead_dim: 8\npattern: {per_head: [{heads: [5, 0, 2], pattern: causal}, \
+                {heads: [1, 3], pattern: {random: {keys_per_query: 3, seed: 1, per_head: true}}}, {heads: [4], pattern: full}]}\n";
+    let spec = crate::spec::parse(text, "<text>").unwrap_or_else(|error| panic!("{error}"));
+    let pattern = crate::pattern::resolve(&spec, 200, 200).unwrap_or_else(|error| panic!("{error}"));
+    assert_equal_through_passes("by head", &pattern);
+    let mask = build(&pattern, LIMIT).unwrap();
+    assert_eq!((mask.masks.len(), mask.mask_of_head.as_slice()), (4, &[0, 1, 0, 2, 3, 0][..]));
+}
+
+#[test]
+fn patterns_that_wait_for_inputs_have_no_mask() {
+    let spec = crate::spec::parse("name: x\nhead_dim: 8\npattern: {segments: {input: ids}}\n", "<text>").unwrap();
+    let error = build(&crate::pattern::resolve(&spec, 9, 9).unwrap(), LIMIT).unwrap_err();
+    assert!(matches!(&error, crate::error::Error::Unsupported { given, .. } if given.contains("`ids`")), "{error}");
+}
+
+#[test]
 fn a_long_cache_costs_no_more_runs() {
     let (q_len, kv_len) = (100_000, 1_000_000);
     for align in [Align::End, Align::Start] {

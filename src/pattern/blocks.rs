@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::bits::fill;
 use super::draw::Draw;
 use super::layout::Layout;
-use super::node::{ArgDef, Args, Draft, NodeDef, leaf};
+use super::node::{ArgDef, Args, Draft, Kind, NodeDef, leaf};
 use super::random::check_edges;
 use super::rows::Rows;
 use super::{Cover, KeySet, Leaf, MAX_LENGTH};
@@ -17,17 +17,23 @@ pub const RANDOM_BLOCKS: NodeDef = NodeDef {
     name: "random_blocks",
     meaning: "a block of queries attends to that many distinct blocks of keys drawn for it (all where fewer exist)",
     args: &[
-        ArgDef { name: "block", kind: "integer", default: None, meaning: "tokens in a block" },
-        ArgDef { name: "blocks_per_row", kind: "integer", default: None, meaning: "key blocks drawn per query block" },
-        ArgDef { name: "seed", kind: "integer", default: None, meaning: "another seed, another choice" },
-        ArgDef { name: "per_head", kind: "true | false", default: Some("false"), meaning: "every head draws its own" },
+        ArgDef { name: "block", kind: Kind::Integer, default: None, meaning: "tokens in a block" },
+        ArgDef {
+            name: "blocks_per_row",
+            kind: Kind::Integer,
+            default: None,
+            meaning: "key blocks drawn per query block",
+        },
+        ArgDef { name: "seed", kind: Kind::Seed, default: None, meaning: "another seed, another choice" },
+        ArgDef { name: "per_head", kind: Kind::Flag, default: Some("false"), meaning: "every head draws its own" },
         ArgDef {
             name: "among",
-            kind: "all | past",
+            kind: Kind::Choice(&["all", "past"]),
             default: Some("all"),
             meaning: "past: only from key blocks up to the query block",
         },
     ],
+    forms: &[],
     example: "random_blocks: {block: 64, blocks_per_row: 3, seed: 1}",
     read: read_random,
 };
@@ -37,20 +43,21 @@ pub const BLOCKS: NodeDef = NodeDef {
     name: "blocks",
     meaning: "(q, k) is allowed where layout[q / block][k / block] is not zero",
     args: &[
-        ArgDef { name: "block", kind: "integer", default: None, meaning: "tokens in a block" },
+        ArgDef { name: "block", kind: Kind::Integer, default: None, meaning: "tokens in a block" },
         ArgDef {
             name: "layout",
-            kind: "[[0, 1], ...]",
+            kind: Kind::Layout,
             default: None,
-            meaning: "query blocks by key blocks; or a file",
+            meaning: "query blocks by key blocks; possibly a list of heads of them",
         },
         ArgDef {
             name: "file",
-            kind: "layout.npy",
+            kind: Kind::File,
             default: None,
             meaning: "an array beside the spec, [query blocks, key blocks], possibly [heads, ...]",
         },
     ],
+    forms: &[&["layout"], &["file"]],
     example: "blocks: {block: \"max(1, ceil(n/2))\", layout: [[1, 0], [1, 1]]}",
     read: read_layout,
 };

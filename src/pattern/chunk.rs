@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::bits::fill;
-use super::node::{ArgDef, Args, Draft, NodeDef, leaf};
+use super::node::{ArgDef, Args, Draft, Kind, NodeDef, leaf};
 use super::{Cover, KeySet, Leaf, MAX_LENGTH};
 use crate::error::Result;
 
@@ -12,9 +12,10 @@ pub const CHUNK: NodeDef = NodeDef {
     name: "chunk",
     meaning: "a query attends to the keys that share a chunk with it: c*stride <= q, k < c*stride + size",
     args: &[
-        ArgDef { name: "size", kind: "integer", default: None, meaning: "tokens in a chunk" },
-        ArgDef { name: "stride", kind: "integer", default: Some("size"), meaning: "tokens from chunk to chunk" },
+        ArgDef { name: "size", kind: Kind::Integer, default: None, meaning: "tokens in a chunk" },
+        ArgDef { name: "stride", kind: Kind::Integer, default: Some("size"), meaning: "tokens from chunk to chunk" },
     ],
+    forms: &[],
     example: "chunk: {size: 64, stride: 32}",
     read,
 };

@@ -8,14 +8,21 @@ use super::{Cover, KeySet, Leaf};
 use crate::error::Result;
 
 /// `full`
-pub const FULL: NodeDef =
-    NodeDef { name: "full", meaning: "every query attends to every key", args: &[], example: "full", read: read_full };
+pub const FULL: NodeDef = NodeDef {
+    name: "full",
+    meaning: "every query attends to every key",
+    args: &[],
+    forms: &[],
+    example: "full",
+    read: read_full,
+};
 
 /// `causal`
 pub const CAUSAL: NodeDef = NodeDef {
     name: "causal",
     meaning: "a query attends to itself and to what stands before it",
     args: &[],
+    forms: &[],
     example: "causal",
     read: read_causal,
 };

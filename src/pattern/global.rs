@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::bits::fill_set;
-use super::node::{ArgDef, Args, Draft, NodeDef, leaf};
+use super::node::{ArgDef, Args, Draft, Kind, NodeDef, leaf};
 use super::tokens::{TokenArg, Tokens};
 use super::{Cover, KeySet, Leaf};
 use crate::error::Result;
@@ -15,17 +15,18 @@ pub const GLOBAL: NodeDef = NodeDef {
     args: &[
         ArgDef {
             name: "tokens",
-            kind: "positions",
+            kind: Kind::Tokens,
             default: None,
             meaning: "[0, 5], {first: E}, {last: E}, {every: E, offset: E} or {random: {count: E, seed: S, from: E}}",
         },
         ArgDef {
             name: "axis",
-            kind: "both | keys | queries",
+            kind: Kind::Choice(&["both", "keys", "queries"]),
             default: Some("both"),
             meaning: "keys: everyone attends to the tokens; queries: the tokens attend to everyone",
         },
     ],
+    forms: &[],
     example: "global: {tokens: {first: 2}}",
     read,
 };

@@ -1,22 +1,19 @@
 //! The layout of a `blocks` node: zeros and ones in the spec, or an array in a file beside it.
 //!
-//! Refused: rows of different lengths, a shape that does not fit the lengths, a file outside the folder of the
-//! spec (a spec is data, and reading it must not read what it should not), a spec from a pipe that names a
-//! file.
-
-use std::path::{Component, Path};
+//! Refused: rows of different lengths, a shape that does not fit the lengths, what [`files`] refuses.
 
 use ndarray::{ArrayD, ArrayViewD, Axis, IxDyn};
-use ndarray_npy::{ViewElement, ViewNpyError, ViewNpyExt};
 
+use super::files::{self, Elements};
 use super::node::{Args, Scope};
 use super::random::check_edges;
 use super::rows::Rows;
 use crate::error::Result;
 use crate::spec::{Source, Value};
 
-/// Bytes of a layout file.
-const MAX_BYTES: u64 = 1 << 30;
+/// Any integers, floats or truth values.
+const ELEMENTS: Elements<bool> =
+    Elements { integer: |x| x != 0, float: Some(|x| x != 0.0), expected: "a .npy array of zeros and ones" };
 
 /// Non-zero entries of a layout, `[heads or 1, query blocks, key blocks]`.
 #[derive(Debug)]
@@ -32,7 +29,7 @@ impl<'a> Layout<'a> {
     pub fn read(args: &Args<'a>) -> Result<Self> {
         let (allowed, written) = match (args.get("layout"), args.get("file")) {
             (Some(value), None) => (inline(args.source, value)?, value),
-            (None, Some(value)) => (from_file(args.source, value)?, value),
+            (None, Some(value)) => (files::read(args.source, value, &ELEMENTS)?, value),
             (Some(_), Some(file)) => {
                 let message = "`file` does not go with `layout`";
                 return Err(args.source.error(file.at, message, "one of the two"));
@@ -116,61 +113,4 @@ fn inline(source: &Source, value: &Value) -> Result<ArrayD<bool>> {
         .map(|item| Ok(item.integer(source, "layout", 0, u64::from(u32::MAX))? != 0))
         .collect::<Result<_>>()?;
     ArrayD::from_shape_vec(IxDyn(&shape), entries).map_err(|_| source.error(value.at, "the layout is uneven", EXPECTED))
-}
-
-/// A `.npy` array of any integer, float or boolean type beside the spec.
-fn from_file(source: &Source, value: &Value) -> Result<ArrayD<bool>> {
-    let name = value.text(source, "file")?;
-    if !source.is_file() {
-        let message = "a spec that is not a file cannot name one";
-        return Err(source.error(value.at, message, "an inline `layout`, or the spec in a file"));
-    }
-    let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-    if !inside || name.is_empty() {
-        let message = format!("`file` cannot be `{name}`");
-        return Err(source.error(value.at, message, "a path within the folder of the spec, without `..`"));
-    }
-    let path = Path::new(&source.file).parent().unwrap_or(Path::new("")).join(name);
-    let refuse =
-        |message: String, expected: &str| source.error(value.at, format!("{}: {message}", path.display()), expected);
-    let expected = "a .npy array of zeros and ones";
-    let meta = std::fs::metadata(&path).map_err(|error| refuse(error.to_string(), expected))?;
-    if !meta.is_file() || meta.len() > MAX_BYTES {
-        let message = if meta.is_file() { format!("{} bytes", meta.len()) } else { "not a file".into() };
-        return Err(refuse(message, expected));
-    }
-    let bytes = std::fs::read(&path).map_err(|error| refuse(error.to_string(), expected))?;
-    decode(&bytes).map_err(|message| refuse(message, expected))
-}
-
-/// Views the bytes as an array of the first type that fits its header. A view checks the shape against the
-/// bytes that are there, so a header that lies cannot make us allocate.
-fn decode(bytes: &[u8]) -> Result<ArrayD<bool>, String> {
-    fn view<T: ViewElement + Copy>(bytes: &[u8], on: fn(T) -> bool) -> Result<Option<ArrayD<bool>>, String> {
-        match ArrayViewD::<T>::view_npy(bytes) {
-            Ok(view) => Ok(Some(view.mapv(on))),
-            Err(ViewNpyError::WrongDescriptor(_)) => Ok(None),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-    type Reader = fn(&[u8]) -> Result<Option<ArrayD<bool>>, String>;
-    let readers: [Reader; 11] = [
-        |b| view::<bool>(b, |x| x),
-        |b| view::<u8>(b, |x| x != 0),
-        |b| view::<i8>(b, |x| x != 0),
-        |b| view::<u16>(b, |x| x != 0),
-        |b| view::<i16>(b, |x| x != 0),
-        |b| view::<u32>(b, |x| x != 0),
-        |b| view::<i32>(b, |x| x != 0),
-        |b| view::<u64>(b, |x| x != 0),
-        |b| view::<i64>(b, |x| x != 0),
-        |b| view::<f32>(b, |x| x != 0.0),
-        |b| view::<f64>(b, |x| x != 0.0),
-    ];
-    for reader in readers {
-        if let Some(array) = reader(bytes)? {
-            return Ok(array);
-        }
-    }
-    Err("an array of another type".into())
 }

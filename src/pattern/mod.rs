@@ -10,22 +10,30 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::error::Result;
 use crate::spec::Align;
 
+mod bind;
 mod bits;
 mod blocks;
 mod chunk;
 mod draw;
+mod edges;
+mod exponential;
+mod files;
 mod full;
 mod global;
+mod grid;
 pub mod keyset;
 mod layout;
+mod listed;
 pub mod node;
 mod predicate;
 mod random;
 pub mod regroup;
 mod resolve;
 mod rows;
+mod segments;
 mod sink;
 mod strided;
 mod text;
@@ -33,8 +41,9 @@ mod tokens;
 pub mod tree;
 mod window;
 
+pub use bind::RunTime;
 pub use keyset::KeySet;
-pub use node::{ArgDef, COMBINATORS, CombinatorDef, NodeDef};
+pub use node::{ArgDef, COMBINATORS, CombinatorDef, Kind, NodeDef};
 pub use resolve::{check, resolve};
 pub use text::parse_text;
 
@@ -51,10 +60,15 @@ pub const NODES: &[NodeDef] = &[
     sink::SINK,
     sink::PREFIX,
     strided::STRIDED,
+    exponential::EXPONENTIAL,
     random::RANDOM,
     random::RANDOM_CELLS,
     blocks::RANDOM_BLOCKS,
     blocks::BLOCKS,
+    edges::EDGES,
+    segments::SEGMENTS,
+    grid::GRID,
+    grid::AXIAL,
     predicate::WHERE,
 ];
 
@@ -112,6 +126,25 @@ pub trait Leaf: Debug + Send + Sync {
         1
     }
 
+    /// A period that holds for the queries at these positions, where the leaf has none for all: all ranges for
+    /// which this gives `p` see the same keys up to shifts by multiples of `p`.
+    fn period_within(&self, queries: &Range<i64>) -> Option<u64> {
+        let _ = queries;
+        self.period()
+    }
+
+    /// The name of the run-time input that the leaf waits for (i32, one a key); until it is bound to it, it
+    /// knows no points.
+    fn input(&self) -> Option<&str> {
+        None
+    }
+
+    /// The leaf with the numbers of its run-time input for one batch element; `None` where it has no input.
+    fn bind(&self, ids: &[i32]) -> Result<Option<Arc<dyn Leaf>>> {
+        let _ = ids;
+        Ok(None)
+    }
+
     /// Positions of queries that the leaf allows most keys to (global tokens): a hint to gather them into dense
     /// rows.
     fn dense_queries(&self) -> &[i64] {
@@ -132,6 +165,13 @@ pub enum Tree {
     All(Vec<Tree>),
     /// Complement.
     Not(Box<Tree>),
+    /// A choice by head; at the root only.
+    PerHead {
+        /// For every head, its tree in `trees`.
+        of_head: Arc<[u32]>,
+        /// The trees; none is a `PerHead`.
+        trees: Vec<Tree>,
+    },
     /// A leaf.
     Leaf(Arc<dyn Leaf>),
 }

@@ -19,6 +19,8 @@ pub struct NodeDef {
     pub meaning: &'static str,
     /// Its arguments.
     pub args: &'static [ArgDef],
+    /// Sets of arguments of which exactly one must be given; empty where there is no choice.
+    pub forms: &'static [&'static [&'static str]],
     /// A node as one would write it, in YAML's flow style.
     pub example: &'static str,
     /// Reads the arguments.
@@ -31,11 +33,78 @@ pub struct ArgDef {
     /// Its key.
     pub name: &'static str,
     /// What may stand there.
-    pub kind: &'static str,
-    /// What holds when it is left out; `None` where it must be given.
+    pub kind: Kind,
+    /// What holds when it is left out; `None` where it must be given, by itself or with its form.
     pub default: Option<&'static str>,
     /// What it means.
     pub meaning: &'static str,
+}
+
+/// What may stand as an argument, for listings and the schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// An integer or an expression for one.
+    Integer,
+    /// A list of them.
+    Integers,
+    /// A plain integer that is not negative.
+    Seed,
+    /// `true` or `false`.
+    Flag,
+    /// A list of them.
+    Flags,
+    /// One of some words.
+    Choice(&'static [&'static str]),
+    /// A set of positions.
+    Tokens,
+    /// A condition over positions.
+    Condition,
+    /// Lists of zeros and ones, two or three deep.
+    Layout,
+    /// A list of pairs of integers.
+    Pairs,
+    /// The name of a `.npy` file.
+    File,
+    /// The name of a run-time input.
+    Input,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Integer => "integer",
+            Self::Integers => "[integer, ...]",
+            Self::Seed => "plain integer",
+            Self::Flag => "true | false",
+            Self::Flags => "[true | false, ...]",
+            Self::Choice(words) => return f.write_str(&words.join(" | ")),
+            Self::Tokens => "positions",
+            Self::Condition => "condition",
+            Self::Layout => "[[0, 1], ...]",
+            Self::Pairs => "[[q, k], ...]",
+            Self::File => "file.npy",
+            Self::Input => "name",
+        })
+    }
+}
+
+impl NodeDef {
+    /// Whether an argument must be given, may be left out, or belongs to one of several forms: for listings.
+    pub fn need(&self, arg: &ArgDef) -> String {
+        if let Some(default) = arg.default {
+            return format!("default {default}");
+        }
+        let others: Vec<String> =
+            self.forms.iter().filter(|form| !form.contains(&arg.name)).map(|form| form.join(" and ")).collect();
+        match self.forms.iter().find(|form| form.contains(&arg.name)) {
+            Some(form) if form.len() > 1 => {
+                let with: Vec<&str> = form.iter().copied().filter(|name| *name != arg.name).collect();
+                format!("with {}, or {}", with.join(" and "), others.join(" or "))
+            }
+            Some(_) => format!("or {}", others.join(" or ")),
+            None => "required".into(),
+        }
+    }
 }
 
 /// A node that joins others, for listings.
@@ -62,6 +131,11 @@ pub const COMBINATORS: &[CombinatorDef] = &[
         example: "all: [causal, {window: {radius: 64}}]",
     },
     CombinatorDef { name: "not", meaning: "what its node does not allow", example: "not: causal" },
+    CombinatorDef {
+        name: "per_head",
+        meaning: "for every head what its node allows; at the root only, every head once",
+        example: "per_head: [{heads: [0], pattern: causal}, {heads: \"1..3\", pattern: full}]",
+    },
 ];
 
 /// A leaf whose arguments were checked, waiting for lengths.
@@ -215,6 +289,13 @@ impl<'a> Args<'a> {
             (None, Some(default)) => Ok(Int::constant(default)),
             (None, None) => Int::read(self.source, key, self.require(key, "64")?, least, vars),
         }
+    }
+
+    /// The list of integers at `key`, each at least `least`.
+    pub fn ints(&self, key: &'static str, least: i64, example: &str) -> Result<Vec<Int<'a>>> {
+        let value = self.require(key, example)?;
+        let items = value.list(self.source, key, &format!("a list of integers, such as {example}"))?;
+        items.iter().map(|item| Int::read(self.source, key, item, least, &Var::LENGTHS)).collect()
     }
 
     /// The node's own value as an integer, at least `least`.

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::node::{ArgDef, Args, Draft, NodeDef, leaf};
+use super::node::{ArgDef, Args, Draft, Kind, NodeDef, leaf};
 use super::{Cover, KeySet, Leaf};
 use crate::error::Result;
 use crate::spec::expr::{Bounds, Env, Expr, Truth, Var};
@@ -15,7 +15,8 @@ use crate::spec::quoted;
 pub const WHERE: NodeDef = NodeDef {
     name: "where",
     meaning: "(q, k) is allowed where the condition holds",
-    args: &[ArgDef { name: "", kind: "condition", default: None, meaning: "over q, k, h, n and m" }],
+    args: &[ArgDef { name: "", kind: Kind::Condition, default: None, meaning: "over q, k, h, n and m" }],
+    forms: &[],
     example: "where: \"k <= q and (q - k) % 16 == 0\"",
     read,
 };

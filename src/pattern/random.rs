@@ -1,13 +1,11 @@
 //! `random` and `random_cells`: drawn keys for every query, and cells drawn from the whole matrix.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
 
-use super::bits::fill_sorted;
 use super::draw::Draw;
-use super::node::{ArgDef, Args, Draft, NodeDef, Scope, leaf};
+use super::listed::Listed;
+use super::node::{ArgDef, Args, Draft, Kind, NodeDef, Scope, leaf};
 use super::rows::{MAX_EDGES, Rows, take_bits};
-use super::{Cover, KeySet, Leaf};
 use crate::error::Result;
 
 /// `random`
@@ -15,11 +13,17 @@ pub const RANDOM: NodeDef = NodeDef {
     name: "random",
     meaning: "a query attends to that many distinct keys drawn for it (all where fewer exist)",
     args: &[
-        ArgDef { name: "keys_per_query", kind: "integer", default: None, meaning: "keys drawn for each query" },
-        ArgDef { name: "seed", kind: "integer", default: None, meaning: "another seed, another choice" },
-        ArgDef { name: "per_head", kind: "true | false", default: Some("false"), meaning: "every head draws its own" },
-        ArgDef { name: "among", kind: "all | past", default: Some("all"), meaning: "past: only from k <= q" },
+        ArgDef { name: "keys_per_query", kind: Kind::Integer, default: None, meaning: "keys drawn for each query" },
+        ArgDef { name: "seed", kind: Kind::Seed, default: None, meaning: "another seed, another choice" },
+        ArgDef { name: "per_head", kind: Kind::Flag, default: Some("false"), meaning: "every head draws its own" },
+        ArgDef {
+            name: "among",
+            kind: Kind::Choice(&["all", "past"]),
+            default: Some("all"),
+            meaning: "past: only from k <= q",
+        },
     ],
+    forms: &[],
     example: "random: {keys_per_query: 8, seed: 1}",
     read: read_random,
 };
@@ -29,9 +33,10 @@ pub const RANDOM_CELLS: NodeDef = NodeDef {
     name: "random_cells",
     meaning: "that many distinct (query, key) pairs drawn from the whole matrix",
     args: &[
-        ArgDef { name: "count", kind: "integer", default: None, meaning: "pairs in all" },
-        ArgDef { name: "seed", kind: "integer", default: None, meaning: "another seed, another choice" },
+        ArgDef { name: "count", kind: Kind::Integer, default: None, meaning: "pairs in all" },
+        ArgDef { name: "seed", kind: Kind::Seed, default: None, meaning: "another seed, another choice" },
     ],
+    forms: &[],
     example: "random_cells: {count: \"8*n\", seed: 1}",
     read: read_cells,
 };
@@ -60,6 +65,8 @@ fn read_random<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
         check_edges(&args, edges.max(scope.q_len) as u128 * heads as u128)?;
         let draw_head = |head: usize| {
             let mut draw = Draw::new(seed, Draw::KEYS + head as u64);
+            // Rows belong to the number of the query, so that draws depend on the lengths and not on where the
+            // queries stand.
             Rows::build(scope.q_len, edges, |q, keys| {
                 let bound = if past { (first + q as i64 + 1).clamp(0, i64::from(kv_len)) as u32 } else { kv_len };
                 draw.distinct(count, bound, keys);
@@ -67,7 +74,7 @@ fn read_random<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
         };
         let among = if past { "past" } else { "all" };
         let text = format!("random: {{keys_per_query: {count}, seed: {seed}, per_head: {per_head}, among: {among}}}");
-        leaf(Drawn { rows: (0..heads).map(draw_head).collect(), first, text })
+        leaf(Listed { rows: (0..heads).map(draw_head).collect(), first, text })
     }))
 }
 
@@ -80,7 +87,7 @@ fn read_cells<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
         let count = (count.at(scope)? as u64).min(cells);
         check_edges(&args, u128::from(count))?;
         let text = format!("random_cells: {{count: {count}, seed: {seed}}}");
-        leaf(Drawn { rows: vec![draw_cells(scope, count, cells, seed)], first: scope.first(), text })
+        leaf(Listed { rows: vec![draw_cells(scope, count, cells, seed)], first: scope.first(), text })
     }))
 }
 
@@ -157,51 +164,4 @@ fn by_row(q_len: usize, kv_len: u32, cells: &[(u32, u32)]) -> Rows {
             }
         }
     })
-}
-
-/// Keys by query, drawn.
-#[derive(Debug)]
-struct Drawn {
-    /// By head; one entry where heads agree.
-    rows: Vec<Rows>,
-    /// Position of the first row's query.
-    first: i64,
-    text: String,
-}
-
-impl Drawn {
-    fn head(&self, head: usize) -> &Rows {
-        &self.rows[head.min(self.rows.len() - 1)]
-    }
-
-    /// The row of the query at a position. Draws belong to the number of the query, so that they depend on
-    /// the lengths and not on where the queries stand.
-    fn row(&self, q: i64) -> usize {
-        (q - self.first) as usize
-    }
-}
-
-impl Leaf for Drawn {
-    fn allows(&self, head: usize, q: i64, k: usize) -> bool {
-        self.head(head).row(self.row(q)).binary_search(&(k as u32)).is_ok()
-    }
-
-    fn cover(&self, head: usize, queries: Range<i64>) -> Cover {
-        let rows = self.head(head);
-        let queries = self.row(queries.start)..self.row(queries.end);
-        let set = |keys: Vec<u32>| KeySet::from_sorted_keys(keys.into_iter().map(i64::from));
-        Cover { some: set(rows.union(queries.clone())), all: set(rows.common(queries)) }
-    }
-
-    fn words(&self, head: usize, q: i64, blocks: &[u32], out: &mut [u64]) {
-        fill_sorted(blocks, out, self.head(head).row(self.row(q)));
-    }
-
-    fn depends_on_head(&self) -> bool {
-        self.rows.len() > 1
-    }
-
-    fn print(&self) -> String {
-        self.text.clone()
-    }
 }

@@ -5,6 +5,7 @@
 //! pattern counts queries by *place* and keys by *number* (class by class, ascending within a class); it allows place
 //! and number exactly where the pattern it was made of allows the query and the key, and nothing across classes.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -27,6 +28,16 @@ impl Pattern {
     /// The largest known `r` such that every allowed pair has positions of one residue class modulo `r`.
     pub fn modulus(&self) -> u64 {
         self.tree.modulus()
+    }
+
+    /// The pattern as one head sees it, where it is chosen by head.
+    pub fn of_head(&self, head: usize) -> Cow<'_, Self> {
+        match &self.tree {
+            Tree::PerHead { of_head, trees } => {
+                Cow::Owned(Self { tree: trees[of_head[head] as usize].clone(), ..self.clone() })
+            }
+            Tree::Any(_) | Tree::All(_) | Tree::Not(_) | Tree::Leaf(_) => Cow::Borrowed(self),
+        }
     }
 
     /// The pattern class by class modulo `step` (at least 1). Pairs across classes are lost, so `step` should divide
@@ -72,7 +83,7 @@ impl Pattern {
                 },
                 None => return whole(),
             },
-            Tree::Not(_) | Tree::Leaf(_) => return whole(),
+            Tree::Not(_) | Tree::Leaf(_) | Tree::PerHead { .. } => return whole(),
         };
         let with = |sum: &[&Tree], without: &[&Tree]| {
             let union = |trees: &[&Tree]| Tree::Any(trees.iter().map(|&tree| tree.clone()).collect());
@@ -116,6 +127,7 @@ impl Tree {
                 if both > MAX_LENGTH as u64 { all.max(one) } else { both }
             }),
             Self::Not(_) => 1,
+            Self::PerHead { trees, .. } => trees.iter().map(Self::modulus).fold(0, gcd).max(1),
             Self::Leaf(leaf) => leaf.modulus().max(1),
         }
     }
@@ -130,6 +142,7 @@ impl Tree {
             Self::Not(child) => {
                 Self::All(vec![leaf(Arc::new(Everything)), Self::Not(Box::new(child.regrouped(geometry)))])
             }
+            Self::PerHead { of_head, trees } => Self::PerHead { of_head: of_head.clone(), trees: all(trees) },
             Self::Leaf(inner) => leaf(Arc::clone(inner)),
         }
     }

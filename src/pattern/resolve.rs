@@ -7,9 +7,6 @@ use super::{Leaf, MAX_LENGTH, NODES, Pattern, Tree};
 use crate::error::{Error, Result, Span};
 use crate::spec::{Node, PatternSpec, Source, Value, nearest};
 
-/// Nodes of the contract that this version does not have.
-const NOT_YET: [&str; 5] = ["exponential", "edges", "segments", "grid", "axial"];
-
 /// The pattern of a spec at given lengths.
 ///
 /// Refused: what [`check`] refuses, arguments that come out wrong at these lengths, lengths beyond
@@ -38,6 +35,7 @@ fn check_node(source: &Source, node: &Node) -> Result<()> {
     match node {
         Node::Any(nodes) | Node::All(nodes) => nodes.iter().try_for_each(|node| check_node(source, node)),
         Node::Not(node) => check_node(source, node),
+        Node::PerHead(parts) => parts.iter().try_for_each(|part| check_node(source, &part.pattern)),
         Node::Leaf { name, at, args } => {
             let def = find(source, name, *at)?;
             (def.read)(&Args::new(source, def, name, *at, args)?).map(drop)
@@ -51,6 +49,14 @@ pub(super) fn tree(source: &Source, node: &Node, scope: &Scope) -> Result<Tree> 
         Node::Any(nodes) => Tree::Any(all(nodes)?),
         Node::All(nodes) => Tree::All(all(nodes)?),
         Node::Not(node) => Tree::Not(Box::new(tree(source, node, scope)?)),
+        Node::PerHead(parts) => {
+            let mut of_head = vec![0; scope.heads];
+            for (number, part) in parts.iter().enumerate() {
+                part.heads.iter().for_each(|&head| of_head[head as usize] = number as u32);
+            }
+            let trees = parts.iter().map(|part| tree(source, &part.pattern, scope)).collect::<Result<Vec<_>>>()?;
+            Tree::PerHead { of_head: of_head.into(), trees }
+        }
         Node::Leaf { name, at, args } => Tree::Leaf(resolve_leaf(source, name, *at, args, scope)?),
     })
 }
@@ -66,10 +72,7 @@ fn find(source: &Source, name: &str, at: Span) -> Result<&'static NodeDef> {
         return Ok(def);
     }
     let known: Vec<&str> = NODES.iter().map(|def| def.name).chain(COMBINATORS.iter().map(|c| c.name)).collect();
-    if NOT_YET.contains(&name) {
-        return Err(source.unsupported(at, name, format!("one of {}", known.join(", "))));
-    }
-    let expected = match nearest(name, known.iter().copied().chain(NOT_YET)) {
+    let expected = match nearest(name, known.iter().copied()) {
         Some(near) => format!("`{near}`"),
         None => format!("one of {}", known.join(", ")),
     };

@@ -4,17 +4,18 @@
 use std::ops::Range;
 
 use super::bits::fill;
-use super::node::{ArgDef, Args, Draft, NodeDef, leaf};
+use super::node::{ArgDef, Args, Draft, Kind, NodeDef, leaf};
 use super::{Cover, KeySet, Leaf, MAX_LENGTH};
 use crate::error::Result;
 
-const ARGS: &[ArgDef] = &[ArgDef { name: "", kind: "integer", default: None, meaning: "how many first keys" }];
+const ARGS: &[ArgDef] = &[ArgDef { name: "", kind: Kind::Integer, default: None, meaning: "how many first keys" }];
 
 /// `sink`
 pub const SINK: NodeDef = NodeDef {
     name: "sink",
     meaning: "every query attends to the first keys (attention sinks)",
     args: ARGS,
+    forms: &[],
     example: "sink: 4",
     read: |args| read(args, "sink"),
 };
@@ -24,6 +25,7 @@ pub const PREFIX: NodeDef = NodeDef {
     name: "prefix",
     meaning: "every query attends to the first keys (the prompt of a prefix-LM)",
     args: ARGS,
+    forms: &[],
     example: "prefix: \"n/4\"",
     read: |args| read(args, "prefix"),
 };
@@ -31,6 +33,11 @@ pub const PREFIX: NodeDef = NodeDef {
 fn read<'a>(args: &Args<'a>, name: &'static str) -> Result<Draft<'a>> {
     let count = args.own_int(0)?;
     Ok(Box::new(move |scope| leaf(Sink { name, count: count.at_most(scope, MAX_LENGTH as i64)? })))
+}
+
+/// The leaf that allows the keys below a key length.
+pub(super) fn keys_below(length: usize) -> impl Leaf {
+    Sink { name: "prefix", count: length as i64 }
 }
 
 #[derive(Debug)]

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::bits::fill_steps;
-use super::node::{ArgDef, Args, Draft, NodeDef, leaf};
+use super::node::{ArgDef, Args, Draft, Kind, NodeDef, leaf};
 use super::{Cover, KeySet, Leaf};
 use crate::error::Result;
 use crate::spec::expr::{Expr, Var};
@@ -15,10 +15,21 @@ pub const STRIDED: NodeDef = NodeDef {
     name: "strided",
     meaning: "a query attends to every step-th key (diagonal: step divides q - k; vertical: k - phase)",
     args: &[
-        ArgDef { name: "step", kind: "integer", default: None, meaning: "distance between the keys" },
-        ArgDef { name: "mode", kind: "diagonal | vertical", default: None, meaning: "counted from q or from phase" },
-        ArgDef { name: "phase", kind: "integer", default: Some("0"), meaning: "vertical only; may use h, the head" },
+        ArgDef { name: "step", kind: Kind::Integer, default: None, meaning: "distance between the keys" },
+        ArgDef {
+            name: "mode",
+            kind: Kind::Choice(&["diagonal", "vertical"]),
+            default: None,
+            meaning: "counted from q or from phase",
+        },
+        ArgDef {
+            name: "phase",
+            kind: Kind::Integer,
+            default: Some("0"),
+            meaning: "vertical only; may use h, the head",
+        },
     ],
+    forms: &[],
     example: "strided: {step: 32, mode: vertical, phase: \"h % 4\"}",
     read,
 };

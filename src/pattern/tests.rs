@@ -65,6 +65,19 @@ const REGULAR: &[&str] = &[
     "strided: {step: 5, mode: vertical, phase: -2}",
     "strided: {step: 70, mode: vertical, phase: 69}",
     "strided: {step: 4, mode: vertical, phase: \"h*3\"}",
+    "exponential: {base: 2}",
+    "exponential: {base: 3}",
+    "exponential: {base: 1000000000000}",
+    "segments: {lengths: [\"n\"]}",
+    "segments: {lengths: [\"n//3\", 0, \"n//5\", \"n - n//3 - n//5\"]}",
+    "edges: {pairs: []}",
+    "edges: {pairs: [[0, 0], [0, 0]]}",
+    "grid: {shape: [\"n\"], kernel: [5]}",
+    "grid: {shape: [\"n\"], kernel: [4], dilation: [3], edge: truncate}",
+    "grid: {shape: [\"n\", 1], kernel: [7, 3], dilation: [20, 1], causal: [true, false]}",
+    "axial: {shape: [\"n\", 1], axes: [0]}",
+    "axial: {shape: [1, \"n\"], axes: [0]}",
+    "axial: {shape: [\"n\"], axes: []}",
     "random: {keys_per_query: 0, seed: 1}",
     "random: {keys_per_query: 5, seed: 1}",
     "random: {keys_per_query: 64, seed: 18446744073709551615, among: past}",
@@ -229,6 +242,75 @@ fn diffusion_over_lengths_that_differ_is_refused_with_its_line() {
     }
 }
 
+/// Nodes on a grid, at lengths that are its product.
+const GRIDS: &[(&str, usize)] = &[
+    ("grid: {shape: [9, 7], kernel: [3, 5]}", 63),
+    ("grid: {shape: [8, 8], kernel: [3, 3], edge: truncate}", 64),
+    ("grid: {shape: [5, 26], kernel: [13, 4], dilation: [1, 5]}", 130),
+    ("grid: {shape: [10, 13], kernel: [3, 3], dilation: [3, 2], causal: [true, false]}", 130),
+    ("grid: {shape: [13, 10], kernel: [4, 2], dilation: [2, 4], edge: truncate, causal: [false, true]}", 130),
+    ("grid: {shape: [4, 5, 6], kernel: [3, 2, 3], dilation: [1, 2, 1]}", 120),
+    ("grid: {shape: [3, 4, 8], kernel: [2, 3, 3], edge: truncate, causal: [true, false, false]}", 96),
+    ("grid: {shape: [2, 1, 64], kernel: [1, 1, 64]}", 128),
+    ("axial: {shape: [10, 13], axes: [1]}", 130),
+    ("axial: {shape: [10, 13], axes: [0]}", 130),
+    ("axial: {shape: [4, 5, 6], axes: [1]}", 120),
+    ("axial: {shape: [4, 5, 6], axes: [0, 2]}", 120),
+    ("axial: {shape: [4, 5, 6], axes: [2, 0, 1]}", 120),
+];
+
+#[test]
+fn grids_agree_with_the_definition() {
+    for &(node, n) in GRIDS {
+        for (q_len, align) in [(n, Align::End), (20, Align::End), (n + 9, Align::End), (n + 9, Align::Start)] {
+            let pattern = pattern_at(node, q_len, n, align);
+            check_cover(node, &pattern, true);
+            check_words(node, &pattern);
+            check_period(node, &pattern);
+            assert_eq!(parse_text(&pattern.print()).unwrap().print(), pattern.print());
+        }
+        let spec = spec_of(node);
+        let error = resolve(&spec, n, n + 1).unwrap_err().to_string();
+        assert!(error.contains(&format!("has {n} tokens")) && error.contains(&(n + 1).to_string()), "{error}");
+    }
+}
+
+#[test]
+fn inner_rows_of_a_grid_repeat() {
+    let pattern = pattern_of("grid: {shape: [40, 32], kernel: [5, 7], dilation: [2, 1]}", 1280);
+    let leaf = leaf_of(&pattern);
+    let inside = 4 * 32..36 * 32;
+    assert_eq!((leaf.period(), leaf.period_within(&inside)), (None, Some(32)));
+    for (q, k) in (inside.start..inside.end - 64).flat_map(|q| (0..1280 - 64).map(move |k| (q, k))) {
+        assert_eq!(leaf.allows(0, q, k as usize), leaf.allows(0, q + 64, k as usize + 64), "{q}, {k}");
+    }
+    assert!(leaf.period_within(&(3 * 32..36 * 32)).is_none() && leaf.period_within(&(4 * 32..37 * 32)).is_none());
+}
+
+/// The first key of neighborhood attention and the one after its last, among the tokens of one residue, as
+/// coordinates count them: a fixed number of neighbors on each side, moved where the border is near.
+fn neighbors(i: i64, len: i64, kernel: i64, dilation: i64) -> Vec<i64> {
+    let class: Vec<i64> = (0..len).filter(|j| j % dilation == i % dilation).collect();
+    let mut nearest = class.clone();
+    // The nearest ones; of two at one distance the one before comes first.
+    nearest.sort_by_key(|j| (2 * (j - i)).abs() - i64::from(*j < i));
+    nearest.truncate(kernel as usize);
+    nearest.sort_unstable();
+    nearest
+}
+
+#[test]
+fn neighborhoods_are_the_nearest_keys() {
+    for (len, kernel, dilation) in [(9, 3, 1), (9, 4, 1), (20, 5, 3), (20, 6, 3), (21, 2, 4), (7, 7, 1), (7, 9, 2)] {
+        let node = format!("grid: {{shape: [{len}], kernel: [{kernel}], dilation: [{dilation}]}}");
+        let pattern = pattern_of(&node, len as usize);
+        for q in 0..len {
+            let keys: Vec<i64> = (0..len).filter(|&k| pattern.allows(0, q as usize, k as usize)).collect();
+            assert_eq!(keys, neighbors(q, len, kernel, dilation), "{node}: {q}");
+        }
+    }
+}
+
 #[test]
 fn layouts_agree_with_the_definition() {
     for node in [
@@ -248,7 +330,7 @@ fn layouts_agree_with_the_definition() {
 #[test]
 fn definitions_are_those_of_the_contract() {
     type Rule = fn(i64, i64) -> bool;
-    let rules: [(&str, Rule); 9] = [
+    let rules: [(&str, Rule); 15] = [
         ("causal", |q, k| k <= q),
         ("window: {left: 2, right: 1, dilation: 3}", |q, k| [-6, -3, 0, 3].contains(&(k - q))),
         ("chunk: {size: 4, stride: 2}", |q, k| (0..99).any(|c| 2 * c <= q.min(k) && q.max(k) < 2 * c + 4)),
@@ -257,6 +339,14 @@ fn definitions_are_those_of_the_contract() {
         ("global: {tokens: {every: 4, offset: 1}, axis: queries}", |q, _| q % 4 == 1),
         ("strided: {step: 3, mode: vertical, phase: 2}", |_, k| k % 3 == 2),
         ("strided: {step: 3, mode: diagonal}", |q, k| (q - k) % 3 == 0),
+        ("exponential: {base: 2}", |q, k| [0, 1, 2, 4, 8, 16].contains(&(q - k).abs())),
+        ("exponential: {base: 3}", |q, k| [0, 1, 3, 9].contains(&(q - k).abs())),
+        ("segments: {lengths: [5, 0, 12, 3]}", |q, k| {
+            [0..5, 5..17, 17..20].iter().any(|s| s.contains(&q) && s.contains(&k))
+        }),
+        ("edges: {pairs: [[3, 4], [0, 19], [3, 1]]}", |q, k| [(3, 4), (0, 19), (3, 1)].contains(&(q, k))),
+        ("axial: {shape: [4, 5], axes: [1]}", |q, k| q / 5 == k / 5),
+        ("axial: {shape: [2, 2, 5], axes: [0, 2]}", |q, k| q / 5 % 2 == k / 5 % 2),
         ("where: \"k * 2 <= q and k != 3\"", |q, k| k * 2 <= q && k != 3),
     ];
     for (node, rule) in rules {
@@ -329,6 +419,137 @@ fn empty_sequences_resolve() {
     for def in NODES {
         resolve(&spec_of(def.example), 0, 0).unwrap_or_else(|error| panic!("{}: {error}", def.name));
     }
+}
+
+#[test]
+fn heads_have_patterns_of_their_own() {
+    let text = "name: x\nheads: 4\nhead_dim: 8\npattern:\n  per_head:\n    - {heads: \"1..3\", pattern: causal}\n    \
+                - {heads: [3, 0], pattern: {any: [{window: {radius: 1}}, {strided: {step: 5, mode: vertical, phase: h}}]}}\n";
+    let spec = spec::parse(text, "<text>").unwrap_or_else(|error| panic!("{error}"));
+    check(&spec).unwrap();
+    assert!(spec.same(&spec::parse(&spec.print(), "<printed>").unwrap()), "{}", spec.print());
+    let pattern = resolve(&spec, 20, 20).unwrap();
+    let again = parse_text(&pattern.print()).unwrap_or_else(|error| panic!("{}\n{error}", pattern.print()));
+    assert_eq!(again.print(), pattern.print());
+    for (q, k) in (0..20_usize).flat_map(|q| (0..20).map(move |k| (q, k))) {
+        for head in 0..4 {
+            let expected = match head {
+                1 | 2 => k <= q,
+                _ => q.abs_diff(k) <= 1 || k % 5 == head,
+            };
+            assert_eq!(pattern.allows(head, q, k), expected, "{head}, {q}, {k}");
+            assert_eq!(again.allows(head, q, k), expected, "{head}, {q}, {k}");
+        }
+    }
+    let classes = pattern.head_classes();
+    assert!(pattern.depends_on_head() && classes[1] == classes[2] && classes[0] != classes[3]);
+    assert_eq!(pattern_of("causal", 5).head_classes(), [0, 0, 0]);
+}
+
+#[test]
+fn run_time_ids_are_segments() {
+    let spec = spec_of("all: [causal, {segments: {input: ids}}, {not: {segments: {input: other}}}]");
+    for (q_len, align) in [(7, Align::End), (2, Align::End), (9, Align::Start)] {
+        let pattern = resolve(&spec::PatternSpec { align, ..spec.clone() }, q_len, 7).unwrap();
+        assert_eq!(parse_text(&pattern.print()).unwrap().print(), pattern.print());
+        assert_eq!(pattern.run_time_segments(), ["ids", "other"]);
+        assert!(pattern.require_bound().unwrap_err().to_string().contains("`ids`, `other`"));
+        let ids = [0, 0, 3, 3, 3, 7, 7];
+        let other = [0, 1, 2, 3, 3, 4, 5];
+        let segments = |name: &str| Some(if name == "ids" { &ids[..] } else { &other[..] });
+        for key_length in [None, Some(6), Some(7), Some(0)] {
+            let bound = pattern.bind(&RunTime { key_length, segments: &segments }).unwrap();
+            bound.require_bound().unwrap();
+            for (q, k) in (0..q_len).flat_map(|q| (0..7).map(move |k| (q, k))) {
+                let place = bound.position(q);
+                let same = |ids: &[i32]| place < 7 && ids[place as usize] == ids[k];
+                let expected =
+                    k as i64 <= place && same(&ids) && !same(&other) && key_length.is_none_or(|most| k < most);
+                assert_eq!(bound.allows(0, q, k), expected, "{q}, {k}, {key_length:?}");
+            }
+            assert_eq!(parse_text(&bound.print()).unwrap().print(), bound.print());
+        }
+    }
+    let pattern = resolve(&spec_of("segments: {input: ids}"), 3, 3).unwrap();
+    let message = |ids: Option<&'static [i32]>, key_length| {
+        pattern.bind(&RunTime { key_length, segments: &|_| ids }).unwrap_err().to_string()
+    };
+    assert_eq!(
+        message(Some(&[0, 2, 1]), None),
+        "ids: the segment id at 2 is 1, after 2; expected ids that never decrease"
+    );
+    assert_eq!(message(Some(&[-1, 2, 1]), None), "ids: the segment id at 0 is -1; expected ids from 0 on");
+    assert_eq!(
+        message(Some(&[0, 1]), None),
+        "ids: expected shape [batch, 3] (batch, kv_len), found 2 ids of a batch element"
+    );
+    assert_eq!(message(None, None), "ids: is not given; expected i32 segment ids, [batch, kv_len]");
+    assert_eq!(
+        message(Some(&[0, 0, 0]), Some(4)),
+        "key_lengths: a key length is 4; expected at most 3, as many as keys"
+    );
+    let per_head = "name: x\nheads: 2\nhead_dim: 8\npattern: {per_head: [{heads: [0], pattern: causal}, {heads: [1], pattern: full}]}";
+    let pattern = resolve(&spec::parse(per_head, "<text>").unwrap(), 5, 5).unwrap();
+    let bound = pattern.bind(&RunTime { key_length: Some(2), segments: &|_| None }).unwrap();
+    assert!(bound.allows(1, 0, 1) && !bound.allows(0, 0, 1) && !bound.allows(1, 4, 2));
+    assert_eq!(parse_text(&bound.print()).unwrap().print(), bound.print());
+}
+
+#[test]
+fn edges_are_read_from_files_beside_the_spec() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, pairs: &[[i64; 2]]| {
+        ndarray_npy::write_npy(folder.path().join(name), &ndarray::arr2(pairs)).unwrap();
+    };
+    write("good.npy", &[[5, 0], [1, 6], [5, 0]]);
+    write("far.npy", &[[0, 0], [1, 7]]);
+    write("negative.npy", &[[-1, 0]]);
+    ndarray_npy::write_npy(folder.path().join("i4.npy"), &ndarray::arr2(&[[2_i32, 2]])).unwrap();
+    ndarray_npy::write_npy(folder.path().join("f4.npy"), &ndarray::arr2(&[[2_f32, 2.0]])).unwrap();
+    ndarray_npy::write_npy(folder.path().join("wide.npy"), &ndarray::arr2(&[[1_i64, 2, 3]])).unwrap();
+    let spec_file = folder.path().join("a.yaml").to_string_lossy().into_owned();
+    let resolved = |file: &str| {
+        let text = format!("name: x\nhead_dim: 4\npattern: {{edges: {{file: {file}}}}}\n");
+        resolve(&spec::parse(&text, &spec_file)?, 7, 7)
+    };
+    let pattern = resolved("good.npy").unwrap();
+    let points = (0..7).flat_map(|q| (0..7).map(move |k| (q, k)));
+    assert_eq!(points.filter(|&(q, k)| pattern.allows(0, q, k)).collect::<Vec<_>>(), [(1, 6), (5, 0)]);
+    assert_eq!(parse_text(&pattern.print()).unwrap().print(), pattern.print());
+    assert!(resolved("i4.npy").unwrap().allows(0, 2, 2));
+    for (file, message) in [
+        ("far.npy", "pair 1, (1, 7), is out of range"),
+        ("negative.npy", "pair 0, (-1, 0), is out of range"),
+        ("f4.npy", "an array of another type"),
+        ("wide.npy", "the array has shape [1, 3]"),
+        ("none.npy", "none.npy: No such file"),
+    ] {
+        let error = resolved(file).unwrap_err().to_string();
+        assert!(error.contains(message) && error.contains("a.yaml:3:25: "), "{file}: {error}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn files_outside_the_folder_need_leave() {
+    let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let far = other.path().join("far.npy");
+    ndarray_npy::write_npy(&far, &ndarray::arr2(&[[1_i64, 1]])).unwrap();
+    std::os::unix::fs::symlink(&far, folder.path().join("link.npy")).unwrap();
+    let spec_file = folder.path().join("a.yaml").to_string_lossy().into_owned();
+    let resolved = |file: &str, name: &str, allow_files: bool| {
+        let text = format!("name: x\nhead_dim: 4\npattern: {{edges: {{file: {file}}}}}\n");
+        let source = spec::Source { allow_files, ..spec::Source::new(text, name) };
+        resolve(&spec::parse_source(source, &[])?, 2, 2)
+    };
+    for file in [far.to_str().unwrap(), "link.npy"] {
+        let error = resolved(file, &spec_file, false).unwrap_err().to_string();
+        assert!(error.contains("`--allow-files`"), "{error}");
+        assert!(resolved(file, &spec_file, true).unwrap().allows(0, 1, 1));
+    }
+    let error = resolved(far.to_str().unwrap(), "<stdin>", false).unwrap_err().to_string();
+    assert!(error.contains("a spec that is not a file cannot name one"), "{error}");
+    assert!(resolved(far.to_str().unwrap(), "<stdin>", true).unwrap().allows(0, 1, 1));
 }
 
 #[test]

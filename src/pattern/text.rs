@@ -29,6 +29,17 @@ fn print(tree: &Tree, indent: usize, out: &mut String) {
             *out += &"  ".repeat(indent + 1);
             return print(child, indent + 1, out);
         }
+        Tree::PerHead { of_head, trees } => {
+            *out += "per_head:\n";
+            let space = "  ".repeat(indent + 1);
+            for (number, tree) in trees.iter().enumerate() {
+                let heads = of_head.iter().enumerate().filter(|(_, tree)| **tree == number as u32);
+                let heads: Vec<String> = heads.map(|(head, _)| head.to_string()).collect();
+                *out += &format!("{space}- heads: [{}]\n{space}  pattern:\n{space}    ", heads.join(", "));
+                print(tree, indent + 3, out);
+            }
+            return;
+        }
         Tree::Leaf(leaf) => {
             *out += &leaf.print();
             out.push('\n');
@@ -75,5 +86,5 @@ pub fn parse_text(text: &str) -> Result<Pattern> {
     // evaluated before printing, so the width that `d` would stand for does not matter.
     let source = Source::new(format!("\n{body}"), "<pattern>");
     let scope = Scope { q_len, kv_len, head_dim: 1, heads, align };
-    Ok(Pattern { q_len, kv_len, heads, align, tree: resolve::tree(&source, &parse_node(&source)?, &scope)? })
+    Ok(Pattern { q_len, kv_len, heads, align, tree: resolve::tree(&source, &parse_node(&source, heads)?, &scope)? })
 }

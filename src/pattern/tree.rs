@@ -50,7 +50,22 @@ impl Pattern {
 
     /// Whether two heads may differ.
     pub fn depends_on_head(&self) -> bool {
-        self.tree.any_leaf(&mut |leaf| leaf.depends_on_head())
+        matches!(self.tree, Tree::PerHead { .. }) || self.tree.any_leaf(&mut |leaf| leaf.depends_on_head())
+    }
+
+    /// A number for every head; heads of one number have the same pattern.
+    pub fn head_classes(&self) -> Vec<u32> {
+        let own = |tree: &Tree| tree.any_leaf(&mut |leaf| leaf.depends_on_head());
+        let heads = 0..self.heads as u32;
+        match &self.tree {
+            // Numbers of heads that stand for themselves lie beyond those of trees.
+            Tree::PerHead { of_head, trees } => heads
+                .zip(of_head.iter())
+                .map(|(head, &tree)| if own(&trees[tree as usize]) { trees.len() as u32 + head } else { tree })
+                .collect(),
+            tree if own(tree) => heads.collect(),
+            _ => vec![0; self.heads],
+        }
     }
 
     /// A shift of query and key together that changes no answer (both staying in range); `None` where none is
@@ -73,10 +88,8 @@ impl Pattern {
     /// Queries that may attend to most keys, ascending: those of the leaves that stand in unions only, since
     /// an intersection or a complement takes the property away.
     pub fn dense_queries(&self, head: usize) -> Vec<u32> {
-        // The hint of a leaf does not depend on the head; the argument keeps room for those that will.
-        let _ = head;
         let mut positions = Vec::new();
-        self.tree.collect_dense(&mut positions);
+        self.tree.collect_dense(head, &mut positions);
         let first = self.position(0);
         let inside = |&position: &i64| usize::try_from(position - first).ok().filter(|&q| q < self.q_len);
         let mut queries: Vec<u32> = positions.iter().filter_map(inside).map(|q| q as u32).collect();
@@ -87,12 +100,21 @@ impl Pattern {
 }
 
 impl Tree {
+    /// The tree that counts for a head.
+    fn of(&self, head: usize) -> &Self {
+        match self {
+            Self::PerHead { of_head, trees } => &trees[of_head[head] as usize],
+            Self::Any(_) | Self::All(_) | Self::Not(_) | Self::Leaf(_) => self,
+        }
+    }
+
     /// See [`Pattern::allows`].
     pub fn allows(&self, head: usize, q: i64, k: usize) -> bool {
         match self {
             Self::Any(children) => children.iter().any(|child| child.allows(head, q, k)),
             Self::All(children) => children.iter().all(|child| child.allows(head, q, k)),
             Self::Not(child) => !child.allows(head, q, k),
+            Self::PerHead { .. } => self.of(head).allows(head, q, k),
             Self::Leaf(leaf) => leaf.allows(head, q, k),
         }
     }
@@ -107,6 +129,7 @@ impl Tree {
                 let inner = child.cover(head, queries);
                 Cover { some: inner.all.complement(), all: inner.some.complement() }
             }
+            Self::PerHead { .. } => self.of(head).cover(head, queries),
             Self::Leaf(leaf) => leaf.cover(head, queries),
         }
     }
@@ -114,6 +137,7 @@ impl Tree {
     fn each_cover(&self, head: usize, queries: &Range<i64>, visit: &mut impl FnMut(Cover) -> bool) -> bool {
         match self {
             Self::Any(children) => children.iter().all(|child| child.each_cover(head, queries, visit)),
+            Self::PerHead { .. } => self.of(head).each_cover(head, queries, visit),
             Self::All(_) | Self::Not(_) | Self::Leaf(_) => visit(self.cover(head, queries.clone())),
         }
     }
@@ -127,6 +151,7 @@ impl Tree {
                 child.words(head, q, blocks, out);
                 out.iter_mut().for_each(|word| *word = !*word);
             }
+            Self::PerHead { .. } => self.of(head).words(head, q, blocks, out),
             Self::Leaf(leaf) => leaf.words(head, q, blocks, out),
         }
     }
@@ -134,7 +159,7 @@ impl Tree {
     /// See [`Pattern::period`].
     pub fn period(&self) -> Option<u64> {
         match self {
-            Self::Any(children) | Self::All(children) => {
+            Self::Any(children) | Self::All(children) | Self::PerHead { trees: children, .. } => {
                 children.iter().try_fold(1, |period, child| lcm(period, child.period()?))
             }
             Self::Not(child) => child.period(),
@@ -144,12 +169,15 @@ impl Tree {
 
     /// See [`Pattern::shift_signature`].
     pub fn shift_signature(&self, head: usize, queries: &Range<i64>, keys: &Range<i64>, shift: u64) -> Option<u64> {
+        if let Self::PerHead { .. } = self {
+            return self.of(head).shift_signature(head, queries, keys, shift);
+        }
         let mut signature = 0u64;
         let mut leaves = 0;
         let unknown = self.any_leaf(&mut |leaf| {
             leaves += 1;
             let repeats = |period: u64| period > 0 && shift.is_multiple_of(period) && queries.start >= 0;
-            let decision = if leaf.period().is_some_and(repeats) {
+            let decision = if leaf.period_within(queries).is_some_and(repeats) {
                 0
             } else {
                 let cover = leaf.cover(head, queries.clone());
@@ -170,15 +198,18 @@ impl Tree {
     /// Whether `property` holds for some leaf.
     pub fn any_leaf(&self, property: &mut impl FnMut(&dyn Leaf) -> bool) -> bool {
         match self {
-            Self::Any(children) | Self::All(children) => children.iter().any(|child| child.any_leaf(property)),
+            Self::Any(children) | Self::All(children) | Self::PerHead { trees: children, .. } => {
+                children.iter().any(|child| child.any_leaf(property))
+            }
             Self::Not(child) => child.any_leaf(property),
             Self::Leaf(leaf) => property(leaf.as_ref()),
         }
     }
 
-    fn collect_dense(&self, queries: &mut Vec<i64>) {
+    fn collect_dense(&self, head: usize, queries: &mut Vec<i64>) {
         match self {
-            Self::Any(children) => children.iter().for_each(|child| child.collect_dense(queries)),
+            Self::Any(children) => children.iter().for_each(|child| child.collect_dense(head, queries)),
+            Self::PerHead { .. } => self.of(head).collect_dense(head, queries),
             Self::Leaf(leaf) => queries.extend_from_slice(leaf.dense_queries()),
             Self::All(_) | Self::Not(_) => {}
         }

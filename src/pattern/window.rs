@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::bits::{fill, fill_steps};
-use super::node::{ArgDef, Args, Draft, NodeDef, leaf};
+use super::node::{ArgDef, Args, Draft, Kind, NodeDef, leaf};
 use super::{Cover, KeySet, Leaf, MAX_LENGTH};
 use crate::error::Result;
 
@@ -12,11 +12,12 @@ pub const WINDOW: NodeDef = NodeDef {
     name: "window",
     meaning: "a query attends to the keys around it: -left <= (k - q) / dilation <= right",
     args: &[
-        ArgDef { name: "radius", kind: "integer", default: None, meaning: "keys on each side; or give left and right" },
-        ArgDef { name: "left", kind: "integer", default: None, meaning: "keys before the query" },
-        ArgDef { name: "right", kind: "integer", default: None, meaning: "keys after the query" },
-        ArgDef { name: "dilation", kind: "integer", default: Some("1"), meaning: "distance between those keys" },
+        ArgDef { name: "radius", kind: Kind::Integer, default: None, meaning: "keys on each side" },
+        ArgDef { name: "left", kind: Kind::Integer, default: None, meaning: "keys before the query" },
+        ArgDef { name: "right", kind: Kind::Integer, default: None, meaning: "keys after the query" },
+        ArgDef { name: "dilation", kind: Kind::Integer, default: Some("1"), meaning: "distance between those keys" },
     ],
+    forms: &[&["radius"], &["left", "right"]],
     example: "window: {radius: 128}",
     read,
 };

@@ -16,7 +16,7 @@ mod set;
 mod source;
 mod yaml;
 
-pub use parse::{parse, parse_node, parse_with};
+pub use parse::{parse, parse_node, parse_source, parse_with};
 pub use print::{flow, quoted};
 pub use read::{Fields, nearest};
 pub use source::Source;
@@ -96,6 +96,8 @@ pub enum Node {
     All(Vec<Node>),
     /// Complement.
     Not(Box<Node>),
+    /// A choice by head, at the root only; together the parts hold every head once.
+    PerHead(Vec<HeadsNode>),
     /// A leaf, by name; its arguments are read by the leaf's own file in `pattern`.
     Leaf {
         /// Such as `window`.
@@ -105,6 +107,15 @@ pub enum Node {
         /// The arguments as written.
         args: Value,
     },
+}
+
+/// Some heads and their pattern, in a [`Node::PerHead`].
+#[derive(Debug, Clone)]
+pub struct HeadsNode {
+    /// Query heads, in the order of writing.
+    pub heads: Vec<u32>,
+    /// Their pattern.
+    pub pattern: Node,
 }
 
 /// A YAML value with its place.

@@ -5,7 +5,9 @@
 
 use std::sync::Arc;
 
-use super::{Align, Data, Diffusion, Fields, Node, PatternSpec, Source, Value, diffusion, nearest, set, yaml};
+use super::{
+    Align, Data, Diffusion, Fields, HeadsNode, Node, PatternSpec, Source, Value, diffusion, nearest, set, yaml,
+};
 use crate::error::{Result, Span};
 
 /// Query heads of a spec.
@@ -38,7 +40,11 @@ pub fn parse(text: &str, file: &str) -> Result<PatternSpec> {
 /// Reads a spec with some values replaced: each pair is a path, such as `diffusion.hops` or
 /// `pattern.any.0.window.radius`, and the YAML text of the new value.
 pub fn parse_with(text: &str, file: &str, sets: &[(String, String)]) -> Result<PatternSpec> {
-    let mut source = Source::new(text, file);
+    parse_source(Source::new(text, file), sets)
+}
+
+/// The same for a text that comes with what it may do.
+pub fn parse_source(mut source: Source, sets: &[(String, String)]) -> Result<PatternSpec> {
     source.overrides = sets.iter().map(|(path, value)| format!("{path}={value}")).collect();
     let mut root = yaml::read(&source)?;
     for (index, (path, value)) in sets.iter().enumerate() {
@@ -47,9 +53,9 @@ pub fn parse_with(text: &str, file: &str, sets: &[(String, String)]) -> Result<P
     interpret(Arc::new(source), &root)
 }
 
-/// Reads a pattern tree alone, as [`crate::pattern::Pattern::print`] writes it.
-pub fn parse_node(source: &Source) -> Result<Node> {
-    node(source, &yaml::read(source)?, 0)
+/// Reads a pattern tree of so many heads alone, as [`crate::pattern::Pattern::print`] writes it.
+pub fn parse_node(source: &Source, heads: usize) -> Result<Node> {
+    root_node(source, &yaml::read(source)?, heads)
 }
 
 fn interpret(source: Arc<Source>, root: &Value) -> Result<PatternSpec> {
@@ -88,7 +94,7 @@ fn interpret(source: Arc<Source>, root: &Value) -> Result<PatternSpec> {
     if fields.get("inputs").is_some() {
         return Err(src.unsupported(fields.key_at("inputs"), "inputs", "a spec without `inputs`"));
     }
-    let pattern = root_node(src, fields.require("pattern", "causal")?)?;
+    let pattern = root_node(src, fields.require("pattern", "causal")?, heads as usize)?;
     let scale = score(src, &fields, head_dim)?;
     let diffusion = match fields.get("diffusion") {
         Some(value) => diffusion::read(src, fields.key_at("diffusion"), value)?,
@@ -126,13 +132,60 @@ fn score(source: &Source, fields: &Fields<'_>, head_dim: u64) -> Result<f64> {
     }
 }
 
-fn root_node(source: &Source, value: &Value) -> Result<Node> {
-    if let Data::Map(entries) = &value.data
-        && let Some((_, at, _)) = entries.iter().find(|(key, _, _)| key == "per_head")
-    {
-        return Err(source.unsupported(*at, "per_head", "one pattern for all heads"));
+fn root_node(source: &Source, value: &Value, heads: usize) -> Result<Node> {
+    match &value.data {
+        Data::Map(entries) if matches!(entries.as_slice(), [(key, ..)] if key == "per_head") => {
+            let (_, at, parts) = &entries[0];
+            per_head(source, *at, parts, heads)
+        }
+        _ => node(source, value, 0),
     }
-    node(source, value, 0)
+}
+
+fn per_head(source: &Source, at: Span, value: &Value, heads: usize) -> Result<Node> {
+    let items = value.list(source, "per_head", "a list of {heads: ..., pattern: ...}")?;
+    let mut covered = vec![false; heads];
+    let mut parts = Vec::with_capacity(items.len());
+    for item in items {
+        let fields = Fields::new(source, "per_head", item.at, item, &["heads", "pattern"])?;
+        let written = fields.require("heads", "\"0..6\"")?;
+        let listed = head_list(source, written, heads)?;
+        for &head in &listed {
+            if std::mem::replace(&mut covered[head as usize], true) {
+                let message = format!("head {head} has a pattern already");
+                return Err(source.error(written.at, message, "every head once"));
+            }
+        }
+        parts.push(HeadsNode { heads: listed, pattern: node(source, fields.require("pattern", "causal")?, 1)? });
+    }
+    match covered.iter().position(|covered| !covered) {
+        Some(head) => {
+            let message = format!("head {head} has no pattern");
+            Err(source.error(at, message, format!("every head from 0 to {} once", heads - 1)))
+        }
+        None => Ok(Node::PerHead(parts)),
+    }
+}
+
+/// `[0, 1]`, or `0..2` without its end.
+fn head_list(source: &Source, value: &Value, heads: usize) -> Result<Vec<u32>> {
+    let expected = || format!("a list of heads or a range such as \"0..2\", within 0..{heads}");
+    let refuse = || source.error(value.at, format!("`heads` cannot be {}", value.describe()), expected());
+    match &value.data {
+        Data::List(items) if !items.is_empty() => {
+            let read = |item: &Value| item.integer(source, "heads", 0, heads as u64 - 1).map(|head| head as u32);
+            items.iter().map(read).collect()
+        }
+        Data::Scalar { text, .. } => {
+            let (first, end) = text.split_once("..").ok_or_else(refuse)?;
+            let bound = |text: &str| text.trim().parse::<u32>().ok().filter(|&head| head as usize <= heads);
+            match (bound(first), bound(end)) {
+                (Some(first), Some(end)) if first < end => Ok((first..end).collect()),
+                _ => Err(refuse()),
+            }
+        }
+        Data::List(_) | Data::Map(_) | Data::Null => Err(refuse()),
+    }
 }
 
 fn node(source: &Source, value: &Value, depth: usize) -> Result<Node> {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Align, Data, Diffusion, Node, PatternSpec, Value};
+use super::{Align, Data, Diffusion, HeadsNode, Node, PatternSpec, Value};
 
 impl PatternSpec {
     /// The spec as canonical YAML: every default written out, one leaf a line.
@@ -59,6 +59,14 @@ impl Node {
                 format!("\n{space}{name}:\n{items}")
             }
             Node::Not(node) => format!("\n{space}not:{}", node.print(indent + 1)),
+            Node::PerHead(parts) => {
+                let part = |part: &HeadsNode| {
+                    let heads: Vec<String> = part.heads.iter().map(u32::to_string).collect();
+                    let pattern = part.pattern.print(indent + 3);
+                    format!("{space}  - heads: [{}]\n{space}    pattern:{pattern}", heads.join(", "))
+                };
+                format!("\n{space}per_head:\n{}", parts.iter().map(part).collect::<String>())
+            }
             Node::Leaf { .. } => format!(" {}\n", self.print_leaf()),
         }
     }
@@ -67,7 +75,9 @@ impl Node {
     fn print_item(&self, indent: usize) -> String {
         match self {
             Node::Leaf { .. } => self.print(indent),
-            Node::Any(_) | Node::All(_) | Node::Not(_) => format!(" {}", self.print(indent).trim_start()),
+            Node::Any(_) | Node::All(_) | Node::Not(_) | Node::PerHead(_) => {
+                format!(" {}", self.print(indent).trim_start())
+            }
         }
     }
 
@@ -75,7 +85,7 @@ impl Node {
         match self {
             Node::Leaf { name, args: Value { data: Data::Null, .. }, .. } => scalar(name),
             Node::Leaf { name, args, .. } => format!("{{{}: {}}}", scalar(name), flow(args)),
-            Node::Any(_) | Node::All(_) | Node::Not(_) => String::new(),
+            Node::Any(_) | Node::All(_) | Node::Not(_) | Node::PerHead(_) => String::new(),
         }
     }
 
@@ -85,6 +95,10 @@ impl Node {
         match (self, other) {
             (Node::Any(xs), Node::Any(ys)) | (Node::All(xs), Node::All(ys)) => all(xs, ys),
             (Node::Not(x), Node::Not(y)) => x.same(y),
+            (Node::PerHead(xs), Node::PerHead(ys)) => {
+                let same = |x: &HeadsNode, y: &HeadsNode| x.heads == y.heads && x.pattern.same(&y.pattern);
+                xs.len() == ys.len() && xs.iter().zip(ys).all(|(x, y)| same(x, y))
+            }
             (Node::Leaf { name, args, .. }, Node::Leaf { name: other, args: other_args, .. }) => {
                 name == other && args.same(other_args)
             }

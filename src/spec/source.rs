@@ -14,6 +14,8 @@ pub struct Source {
     pub text: String,
     /// What was written after each `--set`, `PATH=VALUE`.
     pub overrides: Vec<String>,
+    /// Whether the spec may read any file; otherwise only those in the folder of its own file.
+    pub allow_files: bool,
 }
 
 /// More lines than a text within `yaml::MAX_BYTES` can have.
@@ -22,7 +24,7 @@ const LINES: usize = 1 << 21;
 impl Source {
     /// A text without overrides.
     pub fn new(text: impl Into<String>, file: impl Into<String>) -> Self {
-        Self { file: file.into(), text: text.into(), overrides: Vec::new() }
+        Self { file: file.into(), text: text.into(), overrides: Vec::new(), allow_files: false }
     }
 
     /// The line that stands for the first line of override `index`.

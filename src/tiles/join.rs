@@ -78,24 +78,31 @@ unsafe fn join_rows(c: &JoinCall) {
     unsafe {
         for first in (0..c.rows).step_by(LANES) {
             let count = LANES.min(c.rows - first);
-            let statistics =
-                |base: *const f32, part: usize, r: usize| *base.add(part * c.statistics_stride + first + r);
+            // Rows beyond the last have sum 0. Whole groups are read as one, which lets the loops below be vectors.
+            let statistics = |base: *const f32, part: usize| {
+                let from = base.add(part * c.statistics_stride + first);
+                if count == LANES {
+                    return from.cast::<[f32; LANES]>().read_unaligned();
+                }
+                std::array::from_fn(|r| if r < count { *from.add(r) } else { 0.0 })
+            };
             let mut max = [f32::NEG_INFINITY; LANES];
             for part in 0..c.parts {
-                for (r, max) in max.iter_mut().enumerate().take(count) {
+                let (maxima, sums) = (statistics(c.max, part), statistics(c.sum, part));
+                for r in 0..LANES {
                     // A part without keys for this row has sum 0, and what it subtracted means nothing.
-                    if statistics(c.sum, part, r) != 0.0 {
-                        *max = max.max(statistics(c.max, part, r));
-                    }
+                    let found = if sums[r] == 0.0 { f32::NEG_INFINITY } else { maxima[r] };
+                    max[r] = if found > max[r] { found } else { max[r] };
                 }
             }
             let weight = |part: usize| {
-                let (mut above, mut sums) = ([0.0; LANES], [0.0; LANES]);
-                for r in 0..count {
-                    above[r] = statistics(c.max, part, r) - max[r];
-                    sums[r] = statistics(c.sum, part, r);
+                let (maxima, sums) = (statistics(c.max, part), statistics(c.sum, part));
+                let mut weights = [0.0; LANES];
+                for r in 0..LANES {
+                    let factor = exp2(maxima[r] - max[r]);
+                    weights[r] = if sums[r] == 0.0 { 0.0 } else { sums[r] * factor };
                 }
-                std::array::from_fn::<f32, LANES, _>(|r| if sums[r] == 0.0 { 0.0 } else { sums[r] * exp2(above[r]) })
+                weights
             };
             let mut total = [0.0; LANES];
             for part in 0..c.parts {
