@@ -40,7 +40,7 @@ pub fn compile(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Option
     let pattern = clock.time("resolve", || pattern::resolve(spec, q_len, kv_len))?;
     // Whole blocks are classified by intervals; points are visited only inside partial blocks.
     let mask = clock.time("mask", || mask::build(&pattern, options.memory_limit))?;
-    let schedule = clock.time("schedule", || schedule::build(spec, mask.clone()));
+    let schedule = clock.time("schedule", || schedule::build(spec, mask.clone()))?;
     let schedule = clock.time("passes", || passes::run(schedule, &options.without))?;
     let schedule = clock.time("verify", || schedule::verify(schedule))?;
     let plan = clock.time("plan", || plan::build(&schedule, options.isa, Wishes { strategy: options.strategy }))?;
@@ -65,7 +65,7 @@ pub fn emit(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Options, 
     if stage == Stage::Mask {
         return Ok(mask.print());
     }
-    let schedule = schedule::build(spec, mask);
+    let schedule = schedule::build(spec, mask)?;
     if stage == Stage::Schedule {
         return Ok(schedule.print());
     }

@@ -15,6 +15,7 @@ mod args;
 pub mod emit;
 mod flash;
 mod kernel;
+mod mods;
 pub mod portable;
 mod resident;
 mod softmax;
@@ -43,11 +44,15 @@ pub enum TileFn {
     EdgeValue,
     /// [`crate::tiles::exact::ExactCall`]
     ValueExact,
+    /// [`crate::tiles::ModCall`]
+    Mods,
+    /// [`crate::tiles::EdgeModCall`]
+    EdgeMods,
 }
 
 impl TileFn {
     /// All of them; the position is the index in the external names of lowered functions.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Pack,
         Self::Score,
         Self::Exp,
@@ -56,6 +61,8 @@ impl TileFn {
         Self::EdgeExp,
         Self::EdgeValue,
         Self::ValueExact,
+        Self::Mods,
+        Self::EdgeMods,
     ];
 
     /// Symbol name.
@@ -69,6 +76,8 @@ impl TileFn {
             Self::EdgeExp => "edge_exp",
             Self::EdgeValue => "edge_value",
             Self::ValueExact => "value_exact",
+            Self::Mods => "mods",
+            Self::EdgeMods => "edge_mods",
         }
     }
 

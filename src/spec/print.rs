@@ -12,9 +12,11 @@ impl PatternSpec {
             out += &format!("description: {}\n", scalar(description));
         }
         let _ = writeln!(out, "heads: {}\nhead_dim: {}\nvalue_dim: {}", self.heads, self.head_dim, self.value_dim);
+        let (inputs, mods) = self.print_mods();
+        out += &inputs;
         out += "pattern:";
         out += &self.pattern.print(1);
-        let _ = writeln!(out, "score: {{scale: {:?}}}", self.scale);
+        let _ = writeln!(out, "score: {{scale: {:?}{mods}}}", self.scale);
         let _ = writeln!(out, "diffusion: {}", self.diffusion.print());
         out
     }
@@ -25,6 +27,7 @@ impl PatternSpec {
             && self.description == other.description
             && (self.heads, self.head_dim, self.value_dim) == (other.heads, other.head_dim, other.value_dim)
             && self.scale == other.scale
+            && self.same_mods(other)
             && self.diffusion == other.diffusion
             && self.pattern.same(&other.pattern)
     }
