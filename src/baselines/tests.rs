@@ -39,6 +39,8 @@ fn problem(n: usize, d: usize, dv: usize, hops: &[(f64, f64)]) -> (Pattern, Patt
         heads: 2,
         head_dim: d,
         value_dim: dv,
+        inputs: Vec::new(),
+        mods: Vec::new(),
         pattern: Node::Leaf { name: "full".into(), at, args: Value { at, data: Data::Null } },
         scale: 0.7,
         diffusion: Diffusion {
