@@ -1,5 +1,5 @@
-//! Tiles alone, per family: score, value and exp of a 64 × 64 × 64 block from L1 and over 512 keys from L2, and
-//! scattered edges at 64 random keys per query. Throughput counts FLOPs (for exp: scores; for edges: 2 · 64 per
+//! Tiles alone, per family: score, value, exp, softcap and alibi of a 64 × 64 × 64 block from L1 and over 512 keys from L2, and
+//! scattered edges at 64 random keys per query. Throughput counts FLOPs (for exp and mods: scores; for edges: 2 · 64 per
 //! edge). After each family's score and value the share of the FMA peak is printed, with the peak measured in turn
 //! with the tile, so that a busy machine disturbs both alike.
 //!
@@ -17,9 +17,12 @@ use cranelift_jit::{JITBuilder, JITModule};
 use cranelift_module::default_libcall_names;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use hopweave::codegen::portable;
+use hopweave::plan::{ModsBy, ModsPlan};
 use hopweave::target::Isa;
 use hopweave::tiles::peak::fma_peak;
-use hopweave::tiles::{Ahead, BLOCK, EdgeCall, ExpCall, Family, LANES, PackCall, ScoreCall, Tile, ValueCall, family};
+use hopweave::tiles::{
+    Ahead, BLOCK, EdgeCall, ExpCall, Family, LANES, ModCall, PackCall, ScoreCall, Tile, ValueCall, family,
+};
 
 /// Width of keys and values.
 const D: usize = 64;
@@ -70,8 +73,24 @@ fn portable() -> Family {
             edge_exp: transmute::<*const u8, Tile<EdgeCall>>(code(edges.exp)),
             edge_value: transmute::<*const u8, Tile<EdgeCall>>(code(edges.value)),
             join: hopweave::tiles::join::join,
+            softcap: mods("softcap 30.0"),
+            alibi: mods("alibi [0.5]"),
         }
     }
+}
+
+/// The code of one score mod.
+fn mods(text: &str) -> Tile<ModCall> {
+    let isa = hopweave::jit::target_isa().expect("a CPU that Cranelift knows");
+    let mut module = JITModule::new(JITBuilder::with_isa(isa, default_libcall_names()));
+    let mods = format!("positions q_len 512 kv_len 512 heads 1 q_offset 0\n{text}").parse().expect("a score mod");
+    let plan = ModsPlan { mods, factor: 1.0, fused: true, by: ModsBy::Code };
+    let options = portable::Options { verify: false, edges: false };
+    let symbols = portable::define_mods(&mut module, &plan, options).expect("code");
+    module.finalize_definitions().expect("finished code");
+    let code = ManuallyDrop::new(module).get_finalized_function(symbols.panel.expect("code for panels"));
+    // SAFETY: `define_mods` promises this signature, and the module is never freed.
+    unsafe { transmute::<*const u8, Tile<ModCall>>(code) }
 }
 
 /// The block tiles of one family over `nkeys` keys, on data that stays the same from call to call.
@@ -80,7 +99,9 @@ struct Block {
     score: ScoreCall,
     exp: ExpCall,
     value: ValueCall,
-    _buffers: [Buffer; 6],
+    mods: ModCall,
+    _buffers: [Buffer; 8],
+    _inputs: Box<[*const f32; 1]>,
 }
 
 impl Block {
@@ -135,7 +156,26 @@ impl Block {
             rv_stride: 0,
             restart: 0.0,
         };
-        Self { family, score, exp, value, _buffers: [qt, kv, s, max, sum, acc] }
+        let (mut positions, mut slopes) = (Buffer::new(BLOCK, 0.0), Buffer::new(1, 0.5));
+        let inputs = Box::new([slopes.pointer().cast_const()]);
+        let mods = ModCall {
+            s: s.pointer(),
+            s_stride,
+            nkeys,
+            groups: BLOCK / LANES,
+            words: null(),
+            max: max.pointer(),
+            keys: null(),
+            first_key: 0,
+            key_step: 1,
+            positions: positions.pointer().cast(),
+            head: 0,
+            inputs: inputs.as_ptr(),
+            constant: 30.0,
+            factor: 1.0,
+        };
+        let buffers = [qt, kv, s, max, sum, acc, positions, slopes];
+        Self { family, score, exp, value, mods, _buffers: buffers, _inputs: inputs }
     }
 
     fn flops(&self) -> u64 {
@@ -150,6 +190,16 @@ impl Block {
     fn run_exp(&self) {
         // SAFETY: as above.
         unsafe { (self.family.exp)(black_box(&self.exp)) };
+    }
+
+    fn run_softcap(&self) {
+        // SAFETY: as above.
+        unsafe { (self.family.softcap)(black_box(&self.mods)) };
+    }
+
+    fn run_alibi(&self) {
+        // SAFETY: as above.
+        unsafe { (self.family.alibi)(black_box(&self.mods)) };
     }
 
     fn run_value(&self) {
@@ -185,6 +235,8 @@ fn blocks(c: &mut Criterion) {
             group.bench_function(id("score"), |b| b.iter(|| block.run_score()));
             group.bench_function(id("value"), |b| b.iter(|| block.run_value()));
             group.throughput(Throughput::Elements((BLOCK * nkeys) as u64));
+            group.bench_function(id("softcap"), |b| b.iter(|| block.run_softcap()));
+            group.bench_function(id("alibi"), |b| b.iter(|| block.run_alibi()));
             group.bench_function(id("exp"), |b| b.iter(|| block.run_exp()));
             group.finish();
             println!(

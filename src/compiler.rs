@@ -41,7 +41,7 @@ pub fn compile(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Option
     // Whole blocks are classified by intervals; points are visited only inside partial blocks.
     let mask = clock.time("mask", || build_mask(spec, &pattern, options))?;
     check_lengths(&pattern)?;
-    let schedule = clock.time("schedule", || schedule::build(spec, mask.clone()));
+    let schedule = clock.time("schedule", || schedule::build(spec, mask.clone()))?;
     let schedule = clock.time("passes", || passes::run(schedule, &options.without))?;
     let schedule = clock.time("verify", || schedule::verify(schedule))?;
     let plan = clock.time("plan", || plan::build(&schedule, options.isa, Wishes { strategy: options.strategy }))?;
@@ -67,7 +67,7 @@ pub fn emit(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Options, 
         return Ok(mask.print());
     }
     check_lengths(&pattern)?;
-    let schedule = schedule::build(spec, mask);
+    let schedule = schedule::build(spec, mask)?;
     if stage == Stage::Schedule {
         return Ok(schedule.print());
     }

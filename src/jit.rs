@@ -18,7 +18,7 @@ use cranelift_module::{FuncId, Linkage, Module};
 use crate::codegen::portable;
 use crate::codegen::{KernelArgs, Lowered, TileFn, emit};
 use crate::error::{Error, Result};
-use crate::plan::KernelPlan;
+use crate::plan::{KernelPlan, ModsBy};
 use crate::target::Isa;
 use crate::tiles::{self, exact, join};
 
@@ -100,14 +100,20 @@ pub fn link(plan: &KernelPlan, functions: Vec<Lowered>, isa: &OwnedTargetIsa) ->
         ] {
             builder.symbol(tile.name(), address);
         }
+        match plan.mods.as_ref().map(|mods| mods.by) {
+            Some(ModsBy::Softcap) => _ = builder.symbol(TileFn::Mods.name(), family.softcap as *const u8),
+            Some(ModsBy::Alibi) => _ = builder.symbol(TileFn::Mods.name(), family.alibi as *const u8),
+            Some(ModsBy::Code) | None => {}
+        }
     }
     // From here on the module is freed on every path, also by an early return.
     let mut code = Code { module: ManuallyDrop::new(JITModule::new(builder)), entries: Vec::new(), bytes: 0 };
     let module = &mut *code.module;
-    let tiles = match family {
+    let mut tiles = match family {
         None => portable_tiles(plan, module)?,
         Some(_) => imported_tiles(module)?,
     };
+    mod_passes(plan, module, &mut tiles)?;
     let mut context = Context::new();
     let mut ids = Vec::new();
     for Lowered { name, function } in functions {
@@ -151,11 +157,29 @@ fn import(module: &mut JITModule, tile: TileFn) -> Result<FuncId> {
 }
 
 fn imported_tiles(module: &mut JITModule) -> Result<[FuncId; TileFn::ALL.len()]> {
-    let mut ids = [FuncId::from_u32(0); TileFn::ALL.len()];
+    // Some function must stand in place of the passes of score mods, until there are some.
+    let mut ids = [import(module, TileFn::Pack)?; TileFn::ALL.len()];
     for (id, tile) in ids.iter_mut().zip(TileFn::ALL) {
-        *id = import(module, tile)?;
+        if !matches!(tile, TileFn::Mods | TileFn::EdgeMods) {
+            *id = import(module, tile)?;
+        }
     }
     Ok(ids)
+}
+
+/// Puts the passes that apply score mods in their places, where the plan has mods.
+fn mod_passes(plan: &KernelPlan, module: &mut JITModule, tiles: &mut [FuncId; TileFn::ALL.len()]) -> Result<()> {
+    let Some(mods) = &plan.mods else { return Ok(()) };
+    let edges = plan.masks.iter().any(|mask| !mask.edges.keys.is_empty());
+    let symbols = portable::define_mods(module, mods, portable::Options { edges, ..portable::Options::default() })?;
+    tiles[TileFn::Mods as usize] = match symbols.panel {
+        Some(code) => code,
+        None => import(module, TileFn::Mods)?,
+    };
+    if let Some(code) = symbols.edges {
+        tiles[TileFn::EdgeMods as usize] = code;
+    }
+    Ok(())
 }
 
 fn portable_tiles(plan: &KernelPlan, module: &mut JITModule) -> Result<[FuncId; TileFn::ALL.len()]> {
@@ -175,6 +199,9 @@ fn portable_tiles(plan: &KernelPlan, module: &mut JITModule) -> Result<[FuncId; 
         edges.value,
         import(module, TileFn::ValueExact)?,
         import(module, TileFn::Join)?,
+        // Replaced where the plan has score mods.
+        symbols.pack,
+        symbols.pack,
     ])
 }
 

@@ -14,6 +14,7 @@ use crate::codegen::{KernelArgs, Tables};
 use crate::error::{Bytes, Error, Result};
 use crate::jit::{Code, Entry};
 use crate::plan::{KernelPlan, Scratch, Strategy};
+use crate::spec::Inputs;
 
 /// Block rows that a worker takes at least.
 const LEAST_ROWS: usize = 4;
@@ -32,6 +33,8 @@ struct Inner {
     tables: Vec<Tables>,
     scratch: Vec<Scratch>,
     code: Code,
+    /// Tables of the score mods, which follow the callers' inputs.
+    constants: Vec<Vec<f32>>,
     threads: Arc<rayon::ThreadPool>,
     /// Scratch of finished calls, for the next ones.
     idle: Mutex<Vec<Workspace>>,
@@ -54,8 +57,9 @@ impl Kernel {
     pub fn new(plan: KernelPlan, code: Code, threads: usize) -> Result<Self> {
         let tables = plan.masks.iter().map(|mask| Tables::new(&plan, mask)).collect();
         let scratch = plan.masks.iter().map(|mask| Scratch::new(&plan, mask)).collect();
+        let constants = plan.mods.as_ref().map(|mods| mods.mods.constants()).unwrap_or_default();
         let threads = pool(threads)?;
-        Ok(Self { inner: Arc::new(Inner { plan, tables, scratch, code, threads, idle: Mutex::default() }) })
+        Ok(Self { inner: Arc::new(Inner { plan, tables, scratch, code, constants, threads, idle: Mutex::default() }) })
     }
 
     /// The plan that the kernel follows.
@@ -87,11 +91,26 @@ impl Kernel {
     /// # Errors
     /// [`Error::Shape`] when a tensor is not of the shape that the kernel was compiled for.
     pub fn forward(&self, q: ArrayView4<'_, f32>, k: ArrayView4<'_, f32>, v: ArrayView4<'_, f32>) -> Result<Output> {
+        self.forward_with(q, k, v, &Inputs::none())
+    }
+
+    /// The same for a kernel whose score mods read `inputs`.
+    ///
+    /// # Errors
+    /// As [`Self::forward`], and [`Error::Shape`] where an input is missing, unknown, of another shape or not
+    /// contiguous.
+    pub fn forward_with(
+        &self,
+        q: ArrayView4<'_, f32>,
+        k: ArrayView4<'_, f32>,
+        v: ArrayView4<'_, f32>,
+        inputs: &Inputs<'_>,
+    ) -> Result<Output> {
         let plan = &self.inner.plan;
         let batch = q.dim().0;
         let mut out = Array4::zeros((batch, plan.heads, plan.q_len, plan.value_dim));
         let mut lse = Array3::zeros((batch, plan.heads, plan.q_len));
-        self.forward_into(q, k, v, &mut out.view_mut(), Some(&mut lse.view_mut()))?;
+        self.forward_into_with(q, k, v, inputs, &mut out.view_mut(), Some(&mut lse.view_mut()))?;
         Ok(Output { out, lse })
     }
 
@@ -106,6 +125,22 @@ impl Kernel {
         q: ArrayView4<'_, f32>,
         k: ArrayView4<'_, f32>,
         v: ArrayView4<'_, f32>,
+        out: &mut ArrayViewMut4<'_, f32>,
+        lse: Option<&mut ArrayViewMut3<'_, f32>>,
+    ) -> Result<()> {
+        self.forward_into_with(q, k, v, &Inputs::none(), out, lse)
+    }
+
+    /// The same for a kernel whose score mods read `inputs`.
+    ///
+    /// # Errors
+    /// As [`Self::forward_into`] and [`Self::forward_with`].
+    pub fn forward_into_with(
+        &self,
+        q: ArrayView4<'_, f32>,
+        k: ArrayView4<'_, f32>,
+        v: ArrayView4<'_, f32>,
+        inputs: &Inputs<'_>,
         out: &mut ArrayViewMut4<'_, f32>,
         mut lse: Option<&mut ArrayViewMut3<'_, f32>>,
     ) -> Result<()> {
@@ -128,6 +163,7 @@ impl Kernel {
         check("k", of(k.dim()), [batch, plan.kv_heads, plan.kv_len, plan.head_dim], [0, 6, 4, 3])?;
         check("v", of(v.dim()), [batch, plan.kv_heads, plan.kv_len, plan.value_dim], [0, 6, 4, 5])?;
         check("out", of(out.dim()), [batch, plan.heads, plan.q_len, plan.value_dim], [0, 1, 2, 5])?;
+        let given = inputs.check(plan.mods.as_ref().map(|mods| &mods.mods))?;
         if out.is_empty() || plan.q_len == 0 {
             return Ok(());
         }
@@ -155,6 +191,9 @@ impl Kernel {
             }
         };
         let mut workspace = self.inner.workspace(batch, lse_slice.is_some())?;
+        let constants = self.inner.constants.iter().map(Vec::as_slice);
+        workspace.inputs_at.clear();
+        workspace.inputs_at.extend(given.into_iter().chain(constants).map(|table| table.as_ptr().expose_provenance()));
         let task = Task {
             inner: &self.inner,
             q: Tensor::new(&q),
@@ -165,6 +204,7 @@ impl Kernel {
             row_sum: workspace.row_sum.as_mut_ptr().expose_provenance(),
             local: &workspace.local_at,
             shared: &workspace.shared_at,
+            inputs: workspace.inputs_at.as_ptr().expose_provenance(),
             items: batch * plan.heads,
         };
         task.run();
@@ -228,6 +268,8 @@ struct Task<'a> {
     row_sum: usize,
     local: &'a [usize],
     shared: &'a [usize],
+    /// Address of a list of addresses: those of the score mods' inputs and constants.
+    inputs: usize,
     items: usize,
 }
 
@@ -397,11 +439,13 @@ impl Task<'_> {
             first_row: rows.start,
             end_row: rows.end,
             hop,
+            head,
+            inputs: std::ptr::with_exposed_provenance(self.inputs),
         }
     }
 
     fn enter(&self, entry: Entry, args: &KernelArgs) {
-        // SAFETY: `forward_into` checked every shape and stride against the plan and keeps the tensors borrowed
+        // SAFETY: `forward_into` checked every shape, stride and input against the plan and keeps the tensors borrowed
         // until all units are done; tables and scratch sizes come from the same plan; a worker's scratch is used
         // by one unit at a time, and units of a spread write different rows.
         #[allow(unsafe_code)]
@@ -457,6 +501,8 @@ struct Workspace {
     /// Addresses of `local` and `shared`, kept so that a warm call allocates no list of them.
     local_at: Vec<usize>,
     shared_at: Vec<usize>,
+    /// Addresses of the inputs of the call in progress.
+    inputs_at: Vec<usize>,
     row_sum: Vec<f32>,
 }
 

@@ -21,9 +21,9 @@ const MAP: &[(&str, &[&str])] = &[
     ("schedule", &["error", "spec", "pattern", "mask"]),
     ("passes", &["error", "mask", "schedule"]),
     ("plan", &["error", "target", "spec", "mask", "schedule", "tiles"]),
-    ("codegen", &["error", "target", "mask", "plan", "tiles"]),
+    ("codegen", &["error", "target", "spec", "mask", "plan", "tiles"]),
     ("jit", &["error", "target", "tiles", "plan", "codegen"]),
-    ("runtime", &["error", "target", "plan", "codegen", "jit"]),
+    ("runtime", &["error", "target", "spec", "plan", "codegen", "jit"]),
     (
         "compiler",
         &[

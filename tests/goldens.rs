@@ -90,7 +90,7 @@ fn every_pass_has_its_before_and_after() {
 
 fn built(spec: &PatternSpec, n: usize) -> Schedule {
     let pattern = pattern::resolve(spec, n, n).expect("a pattern");
-    schedule::build(spec, mask::build(&pattern, u64::MAX).expect("a mask"))
+    schedule::build(spec, mask::build(&pattern, u64::MAX).expect("a mask")).expect("a schedule")
 }
 
 fn fused(spec: &PatternSpec, n: usize) -> VerifiedSchedule {

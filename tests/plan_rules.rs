@@ -9,7 +9,7 @@ fn plan() -> KernelPlan {
     let spec = spec::parse(text, "<text>").expect("a spec");
     let pattern = pattern::resolve(&spec, 500, 500).expect("a pattern");
     let mask = mask::build(&pattern, u64::MAX).expect("a mask");
-    let fused = passes::run(schedule::build(&spec, mask), &[]).expect("passes");
+    let fused = passes::run(schedule::build(&spec, mask).expect("a schedule"), &[]).expect("passes");
     build(&schedule::verify(fused).expect("a schedule"), Isa::Portable, Wishes::default()).expect("a plan")
 }
 

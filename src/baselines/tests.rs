@@ -41,6 +41,8 @@ fn problem(n: usize, d: usize, dv: usize, hops: &[(f64, f64)]) -> (Pattern, Patt
         head_dim: d,
         value_dim: dv,
         align: Align::End,
+        inputs: Vec::new(),
+        mods: Vec::new(),
         pattern: Node::Leaf { name: "full".into(), at, args: Value { at, data: Data::Null } },
         scale: 0.7,
         diffusion: Diffusion {

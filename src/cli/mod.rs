@@ -14,6 +14,7 @@ mod bench;
 mod check;
 mod emit;
 mod explain;
+mod inputs;
 mod options;
 mod patterns;
 mod run;

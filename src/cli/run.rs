@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use ndarray::{Array3, Array4};
 
+use super::inputs::{self, InputFiles};
 use super::options::{Global, SpecArg, shown};
 use super::remark;
 use super::table::milliseconds;
@@ -35,6 +36,9 @@ pub struct Args {
     /// Where the log-sum-exp of the scores [batch, heads, q_len] goes, natural log
     #[arg(long, value_name = "LSE.npy")]
     lse: Option<PathBuf>,
+    /// A tensor that the spec's score mods read; once for each of its `inputs`
+    #[arg(long = "input", value_name = "NAME=FILE.npy", value_parser = inputs::assignment)]
+    inputs: Vec<inputs::Assignment>,
     /// Who computes: the compiled kernel, or the interpreter in f64, edge by edge
     #[arg(long, value_enum, default_value_t = Engine::Jit)]
     engine: Engine,
@@ -75,9 +79,10 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     let files = Files { q: args.q.clone(), k: args.k.clone(), v: args.v.clone() };
     let extents = files.check(&spec)?;
     extents.check_memory(&spec, options.memory_limit())?;
+    let inputs = InputFiles::check(&spec, &args.inputs, extents.q_len, extents.kv_len)?;
     let done = match args.engine {
-        Engine::Jit => jit(&spec, &files, extents, options)?,
-        Engine::Interpreter => interpret(&spec, &files, extents, options)?,
+        Engine::Jit => jit(&spec, &files, &inputs, extents, options)?,
+        Engine::Interpreter => interpret(&spec, &files, &inputs, extents, options)?,
     };
     let mut written = vec![(args.output.as_path(), npy::view(&done.out))];
     if let Some(path) = &args.lse {
@@ -97,40 +102,50 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     Ok(())
 }
 
-fn jit(spec: &PatternSpec, files: &Files, extents: Extents, options: &Global) -> Result<Done> {
+fn jit(spec: &PatternSpec, files: &Files, inputs: &InputFiles, extents: Extents, options: &Global) -> Result<Done> {
     let start = Instant::now();
     let compiled = compiler::compile(spec, extents.q_len, extents.kv_len, &options.compiler()?)?;
     let prepared = start.elapsed();
     let scratch = compiled.kernel.scratch_bytes(extents.batch);
-    let given = scratch.saturating_add(extents.bytes(spec));
+    let given = scratch.saturating_add(extents.bytes(spec)).saturating_add(inputs.bytes());
     if given > options.memory_limit() {
         let what = "the kernel with its tensors".into();
         return Err(Error::Memory { what, given, limit: options.memory_limit() });
     }
     let Tensors { q, k, v } = files.read()?;
+    let inputs = inputs.read()?;
     let start = Instant::now();
-    let output = compiled.kernel.forward(q.view(), k.view(), v.view())?;
+    let output = compiled.kernel.forward_with(q.view(), k.view(), v.view(), &inputs.views())?;
     let ran = start.elapsed();
     let plan = compiled.kernel.plan();
     let how = format!("{} on {}, {}", plan.strategy, plan.isa, threads(options.threads()));
     Ok(Done { out: output.out, lse: output.lse, how, prepared, ran })
 }
 
-fn interpret(spec: &PatternSpec, files: &Files, extents: Extents, options: &Global) -> Result<Done> {
+fn interpret(
+    spec: &PatternSpec,
+    files: &Files,
+    inputs: &InputFiles,
+    extents: Extents,
+    options: &Global,
+) -> Result<Done> {
     let start = Instant::now();
     let pattern = pattern::resolve(spec, extents.q_len, extents.kv_len)?;
     // The interpreter holds 16 bytes an edge for each head in work, and the output twice over in f64.
     let nnz = mask::build(&pattern, options.memory_limit())?.counts().nnz();
     let running = options.threads().min(extents.batch * spec.heads).max(1) as u64;
     let edges = (nnz / spec.heads as u64).saturating_mul(16 * running);
-    let given = edges.saturating_add(extents.bytes(spec).saturating_mul(3));
+    let given = edges.saturating_add(extents.bytes(spec).saturating_mul(3)).saturating_add(inputs.bytes());
     if given > options.memory_limit() {
         return Err(Error::Memory { what: "the interpreter".into(), given, limit: options.memory_limit() });
     }
     let prepared = start.elapsed();
     let Tensors { q, k, v } = files.read()?;
+    let inputs = inputs.read()?;
     let start = Instant::now();
-    let output = options.pool()?.install(|| interpreter::run(&pattern, spec, q.view(), k.view(), v.view()))?;
+    let inputs = inputs.views();
+    let run = || interpreter::run_with(&pattern, spec, q.view(), k.view(), v.view(), &inputs);
+    let output = options.pool()?.install(run)?;
     Ok(Done {
         out: output.out.mapv(|x| x as f32),
         lse: output.lse.mapv(|x| x as f32),

@@ -37,4 +37,9 @@ pub struct KernelArgs {
     pub end_row: usize,
     /// Which hop (`hop` function).
     pub hop: usize,
+    /// Query head.
+    pub head: usize,
+    /// Element 0 of every input of the score mods, then of every table of their constants
+    /// ([`ScoreMods::constants`](crate::spec::score::ScoreMods::constants)); null where there are no mods.
+    pub inputs: *const *const f32,
 }

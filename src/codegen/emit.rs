@@ -121,6 +121,11 @@ impl<'a> Emit<'a> {
         self.splat(scalar)
     }
 
+    /// The low 32 bits of an address-sized integer.
+    pub fn low_half(&mut self, x: Value) -> Value {
+        if self.ptr == types::I32 { x } else { self.b.ins().ireduce(types::I32, x) }
+    }
+
     /// One float in all lanes.
     pub fn splat(&mut self, scalar: Value) -> Value {
         self.b.ins().splat(types::F32X4, scalar)

@@ -98,12 +98,17 @@ impl<'p> Kernel<'_, 'p> {
         let record = self.records.edge;
         let k = self.arg(offset_of!(KernelArgs, k));
         let k_stride = self.arg(offset_of!(KernelArgs, k_stride));
-        let max = self.local(self.scratch.max);
+        // Score mods take the maximum after them; what the tile finds goes where the next update writes anyway.
+        let mods = self.plan.mods.is_some();
+        let max = self.local(if mods { self.scratch.correction } else { self.scratch.max });
         self.set(record, offset_of!(EdgeCall, kv), k);
         self.set(record, offset_of!(EdgeCall, kv_stride), k_stride);
         self.set(record, offset_of!(EdgeCall, s), s);
         self.set(record, offset_of!(EdgeCall, max), max);
         self.call(TileFn::EdgeScore, record);
+        if mods {
+            self.mods_edges(s);
+        }
     }
 
     /// Probabilities of the edges scored last, and their sums.

@@ -15,7 +15,7 @@ use super::{KernelArgs, TileFn, is_ordered};
 use crate::mask::QUERY_BLOCK;
 use crate::plan::{KernelPlan, RowPlan, Scratch, Step, Strategy};
 use crate::tiles::exact::ExactCall;
-use crate::tiles::{Ahead, EdgeCall, ExpCall, LANES, PackCall, ScoreCall, ValueCall};
+use crate::tiles::{Ahead, EdgeCall, EdgeModCall, ExpCall, LANES, ModCall, PackCall, ScoreCall, ValueCall};
 
 /// Bytes of 64 floats: one array over the queries of a block.
 const LANE_BYTES: i64 = (QUERY_BLOCK * size_of::<f32>()) as i64;
@@ -56,6 +56,9 @@ pub(super) struct Records {
     pub value: Value,
     pub exact: Value,
     pub edge: Value,
+    /// Where the kernel has score mods: the records of their passes over panels and over edges, and the positions
+    /// of the row's queries, i32 `[64]`.
+    pub mods: Option<[Value; 3]>,
 }
 
 /// A block row that is being walked.
@@ -89,9 +92,20 @@ impl<'a, 'p> Kernel<'a, 'p> {
         context: &'a mut FunctionBuilderContext,
         isa: &dyn TargetIsa,
     ) -> Self {
-        let tiles = std::array::from_fn(|index| import(function, isa, index));
+        let none = import(function, isa, 0);
+        let tiles = std::array::from_fn(|index| match TileFn::ALL[index] {
+            TileFn::Pack => none,
+            // Nothing calls them.
+            TileFn::Mods | TileFn::EdgeMods if plan.mods.is_none() => none,
+            _ => import(function, isa, index),
+        });
         let (mut e, params) = Emit::new(function, context, isa);
         let mut record = |bytes: usize| e.stack(bytes as u32);
+        // A kernel without score mods has no room for their records.
+        let mod_records = plan
+            .mods
+            .is_some()
+            .then(|| [size_of::<ModCall>(), size_of::<EdgeModCall>(), QUERY_BLOCK * size_of::<i32>()].map(&mut record));
         let records = Records {
             pack: record(size_of::<PackCall>()),
             score: record(size_of::<ScoreCall>()),
@@ -99,6 +113,7 @@ impl<'a, 'p> Kernel<'a, 'p> {
             value: record(size_of::<ValueCall>()),
             exact: record(size_of::<ExactCall>()),
             edge: record(size_of::<EdgeCall>()),
+            mods: mod_records,
         };
         let exact = record(size_of::<u64>());
         let moved = record(size_of::<u64>());
@@ -160,7 +175,7 @@ impl<'a, 'p> Kernel<'a, 'p> {
 
     /// Writes the fields of all records that are the same in every call.
     pub fn fill_records(&mut self) {
-        let Records { pack, score, exp, value, exact, edge } = self.records;
+        let Records { pack, score, exp, value, exact, edge, .. } = self.records;
         let (d, dv) = (self.plan.head_dim as i64, self.plan.value_dim as i64);
         let acc = self.local(self.scratch.acc);
         let acc_stride = self.scratch.acc_stride as i64;
@@ -226,6 +241,7 @@ impl<'a, 'p> Kernel<'a, 'p> {
             let scale = self.e.b.ins().f32const(scores.pack_scale * scores.panel_scale.unwrap_or(1.0));
             self.set(edge, offset_of!(EdgeCall, scale), scale);
         }
+        self.fill_mod_records();
     }
 
     /// Whether keys of a range may lie apart.
@@ -303,6 +319,7 @@ impl<'a, 'p> Kernel<'a, 'p> {
             self.set(edge, offset_of!(EdgeCall, q), q);
             self.set(edge, offset_of!(EdgeCall, q_rows), rows);
         }
+        self.begin_mods(row);
         let lowest = self.e.constant(f32::NEG_INFINITY);
         let zero = self.e.constant(0.0);
         let max = self.local(self.scratch.max);

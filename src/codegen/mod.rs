@@ -16,6 +16,7 @@ pub mod emit;
 mod flash;
 mod join;
 mod kernel;
+mod mods;
 pub mod portable;
 mod resident;
 mod softmax;
@@ -46,11 +47,15 @@ pub enum TileFn {
     ValueExact,
     /// [`crate::tiles::join::JoinCall`]
     Join,
+    /// [`crate::tiles::ModCall`]
+    Mods,
+    /// [`crate::tiles::EdgeModCall`]
+    EdgeMods,
 }
 
 impl TileFn {
     /// All of them; the position is the index in the external names of lowered functions.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Pack,
         Self::Score,
         Self::Exp,
@@ -60,6 +65,8 @@ impl TileFn {
         Self::EdgeValue,
         Self::ValueExact,
         Self::Join,
+        Self::Mods,
+        Self::EdgeMods,
     ];
 
     /// Symbol name.
@@ -74,6 +81,8 @@ impl TileFn {
             Self::EdgeValue => "edge_value",
             Self::ValueExact => "value_exact",
             Self::Join => "join",
+            Self::Mods => "mods",
+            Self::EdgeMods => "edge_mods",
         }
     }
 

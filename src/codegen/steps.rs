@@ -17,11 +17,11 @@ use crate::tiles::{ExpCall, LANES, ROW_BLOCKS, ScoreCall, ValueCall};
 #[derive(Clone, Copy)]
 pub(super) struct Operands {
     /// First key, 0 for a list.
-    start: Value,
+    pub start: Value,
     /// Keys.
     pub len: Value,
     /// Address of the list, or 0.
-    list: Value,
+    pub list: Value,
     /// Address of mask words (a piece) or trims (a run), or 0.
     aux: Value,
     /// Where the first key stands in the panel.
@@ -271,7 +271,9 @@ impl<'p> Kernel<'_, 'p> {
         let s = self.panel_at(panel.base, piece.at);
         let words = self.words(piece);
         let fused = self.plan.scores.fused;
-        let in_tile = if fused { words } else { self.e.int(0) };
+        // Behind score mods the tile takes no maximum, but may leave out what no query sees.
+        let masked_later = self.plan.mods.as_ref().is_some_and(|mods| mods.fused);
+        let in_tile = if fused || masked_later { words } else { self.e.int(0) };
         self.set(record, offset_of!(ScoreCall, k), k);
         self.set(record, offset_of!(ScoreCall, k_stride), k_stride);
         self.set(record, offset_of!(ScoreCall, keys), piece.list);
@@ -310,7 +312,10 @@ impl<'p> Kernel<'_, 'p> {
                 }
             });
         }
-        if !fused {
+        if self.records.mods.is_some() {
+            self.mods_piece((s, panel.stride), piece, in_tile);
+        }
+        if !fused && !masked_later {
             self.mask_and_rowmax(row, s, panel.stride, piece, words);
         }
     }

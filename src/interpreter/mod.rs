@@ -1,6 +1,6 @@
 //! The oracle: attention as the definition has it, in f64, edge by edge.
 //!
-//! In: a [`Pattern`], the spec's scale and diffusion, and tensors. Out: the output and the log-sum-exp of
+//! In: a [`Pattern`], the spec's scale, score mods and diffusion, and tensors. Out: the output and the log-sum-exp of
 //! every query, in f64. Slow on purpose: it visits all n² points with [`Pattern::allows`] and shares no code
 //! with masks, plans, tiles or code generation, because it judges them.
 //!
@@ -18,9 +18,12 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::pattern::Pattern;
-use crate::spec::{Diffusion, HopFactors, PatternSpec};
+use crate::spec::{Diffusion, HopFactors, Inputs, PatternSpec};
 
 mod sample;
+mod score;
+
+use score::Mods;
 
 pub use sample::{Sample, SampleRow, run_rows};
 
@@ -42,6 +45,8 @@ pub struct Output {
 /// # Errors
 /// [`Error::Shape`] where a tensor does not fit the spec and the pattern's lengths, [`Error::Unsupported`] for a
 /// pattern that waits for run-time inputs.
+/// [`Error::Shape`] where a tensor does not fit the spec and the pattern's lengths, [`Error::Spec`] where
+/// an index may leave its input.
 pub fn run(
     pattern: &Pattern,
     spec: &PatternSpec,
@@ -49,21 +54,30 @@ pub fn run(
     k: ArrayView4<'_, f32>,
     v: ArrayView4<'_, f32>,
 ) -> Result<Output> {
+    run_with(pattern, spec, q, k, v, &Inputs::none())
+}
+
+/// The same for a spec whose score mods read `inputs`.
+///
+/// # Errors
+/// As [`run`], and [`Error::Shape`] where an input is missing, unknown or of another shape.
+pub fn run_with(
+    pattern: &Pattern,
+    spec: &PatternSpec,
+    q: ArrayView4<'_, f32>,
+    k: ArrayView4<'_, f32>,
+    v: ArrayView4<'_, f32>,
+    inputs: &Inputs<'_>,
+) -> Result<Output> {
     check_shapes(pattern, spec, &q, &k, &v)?;
+    let mods = &Mods::new(spec, pattern.q_len, pattern.kv_len, inputs)?;
     let batch = q.dim().0;
     let heads: Vec<(Vec<Vec<f64>>, Vec<f64>)> = (0..batch * spec.heads)
         .into_par_iter()
         .map(|place| {
             let (b, h) = (place / spec.heads, place % spec.heads);
-            Head {
-                pattern,
-                spec,
-                index: h,
-                q: at(&q, b, h),
-                k: at(&k, b, spec.kv_head(h)),
-                v: at(&v, b, spec.kv_head(h)),
-            }
-            .run()
+            let kv = spec.kv_head(h);
+            Head { pattern, spec, mods, index: h, q: at(&q, b, h), k: at(&k, b, kv), v: at(&v, b, kv) }.run()
         })
         .collect();
     let head = |b: usize, h: usize| &heads[b * spec.heads + h];
@@ -120,6 +134,7 @@ fn at<'a>(tensor: &'a ArrayView4<'_, f32>, batch: usize, head: usize) -> ArrayVi
 struct Head<'a> {
     pattern: &'a Pattern,
     spec: &'a PatternSpec,
+    mods: &'a Mods<'a>,
     index: usize,
     q: ArrayView2<'a, f32>,
     k: ArrayView2<'a, f32>,
@@ -158,7 +173,7 @@ impl Head<'_> {
         for key in 0..self.pattern.kv_len {
             if self.pattern.allows(self.index, i, key) {
                 let dot: f64 = query.iter().zip(self.k.row(key)).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
-                edges.push((key as u32, self.spec.scale * dot));
+                edges.push((key as u32, self.mods.apply(self.index, i, key, self.spec.scale * dot)));
             }
         }
         // `f64::max` passes over NaN; NaN scores come back through exp and the sum.

@@ -8,10 +8,10 @@ use std::collections::{BTreeSet, HashMap};
 
 use ndarray::ArrayView4;
 
-use super::{Head, Row, at, check_shapes, initial_row, restart, step};
+use super::{Head, Mods, Row, at, check_shapes, initial_row, restart, step};
 use crate::error::Result;
 use crate::pattern::Pattern;
-use crate::spec::PatternSpec;
+use crate::spec::{Inputs, PatternSpec};
 
 /// What asking the pattern for one point costs, in multiplications.
 const POINT: u64 = 16;
@@ -54,15 +54,18 @@ pub fn run_rows(
     q: ArrayView4<'_, f32>,
     k: ArrayView4<'_, f32>,
     v: ArrayView4<'_, f32>,
+    inputs: &Inputs<'_>,
     places: &[(usize, usize)],
     queries: &[usize],
     budget: u64,
 ) -> Result<Sample> {
     check_shapes(pattern, spec, &q, &k, &v)?;
+    let mods = &Mods::new(spec, pattern.q_len, pattern.kv_len, inputs)?;
     let mut sample = Sample::default();
     for &(batch, index) in places.iter().filter(|&&(b, h)| b < q.dim().0 && h < spec.heads) {
         let kv = spec.kv_head(index);
-        let head = Head { pattern, spec, index, q: at(&q, batch, index), k: at(&k, batch, kv), v: at(&v, batch, kv) };
+        let (q, k, v) = (at(&q, batch, index), at(&k, batch, kv), at(&v, batch, kv));
+        let head = Head { pattern, spec, mods, index, q, k, v };
         let mut walk = Walk { head, known: HashMap::new(), spent: 0, budget };
         let hops = spec.diffusion.hops.len();
         // needed[j]: rows of Z_j that must be computed.

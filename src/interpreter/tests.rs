@@ -40,6 +40,8 @@ fn spec(width: usize, initial: f64, hops: &[(f64, f64)]) -> PatternSpec {
         head_dim: width,
         value_dim: width,
         align: Align::End,
+        inputs: Vec::new(),
+        mods: Vec::new(),
         pattern: Node::Leaf { name: "full".into(), at, args: Value { at, data: Data::Null } },
         scale: 1.0,
         diffusion: Diffusion {
@@ -162,8 +164,18 @@ fn sampled_rows_equal_the_whole() {
         let spec = spec(width, 0.5, hops);
         let whole = run(&pattern, &spec, q.view(), k.view(), v.view()).unwrap();
         let queries = [0, 39, 7, 20, 100];
-        let sample =
-            run_rows(&pattern, &spec, q.view(), k.view(), v.view(), &[(0, 0), (0, 1)], &queries, 1 << 30).unwrap();
+        let sample = run_rows(
+            &pattern,
+            &spec,
+            q.view(),
+            k.view(),
+            v.view(),
+            &Inputs::none(),
+            &[(0, 0), (0, 1)],
+            &queries,
+            1 << 30,
+        )
+        .unwrap();
         assert_eq!(sample.rows.len(), 4);
         for row in &sample.rows {
             assert_eq!(row.lse, whole.lse[[0, 0, row.query]]);
@@ -181,7 +193,9 @@ fn a_sample_stops_at_its_budget() {
     let x = tensor(n, width, wave);
     let spec = spec(width, 1.0, &[(0.9, 0.1); 2]);
     // One row reaches 5 others over two hops: 5 to 6 rows of 100 points each.
-    let sample = run_rows(&pattern, &spec, x.view(), x.view(), x.view(), &[(0, 0)], &[50, 10, 90], 12_000).unwrap();
+    let sample =
+        run_rows(&pattern, &spec, x.view(), x.view(), x.view(), &Inputs::none(), &[(0, 0)], &[50, 10, 90], 12_000)
+            .unwrap();
     assert_eq!(sample.rows.len(), 1);
     assert_eq!(sample.rows[0].query, 50);
     assert_eq!(sample.left_out, 2);

@@ -2,6 +2,7 @@
 //!
 //! The score tile holds its results in registers when they are due for mask and maximum; two passes over the
 //! panel disappear. Forbidden scores stay in the panel as they are, so the exponential selects once more.
+//! Score mods stand between the tile and the mask: then it is their pass over the panel that masks and reduces.
 //! Runs after `fold_scale_into_queries`: with a scale operation in between, the rewrite does not apply.
 
 use super::Pass;
@@ -14,12 +15,15 @@ pub(super) const PASS: Pass = Pass {
 };
 
 fn run(schedule: &mut Schedule) {
-    let [_, sddmm @ Op::Sddmm { fused: false }, Op::Mask, Op::RowMax, Op::Exp { masked, .. }, ..] =
-        schedule.body.as_mut_slice()
-    else {
-        return;
-    };
-    *sddmm = Op::Sddmm { fused: true };
-    *masked = true;
+    match schedule.body.as_mut_slice() {
+        [_, Op::Sddmm { fused }, Op::Mask, Op::RowMax, Op::Exp { masked, .. }, ..]
+        | [_, Op::Sddmm { fused: false }, Op::Mods { fused, .. }, Op::Mask, Op::RowMax, Op::Exp { masked, .. }, ..]
+            if !*fused =>
+        {
+            *fused = true;
+            *masked = true;
+        }
+        _ => return,
+    }
     schedule.body.retain(|op| !matches!(op, Op::Mask | Op::RowMax));
 }

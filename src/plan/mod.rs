@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::mask::{BlockMask, Edges, HeadMask, QUERY_BLOCK, RowOrder};
 use crate::schedule::{Base, BlockTest, Op, VerifiedSchedule};
 use crate::spec::HopFactors;
+use crate::spec::score::{ScoreMod, ScoreMods};
 use crate::target::Isa;
 use crate::tiles::{LANES, ROW_BLOCKS};
 
@@ -89,6 +90,9 @@ pub struct KernelPlan {
     pub value_dim: usize,
     /// How scores become probabilities.
     pub scores: ScoreForm,
+    /// Score mods, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mods: Option<ModsPlan>,
     /// Factors, one entry a hop.
     pub hops: Vec<HopFactors>,
     /// The value tile adds the restart term.
@@ -107,7 +111,7 @@ pub struct KernelPlan {
 pub struct ScoreForm {
     /// Factor that packing puts on the queries.
     pub pack_scale: f32,
-    /// Factor on the panel of scores before the maximum, where it did not go into the queries.
+    /// Factor on the panel of scores before the maximum and any mods, where it did not go into the queries.
     pub panel_scale: Option<f32>,
     /// Mask and maximum are taken in the score tile; otherwise by passes over the panel.
     pub fused: bool,
@@ -115,6 +119,42 @@ pub struct ScoreForm {
     pub exp_masked: bool,
     /// Full blocks are tested too, against words of ones.
     pub test_every: bool,
+}
+
+/// The pass over the panel that applies score mods.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModsPlan {
+    /// The mods, every index proved.
+    pub mods: ScoreMods,
+    /// Factor on the modified scores.
+    pub factor: f32,
+    /// Mask and maximum are taken in this pass; otherwise by passes of their own.
+    pub fused: bool,
+    /// Who computes it.
+    pub by: ModsBy,
+}
+
+/// Who computes the score mods of a panel. Scattered edges are always done by code of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModsBy {
+    /// Code that is made for these mods, with 128-bit vectors.
+    Code,
+    /// The tile family's own, for a single softcap.
+    Softcap,
+    /// The tile family's own, for a single alibi.
+    Alibi,
+}
+
+impl ModsBy {
+    fn choose(mods: &ScoreMods, isa: Isa) -> Self {
+        match (isa, mods.mods.as_slice()) {
+            (Isa::Portable, _) => Self::Code,
+            (_, [ScoreMod::Softcap(_)]) => Self::Softcap,
+            (_, [ScoreMod::Alibi(_)]) => Self::Alibi,
+            _ => Self::Code,
+        }
+    }
 }
 
 /// The walk over one block mask.
@@ -171,20 +211,29 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
     scores.test_every = schedule.block_test == BlockTest::Every;
     let mut panel_scale = 1.0;
     let mut hops = Vec::new();
+    let mut mods: Option<ModsPlan> = None;
     let (mut restart_folded, mut looped) = (true, false);
     for op in &schedule.body {
         match op {
             Op::Pack { scale } => scores.pack_scale = *scale as f32,
             Op::Sddmm { fused } => scores.fused = *fused,
             Op::Scale { factor } => panel_scale *= factor,
+            Op::Mods { mods: list, factor, fused } => {
+                let by = ModsBy::choose(list, isa);
+                mods = Some(ModsPlan { mods: list.clone(), factor: *factor as f32, fused: *fused, by });
+            }
             Op::Mask | Op::RowMax => {}
             Op::Exp { base, masked } => {
                 scores.exp_masked = *masked;
                 // The tiles compute powers of two; e^(s - m) = 2^(s' - m') with both scaled by log2 e.
-                panel_scale *= match base {
+                let factor = match base {
                     Base::E => std::f64::consts::LOG2_E,
                     Base::Two => 1.0,
                 };
+                match &mut mods {
+                    Some(mods) => mods.factor *= factor as f32,
+                    None => panel_scale *= factor,
+                }
             }
             Op::Hops { factors, restart_folded: folded, looped: in_loop } => {
                 hops.clone_from(factors);
@@ -206,6 +255,7 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
         head_dim: schedule.head_dim,
         value_dim: schedule.value_dim,
         scores,
+        mods,
         hops,
         restart_folded,
         masks,

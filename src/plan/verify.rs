@@ -1,7 +1,7 @@
 //! The plan's own rules: what code generation and tiles take for granted. Run once in every compilation of a debug
 //! build, and on every plan that is read from text.
 
-use super::{KernelPlan, MaskPlan, PieceKeys, RowPlan, Step, Strategy, Stretch};
+use super::{KernelPlan, MaskPlan, ModsBy, PieceKeys, RowPlan, Step, Strategy, Stretch};
 use crate::error::{Error, Result};
 
 /// Checks that block rows follow each other and are all there, that every key, mask word, list and trim that a step
@@ -26,6 +26,19 @@ pub fn verify(plan: &KernelPlan) -> Result<()> {
     }
     if plan.kv_heads == 0 || plan.heads % plan.kv_heads != 0 {
         return Err(broken("the key/value heads do not divide the heads".to_owned()));
+    }
+    if let Some(mods) = &plan.mods {
+        let positions = mods.mods.positions;
+        if (positions.q_len, positions.kv_len, positions.heads) != (plan.q_len, plan.kv_len, plan.heads) {
+            return Err(broken("the score mods are for another problem".to_owned()));
+        }
+        mods.mods.verify().map_err(broken)?;
+        if mods.by != ModsBy::Code && mods.by != ModsBy::choose(&mods.mods, plan.isa) {
+            return Err(broken("no tile computes these score mods".to_owned()));
+        }
+        if mods.fused && plan.scores.fused {
+            return Err(broken("the maximum is taken twice".to_owned()));
+        }
     }
     for mask in &plan.masks {
         let mut next = 0;

@@ -13,6 +13,9 @@
 //! s = sddmm k qt                      scores on the neighbors (blocks and scattered edges)
 //! s, m = sddmm k qt with mask rowmax  the same, masked and reduced in the tile's epilogue
 //! s = scale s * FACTOR
+//! s = mods s {                        score mods in order, as [`ScoreMods`] prints them, then * FACTOR
+//!   positions …, input …, softcap …   ending in `} * FACTOR with mask rowmax`: masked and reduced in the same pass
+//! } * FACTOR
 //! s = mask s                          scores outside the neighbors become -inf
 //! m = rowmax s
 //! p, l = exp BASE s - m [with mask]   p = BASE^(s - m), l its row sums; BASE is e or 2
@@ -25,8 +28,9 @@
 //! …the block mask's own text form…
 //! ```
 
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::mask::BlockMask;
+use crate::spec::score::{self, ScoreMods};
 use crate::spec::{HopFactors, PatternSpec};
 
 mod text;
@@ -81,6 +85,15 @@ pub enum Op {
         /// Factor on every score.
         factor: f64,
     },
+    /// `s = factor · mods(s)`: the spec's score mods.
+    Mods {
+        /// The mods, every index proved.
+        mods: ScoreMods,
+        /// Factor on the modified score.
+        factor: f64,
+        /// The same pass applies the mask and reduces the row maximum.
+        fused: bool,
+    },
     /// Scores outside the neighbors become −inf (selected, never added: NaN outside does not enter).
     Mask,
     /// `m = max over keys of s`.
@@ -117,30 +130,34 @@ pub enum Base {
 /// The factor of the diffusion on V before the first hop ([`crate::spec::Diffusion::initial`]) goes into the
 /// first hop's step, since A is linear. No hop at all is a hop with step 0 whose restart is that factor: a step
 /// of 0 leaves the term out, so that NaN in it does not enter.
-pub fn build(spec: &PatternSpec, neighbors: BlockMask) -> Schedule {
+///
+/// # Errors
+/// Those of [`score::resolve`]: an index of a score mod that may leave its input.
+pub fn build(spec: &PatternSpec, neighbors: BlockMask) -> Result<Schedule> {
+    let mods = score::resolve(spec, neighbors.q_len, neighbors.kv_len)?;
     let initial = spec.diffusion.initial;
     let mut factors = spec.diffusion.hops.clone();
     match factors.first_mut() {
         None => factors.push(HopFactors { step: 0.0, restart: initial }),
         Some(first) => first.step *= initial,
     }
-    Schedule {
+    let mut body = vec![Op::Pack { scale: 1.0 }, Op::Sddmm { fused: false }, Op::Scale { factor: spec.scale }];
+    body.extend(mods.map(|mods| Op::Mods { mods, factor: 1.0, fused: false }));
+    body.extend([
+        Op::Mask,
+        Op::RowMax,
+        Op::Exp { base: Base::E, masked: false },
+        Op::Hops { factors, restart_folded: false, looped: true },
+    ]);
+    Ok(Schedule {
         heads: spec.heads,
         kv_heads: spec.kv_heads,
         head_dim: spec.head_dim,
         value_dim: spec.value_dim,
         block_test: BlockTest::Every,
-        body: vec![
-            Op::Pack { scale: 1.0 },
-            Op::Sddmm { fused: false },
-            Op::Scale { factor: spec.scale },
-            Op::Mask,
-            Op::RowMax,
-            Op::Exp { base: Base::E, masked: false },
-            Op::Hops { factors, restart_folded: false, looped: true },
-        ],
+        body,
         neighbors,
-    }
+    })
 }
 
 impl Schedule {
@@ -151,6 +168,14 @@ impl Schedule {
             _ => None,
         });
         hops.unwrap_or(&[])
+    }
+
+    /// The score mods, if there are any.
+    pub fn mods(&self) -> Option<&ScoreMods> {
+        self.body.iter().find_map(|op| match op {
+            Op::Mods { mods, .. } => Some(mods),
+            _ => None,
+        })
     }
 
     /// An internal error about this schedule.

@@ -40,6 +40,13 @@ fn print_op(out: &mut String, op: &Op) {
         Op::Sddmm { fused: false } => writeln!(out, "s = sddmm k qt"),
         Op::Sddmm { fused: true } => writeln!(out, "s, m = sddmm k qt with mask rowmax"),
         Op::Scale { factor } => writeln!(out, "s = scale s * {factor:?}"),
+        Op::Mods { mods, factor, fused } => {
+            let _ = writeln!(out, "{} = mods s {{", if *fused { "s, m" } else { "s" });
+            for line in mods.to_string().lines() {
+                let _ = writeln!(out, "  {line}");
+            }
+            writeln!(out, "}} * {factor:?}{}", if *fused { " with mask rowmax" } else { "" })
+        }
         Op::Mask => writeln!(out, "s = mask s"),
         Op::RowMax => writeln!(out, "m = rowmax s"),
         Op::Exp { base, masked } => {
@@ -122,6 +129,24 @@ fn parse_op(line: &str, lines: &mut Lines<'_>) -> Result<Op> {
         "p, l = exp e s - m with mask" => Op::Exp { base: Base::E, masked: true },
         "p, l = exp 2 s - m" => Op::Exp { base: Base::Two, masked: false },
         "p, l = exp 2 s - m with mask" => Op::Exp { base: Base::Two, masked: true },
+        "s = mods s {" | "s, m = mods s {" => {
+            let fused = line.starts_with("s, m");
+            let mut text = String::new();
+            let end = loop {
+                let inner = lines.next("a score mod or `} * FACTOR`")?;
+                match inner.strip_prefix("} * ") {
+                    Some(end) => break end,
+                    None => text = text + inner + "\n",
+                }
+            };
+            let mods = text.parse().map_err(|message: String| lines.refuse(&message))?;
+            let factor = match (fused, end.strip_suffix(" with mask rowmax")) {
+                (true, Some(factor)) => factor,
+                (false, None) => end,
+                _ => return Err(lines.refuse("`with mask rowmax` stands behind mods exactly where they give `s, m`")),
+            };
+            Op::Mods { mods, factor: number(factor, lines)?, fused }
+        }
         _ if line.ends_with('{') && line.starts_with("hop") => {
             let looped = line.starts_with("hops ");
             let mut factors = Vec::new();

@@ -42,6 +42,15 @@ fn check(schedule: &Schedule) -> Result<()> {
     if schedule.kv_heads == 0 || schedule.heads % schedule.kv_heads != 0 {
         return Err(schedule.broken("the key/value heads do not divide the heads"));
     }
+    if let Some(mods) = schedule.mods() {
+        let positions = mods.positions;
+        let same = (positions.q_len, positions.kv_len, positions.heads)
+            == (schedule.neighbors.q_len, schedule.neighbors.kv_len, schedule.heads);
+        if !same {
+            return Err(schedule.broken("the score mods are for another problem"));
+        }
+        mods.verify().map_err(|fault| schedule.broken(fault))?;
+    }
     let mut state = State::default();
     for op in &schedule.body {
         let fault = state.step(op);
@@ -60,8 +69,9 @@ fn check(schedule: &Schedule) -> Result<()> {
 struct State {
     queries: bool,
     scores: bool,
+    modified: bool,
     masked: bool,
-    /// Masked in the tile: the panel still holds scores of forbidden pairs.
+    /// Masked in the tile or with the mods: the panel still holds scores of forbidden pairs.
     in_tile: bool,
     maximum: bool,
     probabilities: bool,
@@ -90,7 +100,19 @@ impl State {
                 if !factor.is_finite() {
                     return Some("a factor is not finite");
                 }
-                (!self.scores || self.masked || self.maximum).then_some("scale stands outside sddmm and mask")
+                let outside = !self.scores || self.modified || self.masked || self.maximum;
+                outside.then_some("scale stands outside sddmm and mods or mask")
+            }
+            Op::Mods { factor, fused, mods: _ } => {
+                let ready = self.scores && !self.modified && !self.masked && !self.maximum;
+                self.modified = true;
+                self.masked = *fused;
+                self.in_tile = *fused;
+                self.maximum = *fused;
+                if !factor.is_finite() {
+                    return Some("a factor is not finite");
+                }
+                (!ready).then_some("mods need unmasked scores, once")
             }
             Op::Mask => {
                 let ready = self.scores && !self.masked;

@@ -12,6 +12,7 @@ pub mod expr;
 mod parse;
 mod print;
 mod read;
+pub mod score;
 mod set;
 mod source;
 mod yaml;
@@ -19,6 +20,7 @@ mod yaml;
 pub use parse::{parse, parse_node, parse_source, parse_with};
 pub use print::{flow, quoted};
 pub use read::{Fields, nearest};
+pub use score::Inputs;
 pub use source::Source;
 
 /// A spec as written, with defaults filled in and nothing evaluated that depends on a length.
@@ -39,6 +41,10 @@ pub struct PatternSpec {
     pub value_dim: usize,
     /// Where queries stand among the keys, if they are not as many.
     pub align: Align,
+    /// Tensors given at run time (`inputs`), in the order of writing.
+    pub inputs: Vec<score::InputDef>,
+    /// Score mods (`score.mods`), in the order in which they apply.
+    pub mods: Vec<score::ModDef>,
     /// Who may attend to whom.
     pub pattern: Node,
     /// Factor on every score (`score.scale`, default 1/sqrt(head_dim)).

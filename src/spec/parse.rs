@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::{
-    Align, Data, Diffusion, Fields, HeadsNode, Node, PatternSpec, Source, Value, diffusion, nearest, set, yaml,
+    Align, Data, Diffusion, Fields, HeadsNode, Node, PatternSpec, Source, Value, diffusion, nearest, score, set, yaml,
 };
 use crate::error::{Result, Span};
 
@@ -91,11 +91,9 @@ fn interpret(source: Arc<Source>, root: &Value) -> Result<PatternSpec> {
         Some(value) if value.choice(src, "align", &["end", "start"])? == "start" => Align::Start,
         _ => Align::End,
     };
-    if fields.get("inputs").is_some() {
-        return Err(src.unsupported(fields.key_at("inputs"), "inputs", "a spec without `inputs`"));
-    }
+    let inputs = score::read_inputs(src, &fields)?;
     let pattern = root_node(src, fields.require("pattern", "causal")?, heads as usize)?;
-    let scale = score(src, &fields, head_dim)?;
+    let (scale, mods) = score(src, &fields, head_dim, &inputs, heads as usize)?;
     let diffusion = match fields.get("diffusion") {
         Some(value) => diffusion::read(src, fields.key_at("diffusion"), value)?,
         None => Diffusion::plain(),
@@ -108,6 +106,8 @@ fn interpret(source: Arc<Source>, root: &Value) -> Result<PatternSpec> {
         head_dim: head_dim as usize,
         value_dim: value_dim as usize,
         align,
+        inputs,
+        mods,
         pattern,
         scale,
         diffusion,
@@ -116,20 +116,26 @@ fn interpret(source: Arc<Source>, root: &Value) -> Result<PatternSpec> {
     })
 }
 
-fn score(source: &Source, fields: &Fields<'_>, head_dim: u64) -> Result<f64> {
+fn score(
+    source: &Source,
+    fields: &Fields<'_>,
+    head_dim: u64,
+    inputs: &[score::InputDef],
+    heads: usize,
+) -> Result<(f64, Vec<score::ModDef>)> {
     let default = 1.0 / (head_dim as f64).sqrt();
-    let Some(value) = fields.get("score") else { return Ok(default) };
+    let Some(value) = fields.get("score") else { return Ok((default, Vec::new())) };
     let fields = Fields::new(source, "score", fields.key_at("score"), value, &["scale", "mods"])?;
-    if let Some(mods) = fields.get("mods")
-        && !mods.list(source, "mods", "a list of score mods")?.is_empty()
-    {
-        return Err(source.unsupported(fields.key_at("mods"), "score.mods", "`mods: []`, or only `scale`"));
-    }
-    match fields.get("scale") {
+    let scale = match fields.get("scale") {
         // In f32, where scores are computed, anything beyond would be infinite.
-        Some(value) => value.float(source, "scale", -f64::from(f32::MAX), f64::from(f32::MAX)),
-        None => Ok(default),
-    }
+        Some(value) => value.float(source, "scale", -f64::from(f32::MAX), f64::from(f32::MAX))?,
+        None => default,
+    };
+    let mods = match fields.get("mods") {
+        Some(value) => score::read_mods(source, value, inputs, heads)?,
+        None => Vec::new(),
+    };
+    Ok((scale, mods))
 }
 
 fn root_node(source: &Source, value: &Value, heads: usize) -> Result<Node> {

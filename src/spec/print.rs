@@ -16,9 +16,11 @@ impl PatternSpec {
         if self.align != Align::End {
             let _ = writeln!(out, "align: {}", self.align.name());
         }
+        let (inputs, mods) = self.print_mods();
+        out += &inputs;
         out += "pattern:";
         out += &self.pattern.print(1);
-        let _ = writeln!(out, "score: {{scale: {:?}}}", self.scale);
+        let _ = writeln!(out, "score: {{scale: {:?}{mods}}}", self.scale);
         let _ = writeln!(out, "diffusion: {}", self.diffusion.print());
         out
     }
@@ -31,6 +33,7 @@ impl PatternSpec {
             && (self.head_dim, self.value_dim) == (other.head_dim, other.value_dim)
             && self.align == other.align
             && self.scale == other.scale
+            && self.same_mods(other)
             && self.diffusion == other.diffusion
             && self.pattern.same(&other.pattern)
     }

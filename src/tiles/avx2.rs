@@ -10,14 +10,26 @@
 
 use std::arch::x86_64::*;
 
+use super::elementwise;
 use super::join::join_avx2;
 use super::split::{self, EdgeRange, SCORE_KEYS, ScoreKernel, ScoreTile, VALUE_ROWS, ValueKernel, ValueTile};
 use super::{EdgeCall, ExpCall, Family, LANES, PackCall, ScoreCall, ValueCall};
 use crate::target::Isa;
 
 /// The family. Handed out only by [`super::family`], which asks the CPU.
-pub(super) const FAMILY: Family =
-    Family { isa: Isa::Avx2, pack, score, exp, value, edge_score, edge_exp, edge_value, join: join_avx2 };
+pub(super) const FAMILY: Family = Family {
+    isa: Isa::Avx2,
+    pack,
+    score,
+    exp,
+    value,
+    edge_score,
+    edge_exp,
+    edge_value,
+    join: join_avx2,
+    softcap: elementwise::softcap_avx2,
+    alibi: elementwise::alibi_avx2,
+};
 
 /// Floats in a vector.
 const W: usize = 8;

@@ -9,14 +9,26 @@
 
 use std::arch::x86_64::*;
 
+use super::elementwise;
 use super::join::join_avx512;
 use super::split::{self, EdgeRange, SCORE_KEYS, ScoreKernel, ScoreTile, VALUE_ROWS, ValueKernel, ValueTile};
 use super::{EdgeCall, ExpCall, Family, LANES, PackCall, ScoreCall, ValueCall};
 use crate::target::Isa;
 
 /// The family. Handed out only by [`super::family`], which asks the CPU.
-pub(super) const FAMILY: Family =
-    Family { isa: Isa::Avx512, pack, score, exp, value, edge_score, edge_exp, edge_value, join: join_avx512 };
+pub(super) const FAMILY: Family = Family {
+    isa: Isa::Avx512,
+    pack,
+    score,
+    exp,
+    value,
+    edge_score,
+    edge_exp,
+    edge_value,
+    join: join_avx512,
+    softcap: elementwise::softcap_avx512,
+    alibi: elementwise::alibi_avx512,
+};
 
 /// Steps of score and value between two branches: the loop's own instructions take FMA ports too, and a short trip
 /// count keeps its exit predicted.

@@ -29,6 +29,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
+mod elementwise;
+#[cfg(target_arch = "x86_64")]
 mod split;
 
 #[cfg(test)]
@@ -220,6 +222,66 @@ pub struct EdgeCall {
     pub accumulate: usize,
 }
 
+/// Score mods, in place: `s[g][j][i] = factor · mods(s[g][j][i])`, and the running maximum per query. Which mods, the
+/// function that is called says.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct ModCall {
+    /// Where the segment's first key stands in group 0 of the panel, 64-byte aligned.
+    pub s: *mut f32,
+    /// Floats from one group's panel to the next.
+    pub s_stride: usize,
+    /// Keys, at least 1.
+    pub nkeys: usize,
+    /// Groups of 16 queries, 1 to 4.
+    pub groups: usize,
+    /// One word per key, or null where all is allowed. What is not allowed is left as unspecified in the panel as
+    /// after `score`, and does not enter the maximum.
+    pub words: *const u64,
+    /// Running maximum of the allowed scores, `[groups * 16]`, or null to leave it out. NaN scores may or may not
+    /// enter it.
+    pub max: *mut f32,
+    /// Positions of the keys, or null for `first_key`, `first_key + key_step`, ...
+    pub keys: *const u32,
+    /// Position of the first key, where `keys` is null.
+    pub first_key: usize,
+    /// Positions from one key to the next, where `keys` is null.
+    pub key_step: usize,
+    /// Positions of the queries, `[groups * 16]`; lanes beyond the last query repeat its position.
+    pub positions: *const i32,
+    /// Query head.
+    pub head: usize,
+    /// Element 0 of every input, then of every table of constants.
+    pub inputs: *const *const f32,
+    /// The cap (softcap) or the head's slope (alibi); nothing to other mods.
+    pub constant: f32,
+    /// Factor on the modified score.
+    pub factor: f32,
+}
+
+/// Score mods of the scattered edges of a block, in place, and the running maximum per query; edges as in
+/// [`EdgeCall`].
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct EdgeModCall {
+    /// Scores of the block's edges.
+    pub s: *mut f32,
+    /// Queries, 1 to 64.
+    pub rows: usize,
+    /// `[rows + 1]` offsets of the block's queries into the head's edge list.
+    pub offsets: *const u32,
+    /// The head's edge list: positions of keys.
+    pub edge_keys: *const u32,
+    /// Running maximum `[rows]`, updated.
+    pub max: *mut f32,
+    /// As in [`ModCall`], `[rows]`.
+    pub positions: *const i32,
+    /// Query head.
+    pub head: usize,
+    /// As in [`ModCall`].
+    pub inputs: *const *const f32,
+}
+
 /// A tile that returns nothing.
 pub type Tile<Call> = unsafe extern "C" fn(*const Call);
 
@@ -246,6 +308,10 @@ pub struct Family {
     pub edge_value: Tile<EdgeCall>,
     /// See [`join::JoinCall`].
     pub join: Tile<join::JoinCall>,
+    /// See [`ModCall`]: `factor · c · tanh(s / c)`; reads no positions, head or inputs.
+    pub softcap: Tile<ModCall>,
+    /// See [`ModCall`]: `factor · (s + slope · (k − q))`; reads no head or inputs.
+    pub alibi: Tile<ModCall>,
 }
 
 /// Families in `std::arch`. One line per family.

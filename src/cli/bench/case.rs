@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::measure::{Contender, Times, in_turn};
 use crate::analysis;
 use crate::baselines::{Baseline, Prepared, Problem};
+use crate::cli::inputs::InputTensors;
 use crate::cli::tensors::{Extents, Tensors};
 use crate::compiler::{Compiled, Options};
 use crate::error::{Error, Result};
@@ -45,6 +46,8 @@ pub struct Case<'a> {
     pub options: &'a Options,
     /// Inputs.
     pub tensors: &'a Tensors,
+    /// What the score mods read.
+    pub inputs: &'a InputTensors,
     /// An output to compare with besides the interpreter's.
     pub expected: Option<&'a Array4<f32>>,
 }
@@ -130,19 +133,34 @@ fn aligned_zeros(shape: (usize, usize, usize, usize)) -> Array4<f32> {
     line.into_shape_with_order(shape).unwrap_or_else(|_| Array4::zeros(shape))
 }
 
+/// Numbers of mean 0 and variance 1, the same on every machine.
+fn normal(seed: u64, stream: u64) -> impl FnMut() -> f32 + use<> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    random.set_stream(stream);
+    move || {
+        // Four uniform numbers of variance 1/12 add up to something close to normal.
+        let bits = random.next_u64();
+        let sum: u64 = (0..4).map(|i| bits >> (16 * i) & 0xffff).sum();
+        (sum as f32 / 65_535.0 - 2.0) * 3.0_f32.sqrt()
+    }
+}
+
+/// Inputs of score mods, of mean 0 and variance 1.
+///
+/// # Errors
+/// Where an index may leave its input.
+pub fn random_inputs(spec: &PatternSpec, extents: Extents, seed: u64) -> Result<InputTensors> {
+    // Streams 0 to 2 are those of q, k and v.
+    InputTensors::made_up(spec, extents.q_len, extents.kv_len, |i| Box::new(normal(seed, 3 + i as u64)))
+}
+
 /// Inputs that look like those of a layer: independent, mean 0, variance 1, the same on every machine.
 pub fn random_tensors(spec: &PatternSpec, extents: Extents, seed: u64) -> Tensors {
     let Extents { batch, q_len, kv_len } = extents;
     let tensor = |stream: u64, heads: usize, length: usize, width: usize| {
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        random.set_stream(stream);
+        let mut number = normal(seed, stream);
         let mut tensor = aligned_zeros((batch, heads, length, width));
-        tensor.map_inplace(|x| {
-            // Four uniform numbers of variance 1/12 add up to something close to normal.
-            let bits = random.next_u64();
-            let sum: u64 = (0..4).map(|i| bits >> (16 * i) & 0xffff).sum();
-            *x = (sum as f32 / 65_535.0 - 2.0) * 3.0_f32.sqrt();
-        });
+        tensor.map_inplace(|x| *x = number());
         tensor
     };
     Tensors {
@@ -167,10 +185,11 @@ impl Case<'_> {
     ) -> Result<Outcome> {
         let Tensors { q, k, v } = self.tensors;
         let kernel = &self.compiled.kernel;
+        let inputs = &self.inputs.views();
         progress("interpreter");
         let oracle = pool.install(|| self.oracle())?;
         progress("hopweave, first run");
-        let first = kernel.forward(q.view(), k.view(), v.view())?;
+        let first = kernel.forward_with(q.view(), k.view(), v.view(), inputs)?;
         let nnz = self.compiled.mask.counts().nnz();
         let mut rows = vec![self.row("hopweave", nnz, &oracle, Some(first.out.view()))];
         drop(first);
@@ -194,6 +213,11 @@ impl Case<'_> {
             let held: u64 =
                 prepared.iter().filter_map(|(name, _)| Baseline::find(name).ok()).map(|b| b.bytes(&problem)).sum();
             let mut row = self.row(baseline.name, nnz, &oracle, None);
+            if !self.spec.mods.is_empty() {
+                row.skipped = Some("baselines have no score mods".into());
+                rows.push(row);
+                continue;
+            }
             match baseline.prepare(&problem, self.options.memory_limit.saturating_sub(held)) {
                 Ok(ready) => {
                     let out = pool.install(|| ready.run(q.view(), k.view(), v.view()))?;
@@ -210,7 +234,7 @@ impl Case<'_> {
         let mut out = aligned_zeros((self.extents.batch, self.spec.heads, self.extents.q_len, self.spec.value_dim));
         let mut contenders = vec![Contender {
             name: "hopweave",
-            run: Box::new(|| kernel.forward_into(q.view(), k.view(), v.view(), &mut out.view_mut(), None)),
+            run: Box::new(|| kernel.forward_into_with(q.view(), k.view(), v.view(), inputs, &mut out.view_mut(), None)),
         }];
         for (name, ready) in &prepared {
             let run = || pool.install(|| ready.run(q.view(), k.view(), v.view())).map(drop);
@@ -291,12 +315,14 @@ impl Case<'_> {
             (if last == 0 { vec![0] } else { vec![0, last] }, queries)
         };
         let Tensors { q, k, v } = self.tensors;
+        let inputs = &self.inputs.views();
         let samples: Vec<_> = places
             .into_par_iter()
             .map(|place| {
                 let places = [(place / heads, place % heads)];
-                let pattern = &self.compiled.pattern;
-                interpreter::run_rows(pattern, self.spec, q.view(), k.view(), v.view(), &places, &queries, CHECK_BUDGET)
+                let (pattern, spec) = (&self.compiled.pattern, self.spec);
+                let (q, k, v) = (q.view(), k.view(), v.view());
+                interpreter::run_rows(pattern, spec, q, k, v, inputs, &places, &queries, CHECK_BUDGET)
             })
             .collect::<Result<_>>()?;
         Ok(samples.into_iter().flat_map(|sample| sample.rows).collect())

@@ -22,7 +22,7 @@ mod case;
 mod measure;
 mod report;
 
-use case::{Case, Row, random_tensors};
+use case::{Case, Row, random_inputs, random_tensors};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -87,6 +87,7 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
                 Some(inputs) => inputs.files.read()?,
                 None => random_tensors(spec, extents, 0),
             };
+            let mod_inputs = random_inputs(spec, extents, 0)?;
             let expected = inputs.as_ref().and_then(|inputs| inputs.expected.as_ref());
             let expected: Option<Array4<f32>> = expected.map(|path| npy::read(path)).transpose()?;
             let case = Case {
@@ -96,6 +97,7 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
                 compile_time,
                 options: &compiler_options,
                 tensors: &tensors,
+                inputs: &mod_inputs,
                 expected: expected.as_ref(),
             };
             let outcome = case.measure(&baselines, &pool, args.time, &|what| {

@@ -11,6 +11,7 @@
 
 mod edges;
 mod exp;
+mod mods;
 mod pack;
 mod score;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use cranelift_module::{FuncId, Linkage, Module, ModuleReloc};
 
 use crate::codegen::emit::{self, Emit};
 use crate::error::{Error, Result};
+use crate::plan::{ModsBy, ModsPlan};
 
 /// Reads a pointer-sized field of a call record.
 macro_rules! field {
@@ -95,6 +97,41 @@ pub struct EdgeSymbols {
 /// IR where Cranelift refuses a function.
 pub fn define(module: &mut JITModule, shapes: Shapes, options: Options) -> Result<Symbols> {
     define_for(module, tile_isa(options, true)?, shapes, options)
+}
+
+/// The functions that apply score mods.
+#[derive(Debug, Clone, Copy)]
+pub struct ModSymbols {
+    /// [`ModCall`](crate::tiles::ModCall), where code does it.
+    pub panel: Option<FuncId>,
+    /// [`EdgeModCall`](crate::tiles::EdgeModCall), where there are scattered edges.
+    pub edges: Option<FuncId>,
+}
+
+/// Emits the passes that apply score mods and defines them in `module` under names that begin with `portable_`.
+///
+/// # Errors
+/// As [`define`].
+pub fn define_mods(module: &mut JITModule, mods: &ModsPlan, options: Options) -> Result<ModSymbols> {
+    define_mods_for(module, tile_isa(options, true)?, mods, options)
+}
+
+fn define_mods_for(
+    module: &mut JITModule,
+    isa: OwnedTargetIsa,
+    mods: &ModsPlan,
+    options: Options,
+) -> Result<ModSymbols> {
+    let mut compiler = Compiler { module, isa, context: Context::new(), builder: FunctionBuilderContext::new() };
+    let record = [compiler.pointer()];
+    let mut symbols = ModSymbols { panel: None, edges: None };
+    if mods.by == ModsBy::Code {
+        symbols.panel = Some(compiler.add("mods", &record, &[], |e, p, _| mods::emit(e, p[0], mods))?);
+    }
+    if options.edges {
+        symbols.edges = Some(compiler.add("edge_mods", &record, &[], |e, p, _| mods::emit_edges(e, p[0], mods))?);
+    }
+    Ok(symbols)
 }
 
 fn define_for(module: &mut JITModule, isa: OwnedTargetIsa, shapes: Shapes, options: Options) -> Result<Symbols> {

@@ -159,7 +159,8 @@ fn corners(x: Interval, y: Interval, f: impl Fn(f64, f64) -> f64) -> Interval {
     Interval { lo, hi, undefined: x.undefined || y.undefined }.checked()
 }
 
-fn binary(op: BinOp, x: Interval, y: Interval) -> Interval {
+/// Bounds on `x op y`.
+pub(in crate::spec) fn binary(op: BinOp, x: Interval, y: Interval) -> Interval {
     let undefined = x.undefined || y.undefined;
     match op {
         BinOp::Add => Interval { lo: x.lo + y.lo, hi: x.hi + y.hi, undefined }.checked(),
@@ -189,7 +190,8 @@ fn binary(op: BinOp, x: Interval, y: Interval) -> Interval {
     }
 }
 
-fn call(func: Func, x: Interval) -> Interval {
+/// Bounds on `func(x)`.
+pub(in crate::spec) fn call(func: Func, x: Interval) -> Interval {
     let map = |f: fn(f64) -> f64| Interval { lo: f(x.lo), hi: f(x.hi), ..x }.checked();
     match func {
         Func::Min | Func::Max => x,

@@ -11,6 +11,8 @@ mod bounds;
 mod parse;
 
 pub use bounds::{Bounds, Interval, Truth};
+pub(in crate::spec) use bounds::{binary as binary_bounds, call as call_bounds};
+pub(in crate::spec) use parse::{MAX_DEPTH, Parser, Token, fault};
 
 /// Magnitudes from here on are refused: from 2^53, not every integer is an f64.
 pub const LIMIT: f64 = 9_007_199_254_740_992.0;
@@ -173,7 +175,8 @@ impl Func {
         ("abs", Func::Abs),
     ];
 
-    fn name(self) -> &'static str {
+    /// Its name.
+    pub fn name(self) -> &'static str {
         Self::ALL.iter().find(|(_, f)| *f == self).map_or("", |(name, _)| name)
     }
 }
@@ -391,7 +394,8 @@ fn checked(x: f64) -> Result<f64, FaultKind> {
 }
 
 impl BinOp {
-    fn text(self) -> &'static str {
+    /// The symbol.
+    pub fn text(self) -> &'static str {
         match self {
             BinOp::Add => "+",
             BinOp::Sub => "-",
@@ -443,7 +447,8 @@ fn power(x: f64, y: f64) -> f64 {
 }
 
 impl CmpOp {
-    fn text(self) -> &'static str {
+    /// The symbol.
+    pub fn text(self) -> &'static str {
         match self {
             CmpOp::Lt => "<",
             CmpOp::Le => "<=",
@@ -454,7 +459,8 @@ impl CmpOp {
         }
     }
 
-    fn apply(self, x: f64, y: f64) -> bool {
+    /// Whether it holds; with NaN only `!=` does.
+    pub fn apply(self, x: f64, y: f64) -> bool {
         match self {
             CmpOp::Lt => x < y,
             CmpOp::Le => x <= y,

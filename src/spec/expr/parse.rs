@@ -8,7 +8,7 @@ use super::{BinOp, CmpOp, Expr, Fault, Func, LIMIT, Place, Var};
 /// Characters in an expression.
 const MAX_LENGTH: usize = 4096;
 /// Nested parentheses, signs and `not`s; bounds the recursion here and in every walk over the tree.
-const MAX_DEPTH: u32 = 100;
+pub(in crate::spec) const MAX_DEPTH: u32 = 100;
 /// Operators in a row on one level, which nest to the left; bounds the same recursion.
 const MAX_CHAIN: usize = 512;
 
@@ -27,16 +27,19 @@ pub(super) fn predicate(text: &str, vars: &[Var]) -> Result<Expr, Fault> {
 }
 
 #[derive(Debug, Clone, PartialEq)]
-enum Token {
+pub(in crate::spec) enum Token {
     Number(f64),
     Name(String),
     Symbol(&'static str),
     End,
 }
 
-const SYMBOLS: [&str; 16] = ["**", "//", "<=", ">=", "==", "!=", "+", "-", "*", "/", "%", "<", ">", "(", ")", ","];
+// Brackets index the inputs of score mods; no other expression has a place for them.
+const SYMBOLS: [&str; 18] =
+    ["**", "//", "<=", ">=", "==", "!=", "+", "-", "*", "/", "%", "<", ">", "(", ")", "[", "]", ","];
 
-fn fault(place: Place, message: impl Into<String>, expected: impl Into<String>) -> Fault {
+/// A [`Fault`] at a place.
+pub(in crate::spec) fn fault(place: Place, message: impl Into<String>, expected: impl Into<String>) -> Fault {
     Fault { place, message: message.into(), expected: expected.into() }
 }
 
@@ -95,7 +98,9 @@ fn lex(text: &str) -> Result<Vec<(Token, Place)>, Fault> {
     Ok(tokens)
 }
 
-struct Parser<'a> {
+/// The descent. Score mods have a grammar of their own ([`crate::spec::score`]) over the same tokens, with these
+/// expressions inside.
+pub(in crate::spec) struct Parser<'a> {
     tokens: Vec<(Token, Place)>,
     next: usize,
     depth: u32,
@@ -106,37 +111,43 @@ struct Parser<'a> {
 type Placed = (Expr, Place);
 
 impl<'a> Parser<'a> {
-    fn new(text: &str, vars: &'a [Var]) -> Result<Self, Fault> {
+    /// Over the tokens of `text`, with the variables that may occur.
+    pub fn new(text: &str, vars: &'a [Var]) -> Result<Self, Fault> {
         Ok(Self { tokens: lex(text)?, next: 0, depth: 0, vars })
     }
 
-    fn peek(&self) -> &Token {
+    /// The current token.
+    pub fn peek(&self) -> &Token {
         &self.tokens[self.next].0
     }
 
-    fn place(&self) -> Place {
+    /// Its place.
+    pub fn place(&self) -> Place {
         self.tokens[self.next].1
     }
 
     /// Steps over the current token; the end stays current.
-    fn advance(&mut self) -> Place {
+    pub fn advance(&mut self) -> Place {
         let place = self.place();
         self.next = (self.next + 1).min(self.tokens.len() - 1);
         place
     }
 
-    fn take(&mut self, symbols: &[&'static str]) -> Option<(&'static str, Place)> {
+    /// Steps over the current token where it is one of `symbols`.
+    pub fn take(&mut self, symbols: &[&'static str]) -> Option<(&'static str, Place)> {
         match *self.peek() {
             Token::Symbol(s) if symbols.contains(&s) => Some((s, self.advance())),
             _ => None,
         }
     }
 
-    fn take_word(&mut self, word: &str) -> Option<Place> {
+    /// Steps over the current token where it is this word.
+    pub fn take_word(&mut self, word: &str) -> Option<Place> {
         matches!(self.peek(), Token::Name(name) if name == word).then(|| self.advance())
     }
 
-    fn show(&self) -> String {
+    /// The current token, as messages call it.
+    pub fn show(&self) -> String {
         match self.peek() {
             Token::Number(x) => format!("`{x}`"),
             Token::Name(name) => format!("`{name}`"),
@@ -184,7 +195,18 @@ impl<'a> Parser<'a> {
         Ok(expr)
     }
 
-    fn chain_limit(&self, links: usize, place: Place) -> Result<(), Fault> {
+    /// A number expression from the next token on, as far as it goes, with the place of all of it.
+    pub fn embedded(&mut self) -> Result<Placed, Fault> {
+        let start = self.place();
+        let (expr, place) = self.or()?;
+        self.want_number(&expr, place)?;
+        let (_, last) = self.tokens[self.next.saturating_sub(1)];
+        let width = (last.offset + last.width).saturating_sub(start.offset);
+        Ok((expr, Place { offset: start.offset, width: width.max(1) }))
+    }
+
+    /// Refuses more than so many operators in a row.
+    pub fn chain_limit(&self, links: usize, place: Place) -> Result<(), Fault> {
         if links < MAX_CHAIN {
             return Ok(());
         }
