@@ -46,7 +46,8 @@ pub enum TileFn {
 }
 
 impl TileFn {
-    /// All of them; the position is the index in the external names of lowered functions.
+    /// All of them; the position is the index in the external names of lowered functions, where the wrappers for
+    /// 16-bit tensors follow in the same order.
     pub const ALL: [Self; 8] = [
         Self::Pack,
         Self::Score,
@@ -70,6 +71,16 @@ impl TileFn {
             Self::EdgeValue => "edge_value",
             Self::ValueExact => "value_exact",
         }
+    }
+
+    /// Whether the tile reads or writes rows of q, k, v or the output, and has a wrapper for 16-bit ones.
+    pub const fn touches_tensors(self) -> bool {
+        !matches!(self, Self::Exp | Self::EdgeExp)
+    }
+
+    /// Symbol name of the wrapper in [`crate::tiles::stored`].
+    pub fn stored_name(self) -> String {
+        format!("stored_{}", self.name())
     }
 
     /// Whether the function returns the flag of [`crate::tiles::Family::value`].

@@ -38,6 +38,7 @@ fn spec(width: usize, initial: f64, hops: &[(f64, f64)]) -> PatternSpec {
         heads: 1,
         head_dim: width,
         value_dim: width,
+        dtype: crate::spec::Dtype::F32,
         pattern: Node::Leaf { name: "full".into(), at, args: Value { at, data: Data::Null } },
         scale: 1.0,
         diffusion: Diffusion {

@@ -16,6 +16,7 @@ mod set;
 mod source;
 mod yaml;
 
+pub use crate::dtype::Dtype;
 pub use parse::{parse, parse_node, parse_with};
 pub use print::{flow, quoted};
 pub use read::{Fields, nearest};
@@ -34,6 +35,8 @@ pub struct PatternSpec {
     pub head_dim: usize,
     /// Width of a value vector, 1 to 512.
     pub value_dim: usize,
+    /// Storage of q, k, v and the output.
+    pub dtype: Dtype,
     /// Who may attend to whom.
     pub pattern: Node,
     /// Factor on every score (`score.scale`, default 1/sqrt(head_dim)).

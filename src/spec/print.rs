@@ -12,6 +12,7 @@ impl PatternSpec {
             out += &format!("description: {}\n", scalar(description));
         }
         let _ = writeln!(out, "heads: {}\nhead_dim: {}\nvalue_dim: {}", self.heads, self.head_dim, self.value_dim);
+        let _ = writeln!(out, "dtype: {}", self.dtype);
         out += "pattern:";
         out += &self.pattern.print(1);
         let _ = writeln!(out, "score: {{scale: {:?}}}", self.scale);
@@ -24,6 +25,7 @@ impl PatternSpec {
         self.name == other.name
             && self.description == other.description
             && (self.heads, self.head_dim, self.value_dim) == (other.heads, other.head_dim, other.value_dim)
+            && self.dtype == other.dtype
             && self.scale == other.scale
             && self.diffusion == other.diffusion
             && self.pattern.same(&other.pattern)
