@@ -5,12 +5,14 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use half::{bf16, f16};
 use ndarray::{Array3, Array4};
 
 use super::options::{Global, SpecArg, shown};
 use super::remark;
 use super::table::milliseconds;
 use super::tensors::{Extents, Files, Tensors};
+use crate::dtype::{Dtype, Element};
 use crate::error::{Error, Result};
 use crate::spec::PatternSpec;
 use crate::{compiler, interpreter, mask, npy, pattern};
@@ -48,8 +50,8 @@ enum Engine {
 }
 
 /// An output with how it was made.
-struct Done {
-    out: Array4<f32>,
+struct Done<T> {
+    out: Array4<T>,
     lse: Array3<f32>,
     how: String,
     prepared: Duration,
@@ -75,13 +77,28 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     let files = Files { q: args.q.clone(), k: args.k.clone(), v: args.v.clone() };
     let extents = files.check(&spec)?;
     extents.check_memory(&spec, options.memory_limit())?;
+    match spec.dtype {
+        Dtype::F32 => compute::<f32>(args, options, &spec, &files, extents),
+        Dtype::Bf16 => compute::<bf16>(args, options, &spec, &files, extents),
+        Dtype::F16 => compute::<f16>(args, options, &spec, &files, extents),
+    }
+}
+
+/// Computes on files that were checked to hold tensors of `T`, and writes the outputs.
+fn compute<T: Element>(
+    args: &Args,
+    options: &Global,
+    spec: &PatternSpec,
+    files: &Files,
+    extents: Extents,
+) -> Result<()> {
     let done = match args.engine {
-        Engine::Jit => jit(&spec, &files, extents, options)?,
-        Engine::Interpreter => interpret(&spec, &files, extents, options)?,
+        Engine::Jit => jit::<T>(spec, files, extents, options)?,
+        Engine::Interpreter => interpret::<T>(spec, files, extents, options)?,
     };
-    let mut written = vec![(args.output.as_path(), npy::view(&done.out))];
+    let mut written: Vec<(_, &dyn npy::Writable)> = vec![(args.output.as_path(), &done.out)];
     if let Some(path) = &args.lse {
-        written.push((path.as_path(), npy::view(&done.lse)));
+        written.push((path.as_path(), &done.lse));
     }
     npy::write_all(&written)?;
     let Extents { batch, q_len, .. } = extents;
@@ -97,7 +114,7 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     Ok(())
 }
 
-fn jit(spec: &PatternSpec, files: &Files, extents: Extents, options: &Global) -> Result<Done> {
+fn jit<T: Element>(spec: &PatternSpec, files: &Files, extents: Extents, options: &Global) -> Result<Done<T>> {
     let start = Instant::now();
     let compiled = compiler::compile(spec, extents.q_len, extents.kv_len, &options.compiler()?)?;
     let prepared = start.elapsed();
@@ -107,7 +124,7 @@ fn jit(spec: &PatternSpec, files: &Files, extents: Extents, options: &Global) ->
         let what = "the kernel with its tensors".into();
         return Err(Error::Memory { what, given, limit: options.memory_limit() });
     }
-    let Tensors { q, k, v } = files.read()?;
+    let Tensors { q, k, v } = files.read::<T>()?;
     let start = Instant::now();
     let output = compiled.kernel.forward(q.view(), k.view(), v.view())?;
     let ran = start.elapsed();
@@ -116,23 +133,24 @@ fn jit(spec: &PatternSpec, files: &Files, extents: Extents, options: &Global) ->
     Ok(Done { out: output.out, lse: output.lse, how, prepared, ran })
 }
 
-fn interpret(spec: &PatternSpec, files: &Files, extents: Extents, options: &Global) -> Result<Done> {
+fn interpret<T: Element>(spec: &PatternSpec, files: &Files, extents: Extents, options: &Global) -> Result<Done<T>> {
     let start = Instant::now();
     let pattern = pattern::resolve(spec, extents.q_len, extents.kv_len)?;
-    // The interpreter holds 16 bytes an edge for each head in work, and the output twice over in f64.
+    // The interpreter holds 16 bytes an edge for each head in work, the tensors in f32, and the output twice over in
+    // f64.
     let nnz = mask::build(&pattern, options.memory_limit())?.counts().nnz();
     let running = options.threads().min(extents.batch * spec.heads).max(1) as u64;
     let edges = (nnz / spec.heads as u64).saturating_mul(16 * running);
-    let given = edges.saturating_add(extents.bytes(spec).saturating_mul(3));
+    let given = edges.saturating_add(extents.bytes(spec).saturating_mul(12 / spec.dtype.bytes() as u64));
     if given > options.memory_limit() {
         return Err(Error::Memory { what: "the interpreter".into(), given, limit: options.memory_limit() });
     }
     let prepared = start.elapsed();
-    let Tensors { q, k, v } = files.read()?;
+    let Tensors { q, k, v } = files.read::<T>()?.widened();
     let start = Instant::now();
     let output = options.pool()?.install(|| interpreter::run(&pattern, spec, q.view(), k.view(), v.view()))?;
     Ok(Done {
-        out: output.out.mapv(|x| x as f32),
+        out: output.out.mapv(T::nearest_f64),
         lse: output.lse.mapv(|x| x as f32),
         how: format!("interpreted in f64, {}", threads(options.threads())),
         prepared,
