@@ -1,7 +1,8 @@
 //! Every way in which Hopweave can say no.
 //!
 //! Three kinds are kept apart, because the reader does something different about each: the input is
-//! wrong ([`SpecError`], [`Error::Shape`], [`Error::Value`], [`Error::Input`], [`Error::Memory`]), the input is right but
+//! wrong ([`SpecError`], [`Error::Shape`], [`Error::Dtype`], [`Error::Value`], [`Error::Input`], [`Error::Memory`]), the
+//! input is right but
 //! this version cannot do it ([`Error::Unsupported`]), or Hopweave itself is wrong ([`Error::Internal`]).
 
 use std::fmt;
@@ -33,6 +34,14 @@ pub enum Error {
         tensor: String,
         /// What is wrong with it, where, and what was expected.
         message: String,
+    },
+    /// Tensors are not stored as the spec's `dtype` says.
+    #[error("q, k, v and out are tensors of {found}; expected {expected}, the `dtype` of the spec")]
+    Dtype {
+        /// The storage type of the spec.
+        expected: &'static str,
+        /// The one given.
+        found: &'static str,
     },
     /// A file could not be read, written or understood.
     #[error("{}: {message}", path.display())]

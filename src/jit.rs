@@ -20,6 +20,7 @@ use crate::codegen::{KernelArgs, Lowered, TileFn, emit};
 use crate::error::{Error, Result};
 use crate::plan::{KernelPlan, ModsBy};
 use crate::target::Isa;
+use crate::tiles::stored::stored_family;
 use crate::tiles::{self, exact, join};
 
 /// The settings with which kernels are compiled: this CPU's own features, and the cheapest register allocation,
@@ -88,6 +89,18 @@ pub fn link(plan: &KernelPlan, functions: Vec<Lowered>, isa: &OwnedTargetIsa) ->
     builder.symbol(TileFn::ValueExact.name(), exact::value_exact as *const u8);
     let join = family.map_or(join::join as *const u8, |family| family.join as *const u8);
     builder.symbol(TileFn::Join.name(), join);
+    if let Some(stored) = stored_family(plan.isa, plan.dtype) {
+        for (tile, address) in [
+            (TileFn::Pack, stored.pack as *const u8),
+            (TileFn::Score, stored.score as *const u8),
+            (TileFn::Value, stored.value as *const u8),
+            (TileFn::EdgeScore, stored.edge_score as *const u8),
+            (TileFn::EdgeValue, stored.edge_value as *const u8),
+            (TileFn::ValueExact, stored.value_exact as *const u8),
+        ] {
+            builder.symbol(tile.stored_name(), address);
+        }
+    }
     if let Some(family) = family {
         for (tile, address) in [
             (TileFn::Pack, family.pack as *const u8),
@@ -114,6 +127,16 @@ pub fn link(plan: &KernelPlan, functions: Vec<Lowered>, isa: &OwnedTargetIsa) ->
         Some(_) => imported_tiles(module)?,
     };
     mod_passes(plan, module, &mut tiles)?;
+    let mut tiles = tiles.to_vec();
+    if !plan.dtype.is_f32() {
+        // Tiles that touch no tensor are called as they are; what stands in their wrappers' places is never called.
+        for index in 0..tiles.len() {
+            let tile = TileFn::ALL[index];
+            let wrapper =
+                if tile.touches_tensors() { import(module, tile, &tile.stored_name())? } else { tiles[index] };
+            tiles.push(wrapper);
+        }
+    }
     let mut context = Context::new();
     let mut ids = Vec::new();
     for Lowered { name, function } in functions {
@@ -140,8 +163,8 @@ pub fn link(plan: &KernelPlan, functions: Vec<Lowered>, isa: &OwnedTargetIsa) ->
     Ok(code)
 }
 
-/// Names in lowered functions are positions in [`TileFn::ALL`]; the module has its own numbers.
-fn resolve_tiles(context: &mut Context, tiles: &[FuncId; TileFn::ALL.len()]) {
+/// Names in lowered functions are positions in [`TileFn::ALL`], wrappers behind; the module has its own numbers.
+fn resolve_tiles(context: &mut Context, tiles: &[FuncId]) {
     let names: Vec<_> = context.func.params.user_named_funcs().iter().map(|(r, name)| (r, name.index)).collect();
     for (reference, index) in names {
         let id = tiles[index as usize];
@@ -149,19 +172,19 @@ fn resolve_tiles(context: &mut Context, tiles: &[FuncId; TileFn::ALL.len()]) {
     }
 }
 
-fn import(module: &mut JITModule, tile: TileFn) -> Result<FuncId> {
+fn import(module: &mut JITModule, tile: TileFn, name: &str) -> Result<FuncId> {
     let isa = module.isa();
     let flag: &[_] = if tile.returns_flag() { &[cranelift_codegen::ir::types::I64] } else { &[] };
     let signature = emit::signature(isa.default_call_conv(), &[isa.pointer_type()], flag);
-    module.declare_function(tile.name(), Linkage::Import, &signature).map_err(|error| internal(error.to_string()))
+    module.declare_function(name, Linkage::Import, &signature).map_err(|error| internal(error.to_string()))
 }
 
 fn imported_tiles(module: &mut JITModule) -> Result<[FuncId; TileFn::ALL.len()]> {
     // Some function must stand in place of the passes of score mods, until there are some.
-    let mut ids = [import(module, TileFn::Pack)?; TileFn::ALL.len()];
+    let mut ids = [import(module, TileFn::Pack, TileFn::Pack.name())?; TileFn::ALL.len()];
     for (id, tile) in ids.iter_mut().zip(TileFn::ALL) {
         if !matches!(tile, TileFn::Mods | TileFn::EdgeMods) {
-            *id = import(module, tile)?;
+            *id = import(module, tile, tile.name())?;
         }
     }
     Ok(ids)
@@ -174,7 +197,7 @@ fn mod_passes(plan: &KernelPlan, module: &mut JITModule, tiles: &mut [FuncId; Ti
     let symbols = portable::define_mods(module, mods, portable::Options { edges, ..portable::Options::default() })?;
     tiles[TileFn::Mods as usize] = match symbols.panel {
         Some(code) => code,
-        None => import(module, TileFn::Mods)?,
+        None => import(module, TileFn::Mods, TileFn::Mods.name())?,
     };
     if let Some(code) = symbols.edges {
         tiles[TileFn::EdgeMods as usize] = code;
@@ -197,8 +220,8 @@ fn portable_tiles(plan: &KernelPlan, module: &mut JITModule) -> Result<[FuncId; 
         edges.score,
         edges.exp,
         edges.value,
-        import(module, TileFn::ValueExact)?,
-        import(module, TileFn::Join)?,
+        import(module, TileFn::ValueExact, TileFn::ValueExact.name())?,
+        import(module, TileFn::Join, TileFn::Join.name())?,
         // Replaced where the plan has score mods.
         symbols.pack,
         symbols.pack,

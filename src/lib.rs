@@ -8,6 +8,7 @@ pub mod baselines;
 pub mod cli;
 pub mod codegen;
 pub mod compiler;
+pub mod dtype;
 pub mod error;
 pub mod interpreter;
 pub mod jit;
@@ -23,4 +24,6 @@ pub mod spec;
 pub mod target;
 pub mod tiles;
 
+pub use dtype::{Dtype, Element};
 pub use error::{Error, Result};
+pub use half;

@@ -1,17 +1,20 @@
-//! Tensors in `.npy` files: C order, little-endian f32.
+//! Tensors in `.npy` files: C order, little-endian f32, f16 or bf16.
 //!
 //! In: paths. Out: arrays, or written files. Refused, with what was found and what was expected: another
 //! element type, Fortran order, another number of axes, files that are cut short or no `.npy` at all.
 //! [`write_all`] writes several files or none.
+//!
+//! numpy has no bf16. Arrays of the `bfloat16` of the `ml_dtypes` package are saved as two bytes without a meaning,
+//! `<V2`; so they are written here, and read where the caller says that they are bf16.
 
 use std::fs::{self, File};
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use ndarray::{ArrayD, ArrayViewD, Dimension};
-use ndarray_npy::{ReadNpyExt, WriteNpyExt};
+use ndarray::{Array, ArrayD, Dimension, IxDyn};
 use tempfile::NamedTempFile;
 
+use crate::dtype::{Dtype, Element};
 use crate::error::{Error, Result};
 
 /// What a `.npy` file's header says.
@@ -27,24 +30,29 @@ pub struct Header {
     pub offset: u64,
 }
 
-/// Reads the header alone, and checks that it describes an f32 tensor in C order with `axes.len()` axes and
+/// Reads the header alone, and checks that it describes a tensor of `dtype` in C order with `axes.len()` axes and
 /// that the file is as long as it says; `axes` names the axes for messages.
 ///
 /// # Errors
 /// [`Error::Input`] as in the module's description.
-pub fn check(path: &Path, axes: &[&str]) -> Result<Header> {
+pub fn check(path: &Path, axes: &[&str], dtype: Dtype) -> Result<Header> {
     let wrong = |message: String| Error::Input { path: path.into(), message };
     let file = open(path)?;
     let length = file.metadata().map_err(|error| wrong(error.to_string()))?.len();
     let header = read_header(&mut BufReader::new(file)).map_err(|what| {
         wrong(if length == 0 { "is empty; expected a .npy file".into() } else { format!("is no .npy file: {what}") })
     })?;
-    if header.descr != "<f4" {
-        let hint = match header.descr.as_str() {
-            "<f8" | ">f8" | "<f2" | ">f2" | ">f4" => "; convert with `x.astype('<f4')`",
-            _ => "",
+    if !descrs(dtype).contains(&header.descr.as_str()) {
+        let expected = match dtype {
+            Dtype::F32 => "`<f4` (float32)",
+            Dtype::F16 => "`<f2` (float16)",
+            Dtype::Bf16 => "`<V2` (bfloat16 of ml_dtypes)",
         };
-        return Err(wrong(format!("holds elements of type `{}`; expected `<f4` (float32){hint}", header.descr)));
+        return Err(wrong(format!(
+            "holds elements of type `{}`; expected {expected}{}",
+            header.descr,
+            hint(&header, dtype)
+        )));
     }
     if header.fortran_order && header.shape.len() > 1 {
         return Err(wrong("is in Fortran order; expected C order: save `numpy.ascontiguousarray(x)`".into()));
@@ -58,7 +66,7 @@ pub fn check(path: &Path, axes: &[&str]) -> Result<Header> {
             axes.join(", ")
         )));
     }
-    let bytes = header.shape.iter().try_fold(4_u64, |bytes, &extent| bytes.checked_mul(extent as u64));
+    let bytes = header.shape.iter().try_fold(dtype.bytes() as u64, |bytes, &extent| bytes.checked_mul(extent as u64));
     let expected = bytes.and_then(|bytes| bytes.checked_add(header.offset));
     if expected != Some(length) {
         let expected = expected.map_or("more than any file".into(), |bytes| bytes.to_string());
@@ -67,15 +75,102 @@ pub fn check(path: &Path, axes: &[&str]) -> Result<Header> {
     Ok(header)
 }
 
-/// Reads a tensor whose header [`check`] has accepted.
+/// The element types of a file that holds tensors of `dtype`, as numpy writes them; the first is written.
+const fn descrs(dtype: Dtype) -> &'static [&'static str] {
+    match dtype {
+        Dtype::F32 => &["<f4"],
+        Dtype::F16 => &["<f2"],
+        Dtype::Bf16 => &["<V2", "|V2", "bfloat16"],
+    }
+}
+
+/// What to do about a file of another type.
+fn hint(header: &Header, dtype: Dtype) -> String {
+    let is_of = |dtype: Dtype| descrs(dtype).contains(&header.descr.as_str());
+    let convert = match dtype {
+        Dtype::F32 if is_of(Dtype::Bf16) => "x.view(ml_dtypes.bfloat16).astype('<f4')",
+        Dtype::F16 if is_of(Dtype::Bf16) => "x.view(ml_dtypes.bfloat16).astype('<f2')",
+        Dtype::F32 => "x.astype('<f4')",
+        Dtype::F16 => "x.astype('<f2')",
+        Dtype::Bf16 => "x.astype(ml_dtypes.bfloat16)",
+    };
+    let known = matches!(header.descr.as_str(), "<f8" | ">f8" | ">f4" | ">f2");
+    match Dtype::ALL.into_iter().find(|&other| is_of(other)) {
+        Some(other) => format!("; convert with `{convert}`, or write `dtype: {other}` in the spec"),
+        None if known => format!("; convert with `{convert}`"),
+        None => String::new(),
+    }
+}
+
+/// Reads a tensor whose header [`check`] has accepted for the dtype of `T`.
 ///
 /// # Errors
 /// [`Error::Input`] where the file cannot be read (any more).
-pub fn read<D: Dimension>(path: &Path) -> Result<ndarray::Array<f32, D>> {
+pub fn read<T: Element, D: Dimension>(path: &Path) -> Result<Array<T, D>> {
+    /// Bytes read at a time.
+    const PORTION: usize = 1 << 16;
     let wrong = |message: String| Error::Input { path: path.into(), message };
-    let array = ArrayD::<f32>::read_npy(BufReader::new(open(path)?)).map_err(|error| wrong(error.to_string()))?;
-    let axes = array.ndim();
+    let mut file = BufReader::with_capacity(PORTION, open(path)?);
+    let header = read_header(&mut file).map_err(&wrong)?;
+    if !descrs(T::DTYPE).contains(&header.descr.as_str()) || header.fortran_order && header.shape.len() > 1 {
+        return Err(wrong(format!("holds elements of type `{}`, or in Fortran order", header.descr)));
+    }
+    let too_long = || wrong(format!("has a shape beyond all memory, {:?}", header.shape));
+    let count = header.shape.iter().try_fold(1_usize, |count, &extent| count.checked_mul(extent));
+    let bytes = count.and_then(|count| count.checked_mul(T::DTYPE.bytes())).ok_or_else(too_long)?;
+    let mut elements = Vec::new();
+    let mut portion = vec![0_u8; PORTION.min(bytes)];
+    let mut left = bytes;
+    // The file may have become shorter since it was checked: memory is taken as it is read.
+    while left > 0 {
+        let portion = &mut portion[..PORTION.min(left)];
+        file.read_exact(portion).map_err(|error| wrong(error.to_string()))?;
+        elements.extend(portion.chunks_exact(T::DTYPE.bytes()).map(T::from_le));
+        left -= portion.len();
+    }
+    let axes = header.shape.len();
+    let array = ArrayD::from_shape_vec(IxDyn(&header.shape), elements).map_err(|error| wrong(error.to_string()))?;
     array.into_dimensionality::<D>().map_err(|_| wrong(format!("has {axes} axes")))
+}
+
+/// A tensor to write, whatever its axes and elements.
+pub trait Writable {
+    /// Writes a whole file.
+    ///
+    /// # Errors
+    /// Those of the writer.
+    fn write_to(&self, writer: &mut dyn Write) -> io::Result<()>;
+}
+
+impl<T: Element, D: Dimension> Writable for Array<T, D> {
+    fn write_to(&self, writer: &mut dyn Write) -> io::Result<()> {
+        write(self, writer)
+    }
+}
+
+/// Writes header and elements, in C order.
+fn write<T: Element, D: Dimension>(array: &Array<T, D>, writer: &mut dyn Write) -> io::Result<()> {
+    /// Magic, version and length; numpy aligns what follows the header to 64 bytes.
+    const START: usize = 10;
+    const ALIGN: usize = 64;
+    let extents: String = array.shape().iter().map(|extent| format!("{extent}, ")).collect();
+    // A trailing comma belongs to a single extent alone.
+    let extents = if array.ndim() == 1 { extents.trim_end() } else { extents.trim_end_matches(", ") };
+    let mut header = format!("{{'descr': '{}', 'fortran_order': False, 'shape': ({extents}), }}", descrs(T::DTYPE)[0]);
+    let spaces = (START + header.len() + 1).next_multiple_of(ALIGN) - (START + header.len() + 1);
+    header.extend(std::iter::repeat_n(' ', spaces));
+    header.push('\n');
+    let length = u16::try_from(header.len()).map_err(io::Error::other)?;
+    writer.write_all(b"\x93NUMPY\x01\x00")?;
+    writer.write_all(&length.to_le_bytes())?;
+    writer.write_all(header.as_bytes())?;
+    let mut bytes = Vec::new();
+    for row in array.rows() {
+        bytes.clear();
+        row.iter().for_each(|&x| x.to_le(&mut bytes));
+        writer.write_all(&bytes)?;
+    }
+    Ok(())
 }
 
 /// Writes all files, or none of them: each is written beside its place and moved there when all are complete.
@@ -83,19 +178,19 @@ pub fn read<D: Dimension>(path: &Path) -> Result<ndarray::Array<f32, D>> {
 /// # Errors
 /// [`Error::Input`]; files that were there before are then as they were, unless moving itself fails between
 /// two of them.
-pub fn write_all(files: &[(&Path, ArrayViewD<'_, f32>)]) -> Result<()> {
+pub fn write_all(files: &[(&Path, &dyn Writable)]) -> Result<()> {
     let wrong = |path: &Path, what: &dyn std::fmt::Display| Error::Input {
         path: path.into(),
         message: format!("cannot be written: {what}"),
     };
     let mut written = Vec::with_capacity(files.len());
-    for (path, array) in files {
+    for (path, tensor) in files {
         check_output(path)?;
         // Through a link to the file behind it.
         let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
         let temporary = NamedTempFile::new_in(folder(path)).map_err(|error| wrong(path, &error))?;
         let mut writer = BufWriter::new(temporary.as_file());
-        array.write_npy(&mut writer).map_err(|error| wrong(path, &error))?;
+        tensor.write_to(&mut writer).map_err(|error| wrong(path, &error))?;
         writer.flush().map_err(|error| wrong(path, &error))?;
         drop(writer);
         share_mode(&temporary, path).map_err(|error| wrong(path, &error))?;
@@ -202,13 +297,9 @@ fn read_header(file: &mut impl Read) -> Result<Header, String> {
     })
 }
 
-/// An array's view with its number of axes forgotten, as [`write_all`] takes it.
-pub fn view<D: Dimension>(array: &ndarray::Array<f32, D>) -> ArrayViewD<'_, f32> {
-    array.view().into_dyn()
-}
-
 #[cfg(test)]
 mod tests {
+    use half::{bf16, f16};
     use ndarray::{Array3, Array4, Ix4};
 
     use super::*;
@@ -227,7 +318,7 @@ mod tests {
     fn refusal(bytes: &[u8]) -> String {
         let file = NamedTempFile::new().unwrap();
         fs::write(file.path(), bytes).unwrap();
-        let error = check(file.path(), &AXES).unwrap_err().to_string();
+        let error = check(file.path(), &AXES, Dtype::F32).unwrap_err().to_string();
         error.strip_prefix(&format!("{}: ", file.path().display())).unwrap().to_string()
     }
 
@@ -237,11 +328,47 @@ mod tests {
         let (a, b) = (folder.path().join("a.npy"), folder.path().join("b.npy"));
         let out = Array4::from_shape_fn((2, 3, 4, 5), |(b, h, i, x)| (b * 60 + h * 20 + i * 5 + x) as f32);
         let lse = Array3::from_elem((2, 3, 4), f32::NEG_INFINITY);
-        write_all(&[(&a, view(&out)), (&b, view(&lse))]).unwrap();
-        assert_eq!(check(&a, &AXES).unwrap().shape, [2, 3, 4, 5]);
-        assert_eq!(read::<Ix4>(&a).unwrap(), out);
-        assert_eq!(check(&b, &AXES[..3]).unwrap().shape, [2, 3, 4]);
+        write_all(&[(&a, &out), (&b, &lse)]).unwrap();
+        assert_eq!(check(&a, &AXES, Dtype::F32).unwrap().shape, [2, 3, 4, 5]);
+        assert_eq!(read::<f32, Ix4>(&a).unwrap(), out);
+        assert_eq!(check(&b, &AXES[..3], Dtype::F32).unwrap().shape, [2, 3, 4]);
+        assert_eq!(ndarray_npy::read_npy::<_, Array3<f32>>(&b).unwrap(), lse, "another library reads it");
+        assert_eq!(fs::read(&b).unwrap().len() % 64, 4 * 24 % 64, "elements start at 64 bytes");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "no temporary files are left");
+    }
+
+    #[test]
+    fn halves_are_written_and_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let (a, b) = (folder.path().join("a.npy"), folder.path().join("b.npy"));
+        let number = |(b, h, i, x): (usize, usize, usize, usize)| (b * 60 + h * 20 + i * 5 + x) as f32 / 7.0;
+        let bf = Array4::from_shape_fn((2, 3, 4, 5), |place| bf16::from_f32(number(place)));
+        // Not in C order in memory.
+        let half = Array4::from_shape_fn((5, 4, 3, 2), |place| f16::from_f32(number(place))).reversed_axes();
+        write_all(&[(&a, &bf), (&b, &half)]).unwrap();
+        let header = check(&a, &AXES, Dtype::Bf16).unwrap();
+        assert_eq!((header.descr.as_str(), header.shape.as_slice()), ("<V2", &[2, 3, 4, 5][..]));
+        assert_eq!(read::<bf16, Ix4>(&a).unwrap(), bf);
+        assert_eq!(check(&b, &AXES, Dtype::F16).unwrap().descr, "<f2");
+        assert_eq!(read::<f16, Ix4>(&b).unwrap(), half);
+        let message = check(&a, &AXES, Dtype::F16).unwrap_err().to_string();
+        assert!(message.ends_with(
+            "holds elements of type `<V2`; expected `<f2` (float16); \
+             convert with `x.view(ml_dtypes.bfloat16).astype('<f2')`, or write `dtype: bf16` in the spec"
+        ));
+        // As numpy writes 1, 2, -0.5 and 3 of ml_dtypes.bfloat16, and by other names of the type.
+        for descr in ["<V2", "|V2", "bfloat16"] {
+            let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': (1, 1, 2, 2), }}\n");
+            let mut bytes = npy(&header, 0);
+            bytes.extend([0x80, 0x3f, 0x00, 0x40, 0x00, 0xbf, 0x40, 0x40]);
+            fs::write(&a, bytes).unwrap();
+            check(&a, &AXES, Dtype::Bf16).unwrap();
+            let found = read::<bf16, Ix4>(&a).unwrap();
+            assert_eq!(found.mapv(bf16::to_f32).into_raw_vec_and_offset().0, [1.0, 2.0, -0.5, 3.0]);
+        }
+        // Shortened between looking and reading.
+        fs::write(&a, &fs::read(&a).unwrap()[..80]).unwrap();
+        read::<bf16, Ix4>(&a).unwrap_err();
     }
 
     #[test]
@@ -249,8 +376,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (good, bad) = (folder.path().join("a.npy"), folder.path().join("nowhere").join("b.npy"));
         fs::write(&good, "before").unwrap();
-        let out = Array4::zeros((1, 1, 1, 1));
-        write_all(&[(&good, view(&out)), (&bad, view(&out))]).unwrap_err();
+        let out = Array4::<f32>::zeros((1, 1, 1, 1));
+        write_all(&[(&good, &out), (&bad, &out)]).unwrap_err();
         assert_eq!(fs::read(&good).unwrap(), b"before");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
@@ -304,8 +431,8 @@ mod tests {
         let (file, link) = (folder.path().join("file.npy"), folder.path().join("link.npy"));
         fs::write(&file, "before").unwrap();
         std::os::unix::fs::symlink(&file, &link).unwrap();
-        write_all(&[(&link, view(&Array4::ones((1, 1, 1, 1))))]).unwrap();
+        write_all(&[(&link, &Array4::<f32>::ones((1, 1, 1, 1)))]).unwrap();
         assert!(link.is_symlink());
-        assert_eq!(read::<Ix4>(&file).unwrap(), Array4::<f32>::ones((1, 1, 1, 1)));
+        assert_eq!(read::<f32, Ix4>(&file).unwrap(), Array4::<f32>::ones((1, 1, 1, 1)));
     }
 }

@@ -11,6 +11,7 @@ use ndarray::{Array3, Array4, ArrayView4, ArrayViewMut3, ArrayViewMut4, CowArray
 use rayon::prelude::*;
 
 use crate::codegen::{KernelArgs, Tables};
+use crate::dtype::Element;
 use crate::error::{Bytes, Error, Result};
 use crate::jit::{Code, Entry};
 use crate::plan::{KernelPlan, Scratch, Strategy};
@@ -40,11 +41,11 @@ struct Inner {
     idle: Mutex<Vec<Workspace>>,
 }
 
-/// Result of a call.
+/// Result of a call on tensors of `T`.
 #[derive(Debug, Clone)]
-pub struct Output {
+pub struct Output<T = f32> {
     /// `[batch, heads, q_len, value_dim]`.
-    pub out: Array4<f32>,
+    pub out: Array4<T>,
     /// Natural log-sum-exp of the scores, `[batch, heads, q_len]`; −inf for a query without keys.
     pub lse: Array3<f32>,
 }
@@ -89,8 +90,14 @@ impl Kernel {
     /// `v [batch, kv_heads, kv_len, value_dim]`. Views whose last axis has stride 1 are read in place.
     ///
     /// # Errors
-    /// [`Error::Shape`] when a tensor is not of the shape that the kernel was compiled for.
-    pub fn forward(&self, q: ArrayView4<'_, f32>, k: ArrayView4<'_, f32>, v: ArrayView4<'_, f32>) -> Result<Output> {
+    /// [`Error::Shape`] when a tensor is not of the shape that the kernel was compiled for, [`Error::Dtype`] when its
+    /// elements are not of the spec's `dtype`.
+    pub fn forward<T: Element>(
+        &self,
+        q: ArrayView4<'_, T>,
+        k: ArrayView4<'_, T>,
+        v: ArrayView4<'_, T>,
+    ) -> Result<Output<T>> {
         self.forward_with(q, k, v, &Inputs::none())
     }
 
@@ -99,16 +106,16 @@ impl Kernel {
     /// # Errors
     /// As [`Self::forward`], and [`Error::Shape`] where an input is missing, unknown, of another shape or not
     /// contiguous.
-    pub fn forward_with(
+    pub fn forward_with<T: Element>(
         &self,
-        q: ArrayView4<'_, f32>,
-        k: ArrayView4<'_, f32>,
-        v: ArrayView4<'_, f32>,
+        q: ArrayView4<'_, T>,
+        k: ArrayView4<'_, T>,
+        v: ArrayView4<'_, T>,
         inputs: &Inputs<'_>,
-    ) -> Result<Output> {
+    ) -> Result<Output<T>> {
         let plan = &self.inner.plan;
         let batch = q.dim().0;
-        let mut out = Array4::zeros((batch, plan.heads, plan.q_len, plan.value_dim));
+        let mut out = Array4::default((batch, plan.heads, plan.q_len, plan.value_dim));
         let mut lse = Array3::zeros((batch, plan.heads, plan.q_len));
         self.forward_into_with(q, k, v, inputs, &mut out.view_mut(), Some(&mut lse.view_mut()))?;
         Ok(Output { out, lse })
@@ -118,14 +125,14 @@ impl Kernel {
     /// if all last axes have stride 1.
     ///
     /// # Errors
-    /// [`Error::Shape`] as for [`Self::forward`], and when the last axis of `out` or the axes of `lse` are not
+    /// Those of [`Self::forward`], and [`Error::Shape`] when the last axis of `out` or the axes of `lse` are not
     /// contiguous.
-    pub fn forward_into(
+    pub fn forward_into<T: Element>(
         &self,
-        q: ArrayView4<'_, f32>,
-        k: ArrayView4<'_, f32>,
-        v: ArrayView4<'_, f32>,
-        out: &mut ArrayViewMut4<'_, f32>,
+        q: ArrayView4<'_, T>,
+        k: ArrayView4<'_, T>,
+        v: ArrayView4<'_, T>,
+        out: &mut ArrayViewMut4<'_, T>,
         lse: Option<&mut ArrayViewMut3<'_, f32>>,
     ) -> Result<()> {
         self.forward_into_with(q, k, v, &Inputs::none(), out, lse)
@@ -135,16 +142,19 @@ impl Kernel {
     ///
     /// # Errors
     /// As [`Self::forward_into`] and [`Self::forward_with`].
-    pub fn forward_into_with(
+    pub fn forward_into_with<T: Element>(
         &self,
-        q: ArrayView4<'_, f32>,
-        k: ArrayView4<'_, f32>,
-        v: ArrayView4<'_, f32>,
+        q: ArrayView4<'_, T>,
+        k: ArrayView4<'_, T>,
+        v: ArrayView4<'_, T>,
         inputs: &Inputs<'_>,
-        out: &mut ArrayViewMut4<'_, f32>,
+        out: &mut ArrayViewMut4<'_, T>,
         mut lse: Option<&mut ArrayViewMut3<'_, f32>>,
     ) -> Result<()> {
         let plan = &self.inner.plan;
+        if T::DTYPE != plan.dtype {
+            return Err(Error::Dtype { expected: plan.dtype.name(), found: T::DTYPE.name() });
+        }
         let batch = q.dim().0;
         let names = ["batch", "heads", "q_len", "head_dim", "kv_len", "value_dim", "kv_heads"];
         let check = |tensor: &str, found: [usize; 4], expected: [usize; 4], axes: [usize; 4]| {
@@ -199,7 +209,11 @@ impl Kernel {
             q: Tensor::new(&q),
             k: Tensor::new(&k),
             v: Tensor::new(&v),
-            out: Tensor { address: out.as_mut_ptr().expose_provenance(), strides: out_strides },
+            out: Tensor {
+                address: out.as_mut_ptr().expose_provenance(),
+                strides: out_strides,
+                element: T::DTYPE.bytes(),
+            },
             row_max: lse_slice.as_ref().map_or(0, |lse| lse.as_ptr().expose_provenance()),
             row_sum: workspace.row_sum.as_mut_ptr().expose_provenance(),
             local: &workspace.local_at,
@@ -219,7 +233,7 @@ impl Kernel {
 }
 
 /// A view whose rows can be read in place, or a copy.
-fn readable(view: ArrayView4<'_, f32>) -> CowArray<'_, f32, Ix4> {
+fn readable<T: Element>(view: ArrayView4<'_, T>) -> CowArray<'_, T, Ix4> {
     let width = view.dim().3;
     match strides(view.strides(), width) {
         Some(_) => CowArray::from(view),
@@ -243,18 +257,20 @@ fn strides(strides: &[isize], width: usize) -> Option<[usize; 3]> {
 #[derive(Debug, Clone, Copy)]
 struct Tensor {
     address: usize,
-    /// Floats from one batch, head and row to the next.
+    /// Elements from one batch, head and row to the next.
     strides: [usize; 3],
+    /// Bytes of an element.
+    element: usize,
 }
 
 impl Tensor {
-    fn new(array: &CowArray<'_, f32, Ix4>) -> Self {
+    fn new<T: Element>(array: &CowArray<'_, T, Ix4>) -> Self {
         let strides = strides(array.strides(), array.dim().3).unwrap_or_default();
-        Self { address: array.as_ptr().expose_provenance(), strides }
+        Self { address: array.as_ptr().expose_provenance(), strides, element: T::DTYPE.bytes() }
     }
 
     fn head(&self, batch: usize, head: usize) -> usize {
-        self.address + (batch * self.strides[0] + head * self.strides[1]) * size_of::<f32>()
+        self.address + (batch * self.strides[0] + head * self.strides[1]) * self.element
     }
 }
 
@@ -392,13 +408,13 @@ impl Task<'_> {
         let scratch = &self.inner.scratch[0];
         let at = |offset: usize, floats: usize| {
             let address = self.shared[shared] + offset + part * floats * size_of::<f32>();
-            std::ptr::with_exposed_provenance_mut::<f32>(address)
+            address
         };
         let args = KernelArgs {
-            out: at(scratch.partial, plan.q_len * scratch.acc_stride),
+            out: std::ptr::with_exposed_provenance_mut(at(scratch.partial, plan.q_len * scratch.acc_stride)),
             out_stride: scratch.acc_stride,
-            row_max: at(scratch.partial_max, plan.q_len),
-            row_sum: at(scratch.partial_sum, plan.q_len),
+            row_max: std::ptr::with_exposed_provenance_mut(at(scratch.partial_max, plan.q_len)),
+            row_sum: std::ptr::with_exposed_provenance_mut(at(scratch.partial_sum, plan.q_len)),
             ..self.args(item, part, worker, shared, rows, 0)
         };
         self.enter(Entry(0), &args);
@@ -416,11 +432,10 @@ impl Task<'_> {
         let plan = &self.inner.plan;
         let (batch, head) = (item / plan.heads, item % plan.heads);
         let kv_head = head / (plan.heads / plan.kv_heads);
-        let read = |address: usize| std::ptr::with_exposed_provenance::<f32>(address);
-        let write = |address: usize| std::ptr::with_exposed_provenance_mut::<f32>(address);
+        let read = |address: usize| std::ptr::with_exposed_provenance::<u8>(address);
         let statistics = |address: usize| match self.row_max {
             0 => std::ptr::null_mut(),
-            _ => write(address + item * plan.q_len * size_of::<f32>()),
+            _ => std::ptr::with_exposed_provenance_mut(address + item * plan.q_len * size_of::<f32>()),
         };
         KernelArgs {
             q: read(self.q.head(batch, head)),
@@ -429,7 +444,7 @@ impl Task<'_> {
             k_stride: self.k.strides[2],
             v: read(self.v.head(batch, kv_head)),
             v_stride: self.v.strides[2],
-            out: write(self.out.head(batch, head)),
+            out: std::ptr::with_exposed_provenance_mut(self.out.head(batch, head)),
             out_stride: self.out.strides[2],
             row_max: statistics(self.row_max),
             row_sum: statistics(self.row_sum),

@@ -9,21 +9,22 @@ use hopweave::pattern::{COMBINATORS, NODES};
 /// Every module, left to right, with what it may import; only names further left may stand there.
 const MAP: &[(&str, &[&str])] = &[
     ("error", &[]),
+    ("dtype", &[]),
     ("target", &["error"]),
-    ("npy", &["error"]),
-    ("tiles", &["error", "target"]),
+    ("npy", &["error", "dtype"]),
+    ("tiles", &["error", "target", "dtype"]),
     ("machine", &["error", "target", "tiles"]),
-    ("spec", &["error"]),
+    ("spec", &["error", "dtype"]),
     ("pattern", &["error", "spec"]),
     // The oracle shares no code with what it judges.
     ("interpreter", &["error", "spec", "pattern"]),
     ("mask", &["error", "spec", "pattern"]),
-    ("schedule", &["error", "spec", "pattern", "mask"]),
+    ("schedule", &["error", "dtype", "spec", "pattern", "mask"]),
     ("passes", &["error", "mask", "schedule"]),
-    ("plan", &["error", "target", "spec", "mask", "schedule", "tiles"]),
+    ("plan", &["error", "target", "dtype", "spec", "mask", "schedule", "tiles"]),
     ("codegen", &["error", "target", "spec", "mask", "plan", "tiles"]),
     ("jit", &["error", "target", "tiles", "plan", "codegen"]),
-    ("runtime", &["error", "target", "spec", "plan", "codegen", "jit"]),
+    ("runtime", &["error", "target", "dtype", "spec", "plan", "codegen", "jit"]),
     (
         "compiler",
         &[
@@ -39,6 +40,7 @@ const MAP: &[(&str, &[&str])] = &[
         &[
             "error",
             "target",
+            "dtype",
             "npy",
             "machine",
             "spec",

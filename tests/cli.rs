@@ -361,3 +361,80 @@ fn the_shipped_example_has_its_expected_outputs() {
         assert!(error < 5e-6, "{name}: {error}");
     }
 }
+
+/// The bytes of a `.npy` file of 16-bit elements.
+fn npy16(descr: &str, shape: &str, words: impl IntoIterator<Item = u16>) -> Vec<u8> {
+    let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}");
+    let header = format!("{header:<117}\n");
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((header.len() as u16).to_le_bytes());
+    bytes.extend(header.as_bytes());
+    words.into_iter().for_each(|word| bytes.extend(word.to_le_bytes()));
+    bytes
+}
+
+#[test]
+fn sixteen_bit_tensors_go_through_both_engines() {
+    for (dtype, descr) in [("bf16", "<V2"), ("f16", "<f2")] {
+        let narrow = |x: f32| match dtype {
+            "bf16" => half::bf16::from_f32(x).to_bits(),
+            _ => half::f16::from_f32(x).to_bits(),
+        };
+        let widen = |bits: u16| match dtype {
+            "bf16" => half::bf16::from_bits(bits).to_f32(),
+            _ => half::f16::from_bits(bits).to_f32(),
+        };
+        let folder = Folder::new();
+        let set = format!("dtype={dtype}");
+        // f32 files are refused, and say what to do.
+        refused(&folder.run(&["--set", &set]), "q.npy: holds elements of type `<f4`; expected ");
+        refused(&folder.run(&["--set", &set]), "or write `dtype: f32` in the spec");
+        assert!(!folder.names().contains(&"out.npy".into()));
+        for name in ["q.npy", "k.npy", "v.npy"] {
+            let wide: Array4<f32> = read_npy(folder.path(name)).expect("a tensor");
+            folder.write(name, &npy16(descr, "(3, 2, 20, 4)", wide.iter().map(|&x| narrow(x))));
+        }
+        // And these by a spec of f32.
+        refused(&folder.run(&[]), &format!("or write `dtype: {dtype}` in the spec"));
+        let mut outputs = Vec::new();
+        for engine in ["jit", "interpreter"] {
+            let lse = folder.text("lse.npy");
+            let output = folder.run(&["--set", &set, "--engine", engine, "--lse", &lse]);
+            assert_eq!(code(&output), 0, "{}", stderr(&output));
+            let bytes = fs::read(folder.path("out.npy")).expect("an output");
+            assert_eq!(bytes.len(), npy16(descr, "(3, 2, 20, 4)", vec![0; 3 * 2 * 20 * 4]).len());
+            let header = String::from_utf8_lossy(&bytes[..128]).into_owned();
+            assert!(header.contains(&format!("'descr': '{descr}'")), "{header}");
+            assert!(header.contains("'shape': (3, 2, 20, 4)"), "{header}");
+            let out = bytes[128..].chunks_exact(2).map(|word| widen(u16::from_le_bytes([word[0], word[1]])));
+            let lse: Array3<f32> = read_npy(folder.path("lse.npy")).expect("the log-sum-exp in f32");
+            assert!(lse.iter().all(|x| x.is_finite()));
+            outputs.push(out.collect::<Vec<f32>>());
+        }
+        // A number on the border of two roundings may fall either way.
+        let spacing = if dtype == "bf16" { 1.0 / 256.0 } else { 1.0 / 2048.0 };
+        for (jit, oracle) in outputs[0].iter().zip(&outputs[1]) {
+            assert!((jit - oracle).abs() <= spacing * 2.0, "{dtype}: {jit} and {oracle}");
+        }
+        let same = outputs[0].iter().zip(&outputs[1]).filter(|(jit, oracle)| jit == oracle).count();
+        assert!(same * 100 >= outputs[0].len() * 98, "{same} of {}", outputs[0].len());
+    }
+}
+
+#[test]
+fn bench_measures_sixteen_bits() {
+    let folder = Folder::new();
+    let (spec, json) = (folder.text("spec.yaml"), folder.text("out.json"));
+    let args =
+        ["bench", &spec, "-n", "70", "--set", "dtype=bf16", "--baseline", "unfused", "--time", "0.01", "--json", &json];
+    let output = hopweave(&args);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(stdout(&output).contains("2 heads of 4 in bf16 (baselines in f32)"), "{}", stdout(&output));
+    let json: serde_json::Value = serde_json::from_slice(&fs::read(&json).expect("a file")).expect("JSON");
+    let rows = json["rows"].as_array().expect("rows");
+    assert_eq!(rows[0]["dtype"], "bf16");
+    // Half of the last place of numbers around 2, and not less than some rounding.
+    let error = rows[0]["max_abs_err"].as_f64().expect("a number");
+    assert!(error > 1e-4 && error < 0.01, "{error}");
+    assert!(rows[1]["max_abs_err"].as_f64().expect("a number") < 1e-5);
+}

@@ -13,7 +13,7 @@ fn folder() -> PathBuf {
 }
 
 fn tensor(name: &str) -> Array4<f32> {
-    npy::read::<Ix4>(&folder().join(format!("{name}.npy"))).unwrap_or_else(|error| panic!("{error}"))
+    npy::read::<f32, Ix4>(&folder().join(format!("{name}.npy"))).unwrap_or_else(|error| panic!("{error}"))
 }
 
 #[test]

@@ -43,6 +43,7 @@ fn problem(n: usize, d: usize, dv: usize, hops: &[(f64, f64)]) -> (Pattern, Patt
         align: Align::End,
         inputs: Vec::new(),
         mods: Vec::new(),
+        dtype: crate::spec::Dtype::F32,
         pattern: Node::Leaf { name: "full".into(), at, args: Value { at, data: Data::Null } },
         scale: 0.7,
         diffusion: Diffusion {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use ndarray::{ArrayD, IxDyn};
 
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::npy;
 use crate::spec::score::{self, Dim, InputDef, InputShape};
@@ -71,7 +72,7 @@ impl InputFiles {
                 return Err(source.error(def.at, message, format!("`--input {}=FILE.npy`", input.name)));
             };
             let axes = axes(def);
-            let found = npy::check(path, &axes.iter().map(String::as_str).collect::<Vec<_>>())?.shape;
+            let found = npy::check(path, &axes.iter().map(String::as_str).collect::<Vec<_>>(), Dtype::F32)?.shape;
             if found != input.shape {
                 let message = format!("{} holds {found:?} for input `{name}`", path.display());
                 let expected = axes.iter().zip(&input.shape).map(|(axis, extent)| match axis.parse() {
@@ -95,7 +96,7 @@ impl InputFiles {
     /// # Errors
     /// [`Error::Input`] when one cannot be read.
     pub fn read(&self) -> Result<InputTensors> {
-        let read = |(name, path): &Assignment| Ok((name.clone(), npy::read::<IxDyn>(path)?));
+        let read = |(name, path): &Assignment| Ok((name.clone(), npy::read::<f32, IxDyn>(path)?));
         Ok(InputTensors(self.files.iter().map(read).collect::<Result<_>>()?))
     }
 }

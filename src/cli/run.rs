@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use half::{bf16, f16};
 use ndarray::{Array3, Array4};
 
 use super::inputs::{self, InputFiles};
@@ -12,6 +13,7 @@ use super::options::{Global, SpecArg, shown};
 use super::remark;
 use super::table::milliseconds;
 use super::tensors::{Extents, Files, Tensors};
+use crate::dtype::{Dtype, Element};
 use crate::error::{Error, Result};
 use crate::spec::PatternSpec;
 use crate::{compiler, interpreter, mask, npy, pattern};
@@ -52,8 +54,8 @@ enum Engine {
 }
 
 /// An output with how it was made.
-struct Done {
-    out: Array4<f32>,
+struct Done<T> {
+    out: Array4<T>,
     lse: Array3<f32>,
     how: String,
     prepared: Duration,
@@ -80,13 +82,29 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     let extents = files.check(&spec)?;
     extents.check_memory(&spec, options.memory_limit())?;
     let inputs = InputFiles::check(&spec, &args.inputs, extents.q_len, extents.kv_len)?;
+    match spec.dtype {
+        Dtype::F32 => compute::<f32>(args, options, &spec, &files, &inputs, extents),
+        Dtype::Bf16 => compute::<bf16>(args, options, &spec, &files, &inputs, extents),
+        Dtype::F16 => compute::<f16>(args, options, &spec, &files, &inputs, extents),
+    }
+}
+
+/// Computes on files that were checked to hold tensors of `T`, and writes the outputs.
+fn compute<T: Element>(
+    args: &Args,
+    options: &Global,
+    spec: &PatternSpec,
+    files: &Files,
+    inputs: &InputFiles,
+    extents: Extents,
+) -> Result<()> {
     let done = match args.engine {
-        Engine::Jit => jit(&spec, &files, &inputs, extents, options)?,
-        Engine::Interpreter => interpret(&spec, &files, &inputs, extents, options)?,
+        Engine::Jit => jit::<T>(spec, files, inputs, extents, options)?,
+        Engine::Interpreter => interpret::<T>(spec, files, inputs, extents, options)?,
     };
-    let mut written = vec![(args.output.as_path(), npy::view(&done.out))];
+    let mut written: Vec<(_, &dyn npy::Writable)> = vec![(args.output.as_path(), &done.out)];
     if let Some(path) = &args.lse {
-        written.push((path.as_path(), npy::view(&done.lse)));
+        written.push((path.as_path(), &done.lse));
     }
     npy::write_all(&written)?;
     let Extents { batch, q_len, .. } = extents;
@@ -102,7 +120,13 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     Ok(())
 }
 
-fn jit(spec: &PatternSpec, files: &Files, inputs: &InputFiles, extents: Extents, options: &Global) -> Result<Done> {
+fn jit<T: Element>(
+    spec: &PatternSpec,
+    files: &Files,
+    inputs: &InputFiles,
+    extents: Extents,
+    options: &Global,
+) -> Result<Done<T>> {
     let start = Instant::now();
     let compiled = compiler::compile(spec, extents.q_len, extents.kv_len, &options.compiler()?)?;
     let prepared = start.elapsed();
@@ -112,7 +136,7 @@ fn jit(spec: &PatternSpec, files: &Files, inputs: &InputFiles, extents: Extents,
         let what = "the kernel with its tensors".into();
         return Err(Error::Memory { what, given, limit: options.memory_limit() });
     }
-    let Tensors { q, k, v } = files.read()?;
+    let Tensors { q, k, v } = files.read::<T>()?;
     let inputs = inputs.read()?;
     let start = Instant::now();
     let output = compiled.kernel.forward_with(q.view(), k.view(), v.view(), &inputs.views())?;
@@ -122,32 +146,34 @@ fn jit(spec: &PatternSpec, files: &Files, inputs: &InputFiles, extents: Extents,
     Ok(Done { out: output.out, lse: output.lse, how, prepared, ran })
 }
 
-fn interpret(
+fn interpret<T: Element>(
     spec: &PatternSpec,
     files: &Files,
     inputs: &InputFiles,
     extents: Extents,
     options: &Global,
-) -> Result<Done> {
+) -> Result<Done<T>> {
     let start = Instant::now();
     let pattern = pattern::resolve(spec, extents.q_len, extents.kv_len)?;
-    // The interpreter holds 16 bytes an edge for each head in work, and the output twice over in f64.
+    // The interpreter holds 16 bytes an edge for each head in work, the tensors in f32, and the output twice over in
+    // f64.
     let nnz = mask::build(&pattern, options.memory_limit())?.counts().nnz();
     let running = options.threads().min(extents.batch * spec.heads).max(1) as u64;
     let edges = (nnz / spec.heads as u64).saturating_mul(16 * running);
-    let given = edges.saturating_add(extents.bytes(spec).saturating_mul(3)).saturating_add(inputs.bytes());
+    let tensors = extents.bytes(spec).saturating_mul(12 / spec.dtype.bytes() as u64);
+    let given = edges.saturating_add(tensors).saturating_add(inputs.bytes());
     if given > options.memory_limit() {
         return Err(Error::Memory { what: "the interpreter".into(), given, limit: options.memory_limit() });
     }
     let prepared = start.elapsed();
-    let Tensors { q, k, v } = files.read()?;
+    let Tensors { q, k, v } = files.read::<T>()?.widened();
     let inputs = inputs.read()?;
     let start = Instant::now();
     let inputs = inputs.views();
     let run = || interpreter::run_with(&pattern, spec, q.view(), k.view(), v.view(), &inputs);
     let output = options.pool()?.install(run)?;
     Ok(Done {
-        out: output.out.mapv(|x| x as f32),
+        out: output.out.mapv(T::nearest_f64),
         lse: output.lse.mapv(|x| x as f32),
         how: format!("interpreted in f64, {}", threads(options.threads())),
         prepared,

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use ndarray::Array4;
 
+use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::npy;
 use crate::spec::PatternSpec;
@@ -35,24 +36,31 @@ pub struct Extents {
 
 /// q, k and v.
 #[derive(Debug, Clone)]
-pub struct Tensors {
+pub struct Tensors<T = f32> {
     /// `[batch, heads, q_len, head_dim]`
-    pub q: Array4<f32>,
+    pub q: Array4<T>,
     /// `[batch, kv_heads, kv_len, head_dim]`
-    pub k: Array4<f32>,
+    pub k: Array4<T>,
     /// `[batch, kv_heads, kv_len, value_dim]`
-    pub v: Array4<f32>,
+    pub v: Array4<T>,
+}
+
+impl<T: Element> Tensors<T> {
+    /// The same numbers in f32.
+    pub fn widened(&self) -> Tensors {
+        Tensors { q: self.q.mapv(T::widen), k: self.k.mapv(T::widen), v: self.v.mapv(T::widen) }
+    }
 }
 
 impl Files {
     /// Looks at the headers alone: do the tensors fit the spec and each other?
     ///
     /// # Errors
-    /// [`Error::Input`] for a file that is no f32 `.npy` in C order, [`Error::Shape`] for one that does not fit.
+    /// [`Error::Input`] for a file that is no `.npy` of the spec's `dtype` in C order, [`Error::Shape`] for one that does not fit.
     pub fn check(&self, spec: &PatternSpec) -> Result<Extents> {
-        let q = npy::check(&self.q, &AXES)?.shape;
-        let k = npy::check(&self.k, &AXES)?.shape;
-        let v = npy::check(&self.v, &AXES)?.shape;
+        let q = npy::check(&self.q, &AXES, spec.dtype)?.shape;
+        let k = npy::check(&self.k, &AXES, spec.dtype)?.shape;
+        let v = npy::check(&self.v, &AXES, spec.dtype)?.shape;
         let extents = Extents { batch: q[0], q_len: q[2], kv_len: k[2] };
         let Extents { batch, q_len, kv_len } = extents;
         fits(
@@ -76,11 +84,11 @@ impl Files {
         Ok(extents)
     }
 
-    /// Reads what [`check`](Self::check) has accepted.
+    /// Reads what [`check`](Self::check) has accepted for a spec of `T`.
     ///
     /// # Errors
     /// [`Error::Input`] when a file cannot be read.
-    pub fn read(&self) -> Result<Tensors> {
+    pub fn read<T: Element>(&self) -> Result<Tensors<T>> {
         Ok(Tensors { q: npy::read(&self.q)?, k: npy::read(&self.k)?, v: npy::read(&self.v)? })
     }
 }
@@ -104,8 +112,10 @@ pub fn fits(name: &str, path: &Path, found: &[usize], expected: [(&str, usize); 
 impl Extents {
     /// Bytes of q, k, v and the output together.
     pub fn bytes(&self, spec: &PatternSpec) -> u64 {
-        let product =
-            |extents: [usize; 4]| extents.iter().fold(4_u64, |product, &extent| product.saturating_mul(extent as u64));
+        let element = spec.dtype.bytes() as u64;
+        let product = |extents: [usize; 4]| {
+            extents.iter().fold(element, |product, &extent| product.saturating_mul(extent as u64))
+        };
         let Self { batch, q_len, kv_len } = *self;
         [
             product([batch, spec.heads, q_len, spec.head_dim]),

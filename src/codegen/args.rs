@@ -1,24 +1,25 @@
 //! The record with which a kernel is called: plain data that generated code reads by offset.
 
-/// What a kernel function works on: block rows `first_row .. end_row` of one (batch, head).
+/// What a kernel function works on: block rows `first_row .. end_row` of one (batch, head). Elements of q, k, v and out
+/// are of the plan's `dtype`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct KernelArgs {
     /// Row 0 of the head's queries.
-    pub q: *const f32,
-    /// Floats from one query to the next.
+    pub q: *const u8,
+    /// Elements from one query to the next.
     pub q_stride: usize,
     /// Row 0 of the head's keys.
-    pub k: *const f32,
-    /// Floats from one key to the next.
+    pub k: *const u8,
+    /// Elements from one key to the next.
     pub k_stride: usize,
     /// Row 0 of the head's values.
-    pub v: *const f32,
-    /// Floats from one value to the next.
+    pub v: *const u8,
+    /// Elements from one value to the next.
     pub v_stride: usize,
     /// Row 0 of the head's output.
-    pub out: *mut f32,
-    /// Floats from one output row to the next.
+    pub out: *mut u8,
+    /// Elements from one output row to the next.
     pub out_stride: usize,
     /// What every row subtracted from its scores, in the base-2 domain, `[q_len]` (−inf where a row has no key), or
     /// null where it is not wanted.

@@ -14,6 +14,7 @@ use crate::tiles::{EdgeCall, ValueCall};
 /// Writes the function.
 pub(super) fn write(mut kernel: Kernel<'_, '_>) {
     kernel.fill_records();
+    kernel.widen_parts();
     // Row by row: pack, then step by step scores, maxima, exponentials and values, then the output.
     kernel.for_rows(|kernel, row, steps| {
         let applies = kernel.plan.hops[0].step != 0.0;

@@ -2,7 +2,7 @@
 
 use std::mem::offset_of;
 
-use cranelift_codegen::ir::InstBuilder;
+use cranelift_codegen::ir::{InstBuilder, types};
 
 use super::kernel::Kernel;
 use super::{KernelArgs, TileFn};
@@ -43,8 +43,10 @@ pub(super) fn write(mut kernel: Kernel<'_, '_>) {
 
     let out = kernel.arg(offset_of!(KernelArgs, out));
     let out_stride = kernel.arg(offset_of!(KernelArgs, out_stride));
-    let at = kernel.e.row(out, first, out_stride);
+    let at = kernel.tensor_row(out, first, out_stride, kernel.element);
     kernel.set(record, offset_of!(JoinCall, out), at);
+    let dtype = kernel.e.b.ins().iconst(types::I8, kernel.plan.dtype as i64);
+    kernel.set(record, offset_of!(JoinCall, dtype), dtype);
     kernel.set(record, offset_of!(JoinCall, out_stride), out_stride);
     for (field, argument) in [
         (offset_of!(JoinCall, out_max), offset_of!(KernelArgs, row_max)),

@@ -15,6 +15,7 @@ use super::{KernelArgs, TileFn, is_ordered};
 use crate::mask::QUERY_BLOCK;
 use crate::plan::{KernelPlan, RowPlan, Scratch, Step, Strategy};
 use crate::tiles::exact::ExactCall;
+use crate::tiles::stored::{StoredCall, WIDE_OUT};
 use crate::tiles::{Ahead, EdgeCall, EdgeModCall, ExpCall, LANES, ModCall, PackCall, ScoreCall, ValueCall};
 
 /// Bytes of 64 floats: one array over the queries of a block.
@@ -45,6 +46,33 @@ pub(super) struct Kernel<'a, 'p> {
     /// What the value tile said of the row's output, on the stack.
     pub flag: Value,
     tiles: [FuncRef; TileFn::ALL.len()],
+    /// What stands between the kernel and its tiles where tensors are stored in 16 bits.
+    stored: Option<Stored>,
+    /// Bytes of an element of q, k and v.
+    pub element: Bytes,
+    /// Bytes of an element of what the value tile reads: V, or Z in f32.
+    pub value_element: Bytes,
+    /// Bytes of an element of what the value tile writes: the output, or Z in f32.
+    pub out_element: Bytes,
+}
+
+/// Bytes of an element, as the power of two.
+#[derive(Clone, Copy)]
+pub(super) enum Bytes {
+    Known(u8),
+    AtRunTime(Value),
+}
+
+impl Bytes {
+    /// Of an f32.
+    pub const FLOAT: Self = Self::Known(2);
+}
+
+/// [`StoredCall`], and the wrappers that take it.
+#[derive(Clone, Copy)]
+struct Stored {
+    record: Value,
+    wrappers: [FuncRef; TileFn::ALL.len()],
 }
 
 /// Addresses of the call records. Fields that never change are written once, at the function's start.
@@ -92,12 +120,18 @@ impl<'a, 'p> Kernel<'a, 'p> {
         context: &'a mut FunctionBuilderContext,
         isa: &dyn TargetIsa,
     ) -> Self {
-        let none = import(function, isa, 0);
+        let none = import(function, isa, TileFn::Pack, TileFn::Pack as usize);
         let tiles = std::array::from_fn(|index| match TileFn::ALL[index] {
             TileFn::Pack => none,
             // Nothing calls them.
             TileFn::Mods | TileFn::EdgeMods if plan.mods.is_none() => none,
-            _ => import(function, isa, index),
+            tile => import(function, isa, tile, index),
+        });
+        let wrappers = (!plan.dtype.is_f32()).then(|| {
+            std::array::from_fn(|index| match TileFn::ALL[index] {
+                tile if tile.touches_tensors() => import(function, isa, tile, TileFn::ALL.len() + index),
+                _ => tiles[index],
+            })
         });
         let (mut e, params) = Emit::new(function, context, isa);
         let mut record = |bytes: usize| e.stack(bytes as u32);
@@ -118,10 +152,27 @@ impl<'a, 'p> Kernel<'a, 'p> {
         let exact = record(size_of::<u64>());
         let moved = record(size_of::<u64>());
         let flag = record(size_of::<u64>());
+        let stored = wrappers.map(|wrappers| Stored { record: record(size_of::<StoredCall>()), wrappers });
+        let element = Bytes::Known(plan.dtype.bytes().trailing_zeros() as u8);
         // What differs from mask to mask is read from the tables.
         let mask = &plan.masks[0];
         let (scratch, starts) = (Scratch::new(plan, mask), Starts::new(mask));
-        Self { e, plan, scratch, starts, args: params[0], records, exact, moved, flag, tiles }
+        Self {
+            e,
+            plan,
+            scratch,
+            starts,
+            args: params[0],
+            records,
+            exact,
+            moved,
+            flag,
+            tiles,
+            stored,
+            element,
+            value_element: element,
+            out_element: element,
+        }
     }
 
     /// Returns from the function.
@@ -169,7 +220,17 @@ impl<'a, 'p> Kernel<'a, 'p> {
 
     /// Calls a tile with its record.
     pub fn call(&mut self, tile: TileFn, record: Value) -> Option<Value> {
-        let call = self.e.b.ins().call(self.tiles[tile as usize], &[record]);
+        let (function, record) = match self.stored {
+            Some(stored) if tile.touches_tensors() => {
+                let ptr = self.e.ptr;
+                let address = self.e.b.ins().func_addr(ptr, self.tiles[tile as usize]);
+                self.set(stored.record, offset_of!(StoredCall, tile), address);
+                self.set(stored.record, offset_of!(StoredCall, call), record);
+                (stored.wrappers[tile as usize], stored.record)
+            }
+            _ => (self.tiles[tile as usize], record),
+        };
+        let call = self.e.b.ins().call(function, &[record]);
         self.e.b.inst_results(call).first().copied()
     }
 
@@ -226,6 +287,12 @@ impl<'a, 'p> Kernel<'a, 'p> {
         self.set(exact, offset_of!(ExactCall, acc), acc);
         self.set_int(exact, offset_of!(ExactCall, acc_stride), acc_stride);
 
+        if let Some(stored) = self.stored {
+            let buffer = self.local(self.scratch.widened);
+            self.set(stored.record, offset_of!(StoredCall, buffer), buffer);
+            self.set_int(stored.record, offset_of!(StoredCall, wide), 0);
+        }
+
         if self.has_edges() {
             let offsets = self.section(Section::EdgeOffsets);
             let keys = self.section(Section::EdgeKeys);
@@ -247,6 +314,39 @@ impl<'a, 'p> Kernel<'a, 'p> {
     /// Whether keys of a range may lie apart.
     pub fn has_key_steps(&self) -> bool {
         self.plan.masks.iter().any(|mask| mask.key_step != 1)
+    }
+
+    /// Where tensors are stored in 16 bits: outputs of parts are f32 until they are joined.
+    pub fn widen_parts(&mut self) {
+        if let Some(stored) = self.stored.filter(|_| self.plan.parts > 1) {
+            self.set_int(stored.record, offset_of!(StoredCall, wide), WIDE_OUT as i64);
+            self.out_element = Bytes::FLOAT;
+        }
+    }
+
+    /// Where tensors are stored in 16 bits: hops after the first read Z, and hops before the last write Z, in f32.
+    pub fn widen_hop(&mut self, hop: Value) {
+        let Some(stored) = self.stored else { return };
+        let last = self.plan.hops.len() as i64 - 1;
+        let values = self.e.b.ins().icmp_imm_u(IntCC::NotEqual, hop, 0);
+        let out = self.e.b.ins().icmp_imm_u(IntCC::NotEqual, hop, last);
+        let [values, out] = [values, out].map(|condition| self.e.b.ins().uextend(types::I64, condition));
+        let out_bit = self.e.b.ins().ishl_imm_u(out, i64::from(WIDE_OUT.trailing_zeros()));
+        let wide = self.e.b.ins().bor(values, out_bit);
+        self.set(stored.record, offset_of!(StoredCall, wide), wide);
+        // Two bytes, or four.
+        let [values, out] = [values, out].map(|wide| Bytes::AtRunTime(self.e.b.ins().iadd_imm_s(wide, 1)));
+        (self.value_element, self.out_element) = (values, out);
+    }
+
+    /// The address of row `index` of a tensor.
+    pub fn tensor_row(&mut self, base: Value, index: Value, stride: Value, element: Bytes) -> Value {
+        let elements = self.e.b.ins().imul(index, stride);
+        let bytes = match element {
+            Bytes::Known(shift) => self.e.b.ins().ishl_imm_u(elements, i64::from(shift)),
+            Bytes::AtRunTime(shift) => self.e.b.ins().ishl(elements, shift),
+        };
+        self.e.b.ins().iadd(base, bytes)
     }
 
     /// Whether any mask has scattered edges.
@@ -292,13 +392,13 @@ impl<'a, 'p> Kernel<'a, 'p> {
     }
 
     /// Where the row's queries (or outputs) start, and the list of their row numbers or null.
-    pub fn rows_of(&mut self, row: Row, base: Value, stride: Value) -> (Value, Value) {
+    pub fn rows_of(&mut self, row: Row, base: Value, stride: Value, element: Bytes) -> (Value, Value) {
         if is_ordered(self.plan) {
             let order = self.section(Section::Order);
             let order = self.e.offset(order, row.place, size_of::<u32>() as i64);
             return (base, order);
         }
-        let at = self.e.row(base, row.place, stride);
+        let at = self.tensor_row(base, row.place, stride, element);
         (at, self.e.int(0))
     }
 
@@ -307,7 +407,7 @@ impl<'a, 'p> Kernel<'a, 'p> {
         let Records { pack, score, exp, edge, .. } = self.records;
         let q = self.arg(offset_of!(KernelArgs, q));
         let q_stride = self.arg(offset_of!(KernelArgs, q_stride));
-        let (q, rows) = self.rows_of(row, q, q_stride);
+        let (q, rows) = self.rows_of(row, q, q_stride, self.element);
         self.set(pack, offset_of!(PackCall, q), q);
         self.set(pack, offset_of!(PackCall, rows), rows);
         self.set(pack, offset_of!(PackCall, count), row.count);
@@ -334,12 +434,13 @@ impl<'a, 'p> Kernel<'a, 'p> {
         });
     }
 
-    /// Asks the next score call to bring `rows` rows of `width` floats from row `first` on near; nothing where rows
+    /// Asks the next score call to bring `rows` rows of `width` elements from row `first` on near; nothing where rows
     /// are not packed closely, since the region would hold what nobody needs.
     pub fn bring_near(&mut self, slot: usize, base: Value, stride: Value, first: Value, rows: Value, width: usize) {
         let score = self.records.score;
-        let start = self.e.row(base, first, stride);
-        let lines = self.e.b.ins().imul_imm_s(rows, width.div_ceil(LANES) as i64);
+        let start = self.tensor_row(base, first, stride, self.element);
+        let line = LANES * size_of::<f32>() / self.plan.dtype.bytes();
+        let lines = self.e.b.ins().imul_imm_s(rows, width.div_ceil(line) as i64);
         let packed = self.e.b.ins().icmp_imm_u(IntCC::Equal, stride, width as i64);
         let none = self.e.int(0);
         let lines = self.e.b.ins().select(packed, lines, none);
@@ -462,8 +563,8 @@ impl<'a, 'p> Kernel<'a, 'p> {
     }
 }
 
-fn import(function: &mut Function, isa: &dyn TargetIsa, index: usize) -> FuncRef {
-    let returns: &[_] = if TileFn::ALL[index].returns_flag() { &[types::I64] } else { &[] };
+fn import(function: &mut Function, isa: &dyn TargetIsa, tile: TileFn, index: usize) -> FuncRef {
+    let returns: &[_] = if tile.returns_flag() { &[types::I64] } else { &[] };
     let signature = function.import_signature(signature(isa.default_call_conv(), &[isa.pointer_type()], returns));
     let name = function.declare_imported_user_function(UserExternalName { namespace: 0, index: index as u32 });
     function.import_function(ExtFuncData {

@@ -54,7 +54,8 @@ pub enum TileFn {
 }
 
 impl TileFn {
-    /// All of them; the position is the index in the external names of lowered functions.
+    /// All of them; the position is the index in the external names of lowered functions, where the wrappers for
+    /// 16-bit tensors follow in the same order.
     pub const ALL: [Self; 11] = [
         Self::Pack,
         Self::Score,
@@ -84,6 +85,17 @@ impl TileFn {
             Self::Mods => "mods",
             Self::EdgeMods => "edge_mods",
         }
+    }
+
+    /// Whether the tile reads or writes rows of q, k, v or the output, and has a wrapper for 16-bit ones.
+    pub const fn touches_tensors(self) -> bool {
+        use TileFn::{EdgeScore, EdgeValue, Pack, Score, Value, ValueExact};
+        matches!(self, Pack | Score | Value | EdgeScore | EdgeValue | ValueExact)
+    }
+
+    /// Symbol name of the wrapper in [`crate::tiles::stored`].
+    pub fn stored_name(self) -> String {
+        format!("stored_{}", self.name())
     }
 
     /// Whether the function returns the flag of [`crate::tiles::Family::value`].

@@ -55,6 +55,7 @@ pub(super) fn write_hop(mut kernel: Kernel<'_, '_>) {
     let applies = kernel.e.b.ins().fcmp(FloatCC::NotEqual, step, zero);
     let source = kernel.hop_source(hop);
     let target = kernel.hop_target(hop);
+    kernel.widen_hop(hop);
     kernel.for_rows(|kernel, row, steps| {
         let redo = kernel.has_masks(steps);
         let factor = kernel.local(kernel.scratch.factor);

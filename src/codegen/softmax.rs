@@ -5,7 +5,7 @@ use std::mem::offset_of;
 use cranelift_codegen::ir::condcodes::FloatCC;
 use cranelift_codegen::ir::{InstBuilder, Value, types};
 
-use super::kernel::{Kernel, Row};
+use super::kernel::{Bytes, Kernel, Row};
 use super::tables::Section;
 use super::{KernelArgs, TileFn};
 use crate::tiles::{LANES, ValueCall};
@@ -21,7 +21,7 @@ const VECTORS: [i32; 4] = [0, 16, 32, 48];
 pub(super) struct Output {
     /// Row 0 of the head's output.
     pub out: Value,
-    /// Floats from one output row to the next.
+    /// Elements from one output row to the next.
     pub out_stride: Value,
     /// Factor on the row of V that is added; 0 for none.
     pub restart: Value,
@@ -158,7 +158,7 @@ impl Kernel<'_, '_> {
                 let one = kernel.e.int(1);
                 for (from, to) in [(kernel.scratch.old, wanted), (kernel.scratch.sum, row_sum)] {
                     let from = kernel.local(from);
-                    let (to, rows) = kernel.rows_of(row, to, one);
+                    let (to, rows) = kernel.rows_of(row, to, one, Bytes::FLOAT);
                     let zero = kernel.e.int(0);
                     kernel.for_range(zero, row.count, 1, |kernel, r| {
                         let at = kernel.e.offset(from, r, 4);
@@ -189,8 +189,8 @@ impl Kernel<'_, '_> {
         let record = self.records.value;
         let v = self.arg(offset_of!(KernelArgs, v));
         let v_stride = self.arg(offset_of!(KernelArgs, v_stride));
-        let (out, rows) = self.rows_of(row, out, out_stride);
-        let (v, _) = self.rows_of(row, v, v_stride);
+        let (out, rows) = self.rows_of(row, out, out_stride, self.out_element);
+        let (v, _) = self.rows_of(row, v, v_stride, self.element);
         let none = self.e.int(0);
         let rv = if self.plan.restart_folded {
             let restarts = self.restarts(restart);
@@ -216,8 +216,8 @@ impl Kernel<'_, '_> {
         }
         let v = self.arg(offset_of!(KernelArgs, v));
         let v_stride = self.arg(offset_of!(KernelArgs, v_stride));
-        let (out, rows) = self.rows_of(row, out, out_stride);
-        let (v, _) = self.rows_of(row, v, v_stride);
+        let (out, rows) = self.rows_of(row, out, out_stride, self.out_element);
+        let (v, _) = self.rows_of(row, v, v_stride, self.element);
         let restarts = self.restarts(restart);
         self.if_else(
             restarts,
@@ -232,7 +232,7 @@ impl Kernel<'_, '_> {
         self.e.b.ins().fcmp(FloatCC::NotEqual, restart, zero)
     }
 
-    /// The unfused operation `restart`: `out[row] += restart · v[row]`.
+    /// The unfused operation `restart`: `out[row] += restart · v[row]`; in f32 alone, the plan sees to that.
     fn add_restart(
         &mut self,
         row: Row,

@@ -266,7 +266,7 @@ impl<'p> Kernel<'_, 'p> {
         let record = self.records.score;
         let k = self.arg(offset_of!(KernelArgs, k));
         let k_stride = self.arg(offset_of!(KernelArgs, k_stride));
-        let k = self.e.row(k, piece.start, k_stride);
+        let k = self.tensor_row(k, piece.start, k_stride, self.element);
         let k_stride = self.key_stride(k_stride, piece);
         let s = self.panel_at(panel.base, piece.at);
         let words = self.words(piece);
@@ -476,7 +476,7 @@ impl<'p> Kernel<'_, 'p> {
     /// Adds one run to the row's sums; a piece without mask is a run without trims.
     pub fn value_run(&mut self, panel: Panel, run: Operands, v: Value, v_stride: Value) -> Option<Value> {
         let record = self.records.value;
-        let v = self.e.row(v, run.start, v_stride);
+        let v = self.tensor_row(v, run.start, v_stride, self.value_element);
         let v_stride = self.key_stride(v_stride, run);
         let p = self.panel_at(panel.base, run.at);
         self.set(record, offset_of!(ValueCall, p), p);
@@ -493,7 +493,7 @@ impl<'p> Kernel<'_, 'p> {
 
     fn value_exact(&mut self, panel: Panel, piece: Operands, v: Value, v_stride: Value) {
         let Records { exact: record, value, .. } = self.records;
-        let v = self.e.row(v, piece.start, v_stride);
+        let v = self.tensor_row(v, piece.start, v_stride, self.value_element);
         let v_stride = self.key_stride(v_stride, piece);
         let p = self.panel_at(panel.base, piece.at);
         let accumulate = self.e.field(value, offset_of!(ValueCall, accumulate));

@@ -42,6 +42,7 @@ fn spec(width: usize, initial: f64, hops: &[(f64, f64)]) -> PatternSpec {
         align: Align::End,
         inputs: Vec::new(),
         mods: Vec::new(),
+        dtype: crate::spec::Dtype::F32,
         pattern: Node::Leaf { name: "full".into(), at, args: Value { at, data: Data::Null } },
         scale: 1.0,
         diffusion: Diffusion {

@@ -10,6 +10,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::mask::{BlockMask, Edges, HeadMask, QUERY_BLOCK, RowOrder};
 use crate::schedule::{Base, BlockTest, Op, VerifiedSchedule};
@@ -88,6 +89,9 @@ pub struct KernelPlan {
     pub head_dim: usize,
     /// Width of a value.
     pub value_dim: usize,
+    /// Storage of q, k, v and the output; f32 where the text form has none.
+    #[serde(default, skip_serializing_if = "Dtype::is_f32")]
+    pub dtype: Dtype,
     /// How scores become probabilities.
     pub scores: ScoreForm,
     /// Score mods, if there are any.
@@ -241,6 +245,10 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
             }
         }
     }
+    if !schedule.dtype.is_f32() {
+        // An output that is rounded to 16 bits cannot be added to afterwards.
+        restart_folded = true;
+    }
     scores.panel_scale = (panel_scale != 1.0).then_some(panel_scale as f32);
     let (strategy, reasons) = choose(hops.len(), looped, schedule.neighbors.parts, wishes.strategy)?;
     let masks = schedule.neighbors.masks.iter().map(|mask| plan_mask(mask, &schedule.neighbors, strategy)).collect();
@@ -254,6 +262,7 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
         kv_len: schedule.neighbors.kv_len,
         head_dim: schedule.head_dim,
         value_dim: schedule.value_dim,
+        dtype: schedule.dtype,
         scores,
         mods,
         hops,

@@ -4,6 +4,8 @@
 //! flight, and exists only where P is stored. All offsets are in bytes and multiples of 64.
 
 use super::{KernelPlan, MaskPlan, Strategy};
+use crate::dtype::Dtype;
+use crate::tiles::stored::buffer_floats;
 use crate::tiles::{BLOCK, LANES};
 
 /// The layout for one mask of a plan; only the sizes of stored edges and panels differ from mask to mask.
@@ -33,6 +35,8 @@ pub struct Scratch {
     pub panel: usize,
     /// Floats from one group's panel to the next (`flash`).
     pub panel_stride: usize,
+    /// Rows of 16-bit tensors in f32 ([`crate::tiles::stored`]).
+    pub widened: usize,
     /// Local bytes in all.
     pub local: usize,
     /// Shared: 1 / row sum, by place.
@@ -79,6 +83,10 @@ impl Scratch {
         let acc = local.take(BLOCK * acc_stride * float);
         let edges = local.take(flash * block_edges * float);
         let panel = local.take(flash * (BLOCK / LANES) * panel_stride * float);
+        let widened = local.take(match plan.dtype {
+            Dtype::F32 => 0,
+            Dtype::Bf16 | Dtype::F16 => buffer_floats(plan.head_dim, plan.value_dim) * float,
+        });
         let mut shared = Layout(0);
         let inverse = shared.take(resident * plan.q_len.next_multiple_of(BLOCK) * float);
         let buffer = resident * plan.q_len * acc_stride * float;
@@ -104,6 +112,7 @@ impl Scratch {
             edges,
             panel,
             panel_stride,
+            widened,
             local: local.0,
             inverse,
             z,

@@ -7,7 +7,7 @@
 //! The whole IR, as its text form:
 //!
 //! ```text
-//! schedule heads H kv_heads G q_len M kv_len N head_dim D value_dim E
+//! schedule heads H kv_heads G q_len M kv_len N head_dim D value_dim E [dtype T]
 //! blocks test every | blocks test partial
 //! qt = pack q * SCALE                 packed, scaled queries
 //! s = sddmm k qt                      scores on the neighbors (blocks and scattered edges)
@@ -28,6 +28,7 @@
 //! …the block mask's own text form…
 //! ```
 
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::mask::BlockMask;
 use crate::spec::score::{self, ScoreMods};
@@ -50,6 +51,8 @@ pub struct Schedule {
     pub head_dim: usize,
     /// Width of a value.
     pub value_dim: usize,
+    /// Storage of q, k, v and the output.
+    pub dtype: Dtype,
     /// Which blocks have their mask words tested.
     pub block_test: BlockTest,
     /// The operations, in order.
@@ -154,6 +157,7 @@ pub fn build(spec: &PatternSpec, neighbors: BlockMask) -> Result<Schedule> {
         kv_heads: spec.kv_heads,
         head_dim: spec.head_dim,
         value_dim: spec.value_dim,
+        dtype: spec.dtype,
         block_test: BlockTest::Every,
         body,
         neighbors,

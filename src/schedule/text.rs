@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{Base, BlockTest, Op, Schedule};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::mask;
 use crate::spec::HopFactors;
@@ -19,9 +20,13 @@ impl Schedule {
     /// The text form without the neighbors.
     pub fn print_body(&self) -> String {
         let mut out = format!(
-            "schedule heads {} kv_heads {} q_len {} kv_len {} head_dim {} value_dim {}\n",
+            "schedule heads {} kv_heads {} q_len {} kv_len {} head_dim {} value_dim {}",
             self.heads, self.kv_heads, self.neighbors.q_len, self.neighbors.kv_len, self.head_dim, self.value_dim
         );
+        if !self.dtype.is_f32() {
+            let _ = write!(out, " dtype {}", self.dtype);
+        }
+        out.push('\n');
         out.push_str(match self.block_test {
             BlockTest::Every => "blocks test every\n",
             BlockTest::Partial => "blocks test partial\n",
@@ -80,14 +85,20 @@ pub fn parse(text: &str) -> Result<Schedule> {
     let mut lines = Lines { rest: text, number: 0 };
     let header = lines.next("the schedule's header")?;
     let words: Vec<&str> = header.split_whitespace().collect();
-    let sizes = match words.as_slice() {
+    let (words, dtype) = match words.as_slice() {
+        [words @ .., "dtype", name] => (words, Dtype::find(name)),
+        words => (words, Some(Dtype::F32)),
+    };
+    let sizes = match words {
         ["schedule", "heads", h, "kv_heads", g, "q_len", _, "kv_len", _, "head_dim", d, "value_dim", e] => {
             [*h, *g, *d, *e].map(|word| word.parse::<usize>().ok())
         }
         _ => [None; 4],
     };
-    let [Some(heads), Some(kv_heads), Some(head_dim), Some(value_dim)] = sizes else {
-        return Err(lines.refuse("expected `schedule heads H kv_heads G q_len M kv_len N head_dim D value_dim E`"));
+    let ([Some(heads), Some(kv_heads), Some(head_dim), Some(value_dim)], Some(dtype)) = (sizes, dtype) else {
+        return Err(
+            lines.refuse("expected `schedule heads H kv_heads G q_len M kv_len N head_dim D value_dim E [dtype T]`")
+        );
     };
     let block_test = match lines.next("the block test")? {
         "blocks test every" => BlockTest::Every,
@@ -107,7 +118,7 @@ pub fn parse(text: &str) -> Result<Schedule> {
         Error::Text { stage, line, message } => Error::Text { stage, line: line + skipped, message },
         other => other,
     })?;
-    Ok(Schedule { heads, kv_heads, head_dim, value_dim, block_test, body, neighbors })
+    Ok(Schedule { heads, kv_heads, head_dim, value_dim, dtype, block_test, body, neighbors })
 }
 
 fn parse_op(line: &str, lines: &mut Lines<'_>) -> Result<Op> {

@@ -17,6 +17,7 @@ mod set;
 mod source;
 mod yaml;
 
+pub use crate::dtype::Dtype;
 pub use parse::{parse, parse_node, parse_source, parse_with};
 pub use print::{flow, quoted};
 pub use read::{Fields, nearest};
@@ -45,6 +46,8 @@ pub struct PatternSpec {
     pub inputs: Vec<score::InputDef>,
     /// Score mods (`score.mods`), in the order in which they apply.
     pub mods: Vec<score::ModDef>,
+    /// Storage of q, k, v and the output.
+    pub dtype: Dtype,
     /// Who may attend to whom.
     pub pattern: Node,
     /// Factor on every score (`score.scale`, default 1/sqrt(head_dim)).

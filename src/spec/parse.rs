@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::{
     Align, Data, Diffusion, Fields, HeadsNode, Node, PatternSpec, Source, Value, diffusion, nearest, score, set, yaml,
 };
+use crate::dtype::Dtype;
 use crate::error::{Result, Span};
 
 /// Query heads of a spec.
@@ -81,12 +82,10 @@ fn interpret(source: Arc<Source>, root: &Value) -> Result<PatternSpec> {
     }
     let head_dim = fields.require("head_dim", "64")?.integer(src, "head_dim", 1, MAX_DIM)?;
     let value_dim = whole("value_dim", MAX_DIM, head_dim)?;
-    if let Some(value) = fields.get("dtype") {
-        let dtype = value.choice(src, "dtype", &["f32", "bf16", "f16"])?;
-        if dtype != "f32" {
-            return Err(src.unsupported(value.at, &format!("dtype: {dtype}"), "`f32`"));
-        }
-    }
+    let dtype = match fields.get("dtype") {
+        Some(value) => Dtype::find(value.choice(src, "dtype", &Dtype::ALL.map(Dtype::name))?).unwrap_or_default(),
+        None => Dtype::default(),
+    };
     let align = match fields.get("align") {
         Some(value) if value.choice(src, "align", &["end", "start"])? == "start" => Align::Start,
         _ => Align::End,
@@ -108,6 +107,7 @@ fn interpret(source: Arc<Source>, root: &Value) -> Result<PatternSpec> {
         align,
         inputs,
         mods,
+        dtype,
         pattern,
         scale,
         diffusion,

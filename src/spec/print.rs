@@ -13,6 +13,7 @@ impl PatternSpec {
         }
         let Self { heads, kv_heads, head_dim, value_dim, .. } = self;
         let _ = writeln!(out, "heads: {heads}\nkv_heads: {kv_heads}\nhead_dim: {head_dim}\nvalue_dim: {value_dim}");
+        let _ = writeln!(out, "dtype: {}", self.dtype);
         if self.align != Align::End {
             let _ = writeln!(out, "align: {}", self.align.name());
         }
@@ -31,6 +32,7 @@ impl PatternSpec {
             && self.description == other.description
             && (self.heads, self.kv_heads) == (other.heads, other.kv_heads)
             && (self.head_dim, self.value_dim) == (other.head_dim, other.value_dim)
+            && self.dtype == other.dtype
             && self.align == other.align
             && self.scale == other.scale
             && self.same_mods(other)

@@ -7,14 +7,17 @@
 //! Plain loops, compiled once for each instruction set.
 #![allow(unsafe_code)]
 
+use half::{bf16, f16};
+
 use super::LANES;
+use crate::dtype::{Dtype, Element};
 
 /// Rows of several parts: `out[r][:] = Σ_p w_p[r] · partial[p][r][:]` for `r < rows`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct JoinCall {
-    /// Row 0 of the first part's output.
-    pub partial: *const f32,
+    /// Row 0 of the first part's output. Where the output is stored in 16 bits, its rows are written too.
+    pub partial: *mut f32,
     /// Floats from one row of a part to the next.
     pub row_stride: usize,
     /// Floats from one part to the next.
@@ -31,10 +34,12 @@ pub struct JoinCall {
     pub rows: usize,
     /// Width of a row.
     pub dv: usize,
-    /// Row 0 of the output.
-    pub out: *mut f32,
-    /// Floats from one output row to the next.
+    /// Row 0 of the output, of elements of `dtype`.
+    pub out: *mut u8,
+    /// Elements from one output row to the next.
     pub out_stride: usize,
+    /// Storage of the output.
+    pub dtype: Dtype,
     /// Where the joined maximum goes, or null.
     pub out_max: *mut f32,
     /// Where the joined sum goes; null together with `out_max`.
@@ -115,16 +120,29 @@ unsafe fn join_rows(c: &JoinCall) {
                 for r in 0..count {
                     // A row without any key is what the first part left: the restart term alone.
                     let factor = if total[r] == 0.0 { f32::from(part == 0) } else { weights[r] / total[r] };
-                    let from = std::slice::from_raw_parts(
-                        c.partial.add(part * c.part_stride + (first + r) * c.row_stride),
-                        c.dv,
-                    );
-                    let to = std::slice::from_raw_parts_mut(c.out.add((first + r) * c.out_stride), c.dv);
+                    let from = c.partial.add(part * c.part_stride + (first + r) * c.row_stride);
+                    // Sums in 16 bits would be rounded at every part: they go into the first part's own rows.
+                    let to = match c.dtype {
+                        Dtype::F32 => c.out.cast::<f32>().add((first + r) * c.out_stride),
+                        Dtype::Bf16 | Dtype::F16 => c.partial.add((first + r) * c.row_stride),
+                    };
                     if part == 0 {
-                        to.iter_mut().zip(from).for_each(|(to, from)| *to = factor * from);
+                        for column in 0..c.dv {
+                            *to.add(column) = factor * *from.add(column);
+                        }
                     } else if factor != 0.0 {
-                        to.iter_mut().zip(from).for_each(|(to, from)| *to += factor * from);
+                        for column in 0..c.dv {
+                            *to.add(column) += factor * *from.add(column);
+                        }
                     }
+                }
+            }
+            for r in first..first + count {
+                let from = c.partial.add(r * c.row_stride);
+                match c.dtype {
+                    Dtype::F32 => {}
+                    Dtype::Bf16 => narrow::<bf16>(from, c.out.cast::<bf16>().add(r * c.out_stride), c.dv),
+                    Dtype::F16 => narrow::<f16>(from, c.out.cast::<f16>().add(r * c.out_stride), c.dv),
                 }
             }
             if !c.out_max.is_null() {
@@ -133,6 +151,17 @@ unsafe fn join_rows(c: &JoinCall) {
                     *c.out_sum.add(first + r) = total[r];
                 }
             }
+        }
+    }
+}
+
+/// Rounds a row to its storage type.
+#[inline(always)]
+unsafe fn narrow<T: Element>(from: *const f32, to: *mut T, dv: usize) {
+    // SAFETY: the caller's: both are rows of `dv` elements.
+    unsafe {
+        for column in 0..dv {
+            *to.add(column) = T::nearest(*from.add(column));
         }
     }
 }

@@ -18,11 +18,13 @@
 //! below `d` or `dv` and nothing else; of panels and `acc`, which are padded to 16 floats, whole vectors; it never
 //! allocates, unwinds, or keeps a pointer.
 
+mod convert;
 pub mod exact;
 #[doc(hidden)]
 pub mod guard;
 pub mod join;
 pub mod peak;
+pub mod stored;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -2,18 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use ndarray::{Array1, Array4, ArrayView4, s};
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
+use ndarray::{Array4, ArrayView4};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::inputs::Inputs;
 use super::measure::{Contender, Times, in_turn};
 use crate::analysis;
 use crate::baselines::{Baseline, Prepared, Problem};
-use crate::cli::inputs::InputTensors;
 use crate::cli::tensors::{Extents, Tensors};
 use crate::compiler::{Compiled, Options};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::interpreter::{self, SampleRow};
 use crate::machine;
@@ -45,9 +44,7 @@ pub struct Case<'a> {
     /// What the compiler was asked for.
     pub options: &'a Options,
     /// Inputs.
-    pub tensors: &'a Tensors,
-    /// What the score mods read.
-    pub inputs: &'a InputTensors,
+    pub inputs: &'a Inputs,
     /// An output to compare with besides the interpreter's.
     pub expected: Option<&'a Array4<f32>>,
 }
@@ -80,6 +77,8 @@ pub struct Row {
     pub head_dim: usize,
     /// Width of a value.
     pub value_dim: usize,
+    /// Storage of the kernel's tensors. Baselines read and write the same numbers in f32.
+    pub dtype: Dtype,
     /// Hops.
     pub hops: usize,
     /// Allowed pairs of one sequence, over all heads.
@@ -102,15 +101,15 @@ pub struct Row {
     pub runs: usize,
     /// Useful work over the median.
     pub gflops: Option<f64>,
-    /// `gflops` over `peak_gflops`.
+    /// `gflops` over `peak_gflops`: sums are f32 whatever the dtype, and so is the peak.
     pub peak_fraction: Option<f64>,
-    /// FMA peak measured in the same run on the same threads.
+    /// f32 FMA peak measured in the same run on the same threads.
     pub peak_gflops: f64,
     /// From the spec's text to a callable kernel.
     pub compile_ms: Option<f64>,
     /// Bytes held beyond the tensors.
     pub scratch_bytes: u64,
-    /// Largest difference to the interpreter.
+    /// Largest difference to the interpreter on the stored inputs; in 16 bits the rounding of the output is part of it.
     pub max_abs_err: Option<f64>,
     /// Rows that were compared with it.
     pub compared_rows: usize,
@@ -119,55 +118,6 @@ pub struct Row {
     /// Why the implementation was not run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
-}
-
-/// Zeros that start at a cache line, as a tensor library would place them: an allocator's own 16 bytes cost every
-/// contender that reads whole vectors some 3 %.
-fn aligned_zeros(shape: (usize, usize, usize, usize)) -> Array4<f32> {
-    const LINE: usize = 64;
-    let len = shape.0 * shape.1 * shape.2 * shape.3;
-    let wide = Array1::<f32>::zeros(len + LINE / size_of::<f32>());
-    let first = (LINE - wide.as_ptr().addr() % LINE) % LINE / size_of::<f32>();
-    let line = wide.slice_move(s![first..first + len]);
-    // Contiguous, so the shape always fits without a copy; a copy would only lose the alignment.
-    line.into_shape_with_order(shape).unwrap_or_else(|_| Array4::zeros(shape))
-}
-
-/// Numbers of mean 0 and variance 1, the same on every machine.
-fn normal(seed: u64, stream: u64) -> impl FnMut() -> f32 + use<> {
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
-    random.set_stream(stream);
-    move || {
-        // Four uniform numbers of variance 1/12 add up to something close to normal.
-        let bits = random.next_u64();
-        let sum: u64 = (0..4).map(|i| bits >> (16 * i) & 0xffff).sum();
-        (sum as f32 / 65_535.0 - 2.0) * 3.0_f32.sqrt()
-    }
-}
-
-/// Inputs of score mods, of mean 0 and variance 1.
-///
-/// # Errors
-/// Where an index may leave its input.
-pub fn random_inputs(spec: &PatternSpec, extents: Extents, seed: u64) -> Result<InputTensors> {
-    // Streams 0 to 2 are those of q, k and v.
-    InputTensors::made_up(spec, extents.q_len, extents.kv_len, |i| Box::new(normal(seed, 3 + i as u64)))
-}
-
-/// Inputs that look like those of a layer: independent, mean 0, variance 1, the same on every machine.
-pub fn random_tensors(spec: &PatternSpec, extents: Extents, seed: u64) -> Tensors {
-    let Extents { batch, q_len, kv_len } = extents;
-    let tensor = |stream: u64, heads: usize, length: usize, width: usize| {
-        let mut number = normal(seed, stream);
-        let mut tensor = aligned_zeros((batch, heads, length, width));
-        tensor.map_inplace(|x| *x = number());
-        tensor
-    };
-    Tensors {
-        q: tensor(0, spec.heads, q_len, spec.head_dim),
-        k: tensor(1, spec.kv_heads, kv_len, spec.head_dim),
-        v: tensor(2, spec.kv_heads, kv_len, spec.value_dim),
-    }
 }
 
 impl Case<'_> {
@@ -183,15 +133,14 @@ impl Case<'_> {
         budget: Duration,
         progress: &dyn Fn(&str),
     ) -> Result<Outcome> {
-        let Tensors { q, k, v } = self.tensors;
+        let Tensors { q, k, v } = &self.inputs.wide;
         let kernel = &self.compiled.kernel;
-        let inputs = &self.inputs.views();
         progress("interpreter");
         let oracle = pool.install(|| self.oracle())?;
         progress("hopweave, first run");
-        let first = kernel.forward_with(q.view(), k.view(), v.view(), inputs)?;
+        let first = self.inputs.first(self.compiled)?;
         let nnz = self.compiled.mask.counts().nnz();
-        let mut rows = vec![self.row("hopweave", nnz, &oracle, Some(first.out.view()))];
+        let mut rows = vec![self.row("hopweave", nnz, &oracle, Some(first.view()))];
         drop(first);
         let plan = kernel.plan();
         rows[0].isa = Some(plan.isa);
@@ -231,11 +180,7 @@ impl Case<'_> {
             rows.push(row);
         }
 
-        let mut out = aligned_zeros((self.extents.batch, self.spec.heads, self.extents.q_len, self.spec.value_dim));
-        let mut contenders = vec![Contender {
-            name: "hopweave",
-            run: Box::new(|| kernel.forward_into_with(q.view(), k.view(), v.view(), inputs, &mut out.view_mut(), None)),
-        }];
+        let mut contenders = vec![Contender { name: "hopweave", run: self.inputs.call(self.compiled) }];
         for (name, ready) in &prepared {
             let run = || pool.install(|| ready.run(q.view(), k.view(), v.view())).map(drop);
             contenders.push(Contender { name, run: Box::new(run) });
@@ -265,6 +210,7 @@ impl Case<'_> {
             heads: spec.heads,
             head_dim: spec.head_dim,
             value_dim: spec.value_dim,
+            dtype: spec.dtype,
             hops: spec.diffusion.hops.len(),
             nnz,
             implementation: name.into(),
@@ -314,8 +260,8 @@ impl Case<'_> {
             let queries = (0..CHECK_ROWS).map(|i| i * (q_len - 1) / (CHECK_ROWS - 1)).collect();
             (if last == 0 { vec![0] } else { vec![0, last] }, queries)
         };
-        let Tensors { q, k, v } = self.tensors;
-        let inputs = &self.inputs.views();
+        let Tensors { q, k, v } = &self.inputs.wide;
+        let inputs = &self.inputs.of_mods.views();
         let samples: Vec<_> = places
             .into_par_iter()
             .map(|place| {

@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use half::{bf16, f16};
 use indicatif::{ProgressBar, ProgressStyle};
 use ndarray::Array4;
 use serde_json::json;
@@ -14,15 +15,18 @@ use super::print;
 use super::tensors::{AXES, Extents, Files, fits};
 use crate::baselines::{BASELINES, Baseline};
 use crate::compiler;
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::spec::PatternSpec;
 use crate::{machine, npy};
 
 mod case;
+mod inputs;
 mod measure;
 mod report;
 
-use case::{Case, Row, random_inputs, random_tensors};
+use case::{Case, Row};
+use inputs::Inputs;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -77,27 +81,25 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
         args.specs.iter().zip(&texts).map(|(path, text)| options.parse(path, text)).collect::<Result<_>>()?;
     let mut rows: Vec<Row> = Vec::new();
     for ((path, text), spec) in args.specs.iter().zip(&texts).zip(&specs) {
-        for (extents, inputs) in inputs(args, spec)? {
-            extents.check_memory(spec, compiler_options.memory_limit)?;
+        for (extents, given) in inputs(args, spec)? {
+            Inputs::check_memory(spec, extents, compiler_options.memory_limit)?;
             let start = Instant::now();
             let spec = &options.parse(path, text)?;
             let compiled = compiler::compile(spec, extents.q_len, extents.kv_len, &compiler_options)?;
             let compile_time = start.elapsed();
-            let tensors = match &inputs {
-                Some(inputs) => inputs.files.read()?,
-                None => random_tensors(spec, extents, 0),
+            let measured_on = match &given {
+                Some(given) => Inputs::read(spec, &given.files, extents)?,
+                None => Inputs::random(spec, extents, 0)?,
             };
-            let mod_inputs = random_inputs(spec, extents, 0)?;
-            let expected = inputs.as_ref().and_then(|inputs| inputs.expected.as_ref());
-            let expected: Option<Array4<f32>> = expected.map(|path| npy::read(path)).transpose()?;
+            let expected = given.as_ref().and_then(|given| given.expected.as_ref());
+            let expected = expected.map(|path| read_widened(path, spec.dtype)).transpose()?;
             let case = Case {
                 spec,
                 extents,
                 compiled: &compiled,
                 compile_time,
                 options: &compiler_options,
-                tensors: &tensors,
-                inputs: &mod_inputs,
+                inputs: &measured_on,
                 expected: expected.as_ref(),
             };
             let outcome = case.measure(&baselines, &pool, args.time, &|what| {
@@ -117,13 +119,13 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
 }
 
 /// Tensors that were given, already checked against a spec.
-struct Inputs {
+struct Given {
     files: Files,
     expected: Option<PathBuf>,
 }
 
 /// What to measure a spec on: each length with random inputs, or the files that were given.
-fn inputs(args: &Args, spec: &PatternSpec) -> Result<Vec<(Extents, Option<Inputs>)>> {
+fn inputs(args: &Args, spec: &PatternSpec) -> Result<Vec<(Extents, Option<Given>)>> {
     let (Some(q), Some(k), Some(v)) = (&args.q, &args.k, &args.v) else {
         let at = |&n: &usize| (Extents { batch: args.batch, q_len: n, kv_len: n }, None);
         return Ok(args.lengths.iter().map(at).collect());
@@ -131,12 +133,21 @@ fn inputs(args: &Args, spec: &PatternSpec) -> Result<Vec<(Extents, Option<Inputs
     let files = Files { q: q.clone(), k: k.clone(), v: v.clone() };
     let extents = files.check(spec)?;
     if let Some(path) = &args.expected {
-        let found = npy::check(path, &AXES)?.shape;
+        let found = npy::check(path, &AXES, spec.dtype)?.shape;
         let Extents { batch, q_len, .. } = extents;
         let expected = [("batch", batch), ("heads", spec.heads), ("q_len", q_len), ("value_dim", spec.value_dim)];
         fits("expected", path, &found, expected)?;
     }
-    Ok(vec![(extents, Some(Inputs { files, expected: args.expected.clone() }))])
+    Ok(vec![(extents, Some(Given { files, expected: args.expected.clone() }))])
+}
+
+/// A tensor of `dtype`, in f32.
+fn read_widened(path: &Path, dtype: Dtype) -> Result<Array4<f32>> {
+    match dtype {
+        Dtype::F32 => npy::read(path),
+        Dtype::Bf16 => npy::read(path).map(|tensor: Array4<bf16>| tensor.mapv(bf16::to_f32)),
+        Dtype::F16 => npy::read(path).map(|tensor: Array4<f16>| tensor.mapv(f16::to_f32)),
+    }
 }
 
 /// The baselines named, or all.

@@ -10,12 +10,13 @@ pub fn table(case: &Case<'_>, outcome: &Outcome) -> String {
     let hops = spec.diffusion.hops.len();
     let pairs = case.extents.q_len as f64 * case.extents.kv_len as f64 * spec.heads as f64;
     let mut text = format!(
-        "{}: n {}, batch {}, {} heads of {}, {hops} {}, {} allowed pairs ({} %)\n",
+        "{}: n {}, batch {}, {} heads of {}{}, {hops} {}, {} allowed pairs ({} %)\n",
         spec.name,
         thousands(case.extents.kv_len as u64),
         case.extents.batch,
         spec.heads,
         spec.head_dim,
+        if spec.dtype.is_f32() { String::new() } else { format!(" in {} (baselines in f32)", spec.dtype) },
         if hops == 1 { "hop" } else { "hops" },
         thousands(outcome.nnz),
         significant(if pairs > 0.0 { 100.0 * outcome.nnz as f64 / pairs } else { 0.0 }),
