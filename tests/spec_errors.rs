@@ -42,7 +42,10 @@ fn message(case: &Case<'_>) -> String {
     }
     let result = spec::parse_with(case.text, "bad.yaml", &sets).and_then(|spec| {
         pattern::check(&spec)?;
-        n.map_or(Ok(()), |n| pattern::resolve(&spec, n, n).map(drop))
+        n.map_or(Ok(()), |n| {
+            pattern::resolve(&spec, n, n)?;
+            spec::score::resolve(&spec, n, n).map(drop)
+        })
     });
     match result {
         Ok(()) => "accepted\n".into(),
