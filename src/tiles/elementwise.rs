@@ -154,7 +154,7 @@ mod avx512 {
     #[target_feature(enable = "avx512f,avx512vl,avx512dq")]
     fn element<const KIND: u8>(s: __m512, key: f32, query: __m512, before: __m512, behind: __m512) -> __m512 {
         match KIND {
-            SOFTCAP => _mm512_mul_ps(tanh_of_power(_mm512_mul_ps(s, before)), behind),
+            SOFTCAP => tanh_of_power(_mm512_mul_ps(s, before), behind),
             _ => {
                 let distance = _mm512_sub_ps(_mm512_set1_ps(key), query);
                 _mm512_fmadd_ps(s, before, _mm512_mul_ps(distance, behind))
@@ -162,13 +162,17 @@ mod avx512 {
         }
     }
 
-    /// (2^y − 1) / (2^y + 1), which is tanh x for y = 2x log2 e, to 4 ulp.
+    /// `factor` · (2^y − 1) / (2^y + 1), which is factor · tanh x for y = 2x log2 e; the tangent to 4 ulp.
     ///
-    /// With y = n + f, 2^y − 1 is 2^n (2^f − 1) + (2^n − 1), which keeps its digits where y is small. The quotient is
-    /// a reciprocal to 14 bits and a step of Newton's on the result.
+    /// With y = n + f, 2^y − 1 is 2^n (2^f − 1) + (2^n − 1), which keeps its digits where y is small. The factor goes
+    /// into 2^n, and comes out again of the sum below. The quotient is a reciprocal to 14 bits and a step of Newton's
+    /// on the result.
     #[inline]
     #[target_feature(enable = "avx512f,avx512vl,avx512dq")]
-    fn tanh_of_power(y: __m512) -> __m512 {
+    fn tanh_of_power(y: __m512, factor: __m512) -> __m512 {
+        let one = _mm512_set1_ps(1.0);
+        // Once a call: the loops around keep it in a register.
+        let inverse = _mm512_div_ps(one, factor);
         // The second operand is returned where one is NaN. Below, 2^n becomes 0 by itself.
         let y = _mm512_min_ps(_mm512_set1_ps(HIGHEST), y);
         // Round to nearest, to 0 fraction bits, no precision exception; 0 for an infinity.
@@ -178,10 +182,9 @@ mod avx512 {
         for i in (0..5).rev() {
             p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(POWER[i]));
         }
-        let one = _mm512_set1_ps(1.0);
-        let scale = _mm512_scalef_ps(one, n);
-        let less_one = _mm512_fmadd_ps(_mm512_mul_ps(f, p), scale, _mm512_sub_ps(scale, one));
-        let sum = _mm512_add_ps(less_one, _mm512_set1_ps(2.0));
+        let scale = _mm512_scalef_ps(factor, n);
+        let less_one = _mm512_fmadd_ps(_mm512_mul_ps(f, p), scale, _mm512_sub_ps(scale, factor));
+        let sum = _mm512_fmadd_ps(less_one, inverse, _mm512_set1_ps(2.0));
         let reciprocal = _mm512_rcp14_ps(sum);
         let quotient = _mm512_mul_ps(less_one, reciprocal);
         _mm512_fmadd_ps(quotient, _mm512_fnmadd_ps(sum, reciprocal, one), quotient)
