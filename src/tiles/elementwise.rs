@@ -16,7 +16,8 @@ const SOFTCAP: u8 = 0;
 const ALIBI: u8 = 1;
 
 /// `(2^f − 1) / f` for |f| ≤ 1/2, constant term first: minimax, relative error 1.1e-8.
-const POWER: [f32; 6] = [0.693_147_2, 0.240_226_5, 0.055_503_573, 0.009_618_237, 0.001_339_073_6, 0.000_154_035_14];
+const POWER: [f32; 6] =
+    [std::f32::consts::LN_2, 0.240_226_5, 0.055_503_573, 0.009_618_237, 0.001_339_073_6, 0.000_154_035_14];
 
 /// From here on, tanh is 1 in f32, and e^2x is still far from infinite (in powers of two).
 const HIGHEST: f32 = 40.0;
