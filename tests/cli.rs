@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use ndarray::{Array3, Array4};
+use ndarray::{Array2, Array3, Array4};
 use ndarray_npy::{read_npy, write_npy};
 use tempfile::TempDir;
 
@@ -437,4 +437,65 @@ fn bench_measures_sixteen_bits() {
     let error = rows[0]["max_abs_err"].as_f64().expect("a number");
     assert!(error > 1e-4 && error < 0.01, "{error}");
     assert!(rows[1]["max_abs_err"].as_f64().expect("a number") < 1e-5);
+}
+const BIASED: &str = "name: biased\nheads: 2\nhead_dim: 4\ninputs: {rel: {shape: [heads, \"2*n - 1\"]}}\n\
+                      pattern: {window: {radius: 3}}\nscore: {mods: [{bias: {input: rel, index: [h, \"q - k + n - 1\"]}}]}\n";
+
+#[test]
+fn inputs_of_score_mods_come_from_files() {
+    let folder = Folder::new();
+    folder.write("spec.yaml", BIASED.as_bytes());
+    let rel = format!("rel={}", folder.text("rel.npy"));
+    write_npy(folder.path("rel.npy"), &Array2::from_shape_fn((2, 39), |(h, x)| (h * 39 + x) as f32 * 0.1)).unwrap();
+    let out = |engine: &str| -> Array4<f32> {
+        let output = folder.run(&["--input", &rel, "--engine", engine]);
+        assert_eq!(code(&output), 0, "{}", stderr(&output));
+        read_npy(folder.path("out.npy")).unwrap()
+    };
+    let (kernel, interpreter) = (out("jit"), out("interpreter"));
+    assert!(kernel.iter().zip(&interpreter).all(|(x, y)| (x - y).abs() < 1e-5));
+    let spec = folder.text("spec.yaml");
+    let output = hopweave(&["bench", &spec, "-n", "65", "--time", "0.001"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(stdout(&output).contains("dense was skipped: baselines have no score mods"), "{}", stdout(&output));
+    let output = hopweave(&["explain", &spec, "-n", "65"]);
+    assert!(stdout(&output).contains("bias: 2 operations a pair"), "{}", stdout(&output));
+}
+
+#[test]
+fn wrong_inputs_are_refused_with_their_line() {
+    let folder = Folder::new();
+    folder.write("spec.yaml", BIASED.as_bytes());
+    let rel = format!("rel={}", folder.text("rel.npy"));
+    let spec = folder.text("spec.yaml");
+    for engine in ["jit", "interpreter"] {
+        refused(&folder.run(&["--engine", engine]), &format!("{spec}:4:10: no tensor is given for input `rel`"));
+    }
+    refused(&folder.run(&["--input", &rel]), "rel.npy: cannot be read");
+    write_npy(folder.path("rel.npy"), &Array2::<f32>::zeros((2, 40))).unwrap();
+    refused(&folder.run(&["--input", &rel]), "holds [2, 40] for input `rel`");
+    refused(&folder.run(&["--input", &rel]), "expected: [heads = 2, 2 * n - 1 = 39]");
+    write_npy(folder.path("rel.npy"), &Array2::<f64>::zeros((2, 39))).unwrap();
+    refused(&folder.run(&["--input", &rel]), "`<f8`; expected `<f4`");
+    write_npy(folder.path("rel.npy"), &Array3::<f32>::zeros((2, 39, 1))).unwrap();
+    refused(&folder.run(&["--input", &rel]), "has 3 axes");
+    write_npy(folder.path("rel.npy"), &Array2::<f32>::zeros((39, 2)).reversed_axes()).unwrap();
+    refused(&folder.run(&["--input", &rel]), "is in Fortran order");
+    let other = rel.replace("rel=", "real=");
+    refused(&folder.run(&["--input", &other]), "is given as input `real`; expected one of `rel`");
+    write_npy(folder.path("rel.npy"), &Array2::<f32>::zeros((2, 39))).unwrap();
+    refused(&folder.run(&["--input", &rel, "--input", &rel]), "is a second file for input `rel`");
+    assert_eq!(code(&folder.run(&["--input", "rel"])), 2);
+    folder.write("spec.yaml", WINDOW.as_bytes());
+    refused(&folder.run(&["--input", &rel]), "the spec's score mods read no inputs");
+    assert!(!folder.path("out.npy").exists());
+}
+
+#[test]
+fn patterns_lists_every_score_mod() {
+    let text = stdout(&hopweave(&["patterns"]));
+    for def in hopweave::spec::score::SCORE_MODS {
+        assert!(text.contains(&format!("\n  {}: {}\n", def.name, def.meaning)), "{}", def.name);
+        assert!(text.contains(def.example), "{}", def.name);
+    }
 }

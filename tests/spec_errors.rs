@@ -45,7 +45,11 @@ fn message(case: &Case<'_>) -> String {
     }
     let result = spec::parse_with(case.text, "bad.yaml", &sets).and_then(|spec| {
         pattern::check(&spec)?;
-        n.map_or(Ok(()), |n| pattern::resolve(&spec, q_len.unwrap_or(n), n).map(drop))
+        n.map_or(Ok(()), |n| {
+            let q_len = q_len.unwrap_or(n);
+            pattern::resolve(&spec, q_len, n)?;
+            spec::score::resolve(&spec, q_len, n).map(drop)
+        })
     });
     match result {
         Ok(()) => "accepted\n".into(),

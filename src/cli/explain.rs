@@ -10,6 +10,7 @@ use super::table::{Align, Table, milliseconds, significant, thousands};
 use crate::analysis::{self, Analysis};
 use crate::compiler::{self, Compiled};
 use crate::error::{Bytes, Error, Result};
+use crate::plan::{ModsBy, ModsPlan};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -55,6 +56,7 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
                 ("strategy".into(), json!(plan.strategy.to_string())),
                 ("reasons".into(), json!(plan.reasons)),
                 ("scratch_bytes".into(), json!(scratch)),
+                ("score_mods".into(), json!(mod_names(plan.mods.as_ref()))),
                 ("compile_ms".into(), json!(ms(compile_time))),
                 ("compile_steps_ms".into(), json!(steps)),
             ]);
@@ -107,6 +109,9 @@ fn human(analysis: &Analysis, compiled: &Compiled, scratch: u64, compile_time: D
             None => format!("none: {note}"),
         },
     ]);
+    if let Some(mods) = &plan.mods {
+        table.row(["score mods".to_string(), describe_mods(mods, analysis.nnz)]);
+    }
     table.row(["tiles".to_string(), plan.isa.to_string()]);
     table.row(["strategy".to_string(), plan.strategy.to_string()]);
     for reason in &plan.reasons {
@@ -117,6 +122,22 @@ fn human(analysis: &Analysis, compiled: &Compiled, scratch: u64, compile_time: D
         compiled.timings.iter().map(|(step, time)| format!("{step} {}", significant(ms(*time)))).collect();
     table.row(["compiled in".to_string(), format!("{} ({})", milliseconds(compile_time), steps.join(", "))]);
     table.indented(0)
+}
+
+fn mod_names(plan: Option<&ModsPlan>) -> Vec<&'static str> {
+    plan.map_or_else(Vec::new, |plan| plan.mods.mods.iter().map(|score_mod| score_mod.name()).collect())
+}
+
+/// Names and cost of the score mods.
+fn describe_mods(plan: &ModsPlan, nnz: u64) -> String {
+    let names = mod_names(Some(plan));
+    let operations = plan.mods.operations();
+    let by = match plan.by {
+        ModsBy::Code => "code with 128-bit vectors",
+        ModsBy::Softcap | ModsBy::Alibi => "a tile",
+    };
+    let all = significant(operations as f64 * nnz as f64 * 1e-9);
+    format!("{}: {operations} operations a pair, {all} G per sequence, by {by}", names.join(", "))
 }
 
 fn ms(time: Duration) -> f64 {

@@ -13,7 +13,7 @@ use std::arch::x86_64::*;
 use super::elementwise;
 use super::join::join_avx2;
 use super::split::{self, EdgeRange, SCORE_KEYS, ScoreKernel, ScoreTile, VALUE_ROWS, ValueKernel, ValueTile};
-use super::{EdgeCall, ExpCall, Family, LANES, PackCall, ScoreCall, ValueCall};
+use super::{EdgeCall, ExpCall, Family, LANES, LEAST_POWER, PackCall, ScoreCall, ValueCall};
 use crate::target::Isa;
 
 /// The family. Handed out only by [`super::family`], which asks the CPU.
@@ -207,7 +207,7 @@ unsafe fn score_step<const K: usize>(
     }
 }
 
-/// 2^x to 2 ulp; 0 below 2^-126, infinity from 2^127.5, NaN for NaN.
+/// 2^x to 2 ulp; 0 below 2^[`LEAST_POWER`], infinity from 2^127.5, NaN for NaN.
 ///
 /// x = n + f with n the nearest integer, found by adding a number so large that the sum has no fraction bits; its
 /// low bits are then n + 127, the exponent of 2^n. On [-1/2, 1/2] a polynomial of degree 5 (minimax, relative error
@@ -217,7 +217,7 @@ unsafe fn score_step<const K: usize>(
 fn exp2(x: __m256) -> __m256 {
     let magic = _mm256_set1_ps(12_582_912.0 + 127.0);
     // NaN is not less; the operands' order lets it through `min`.
-    let normal = _mm256_cmp_ps::<_CMP_NLT_UQ>(x, _mm256_set1_ps(-126.0));
+    let normal = _mm256_cmp_ps::<_CMP_NLT_UQ>(x, _mm256_set1_ps(LEAST_POWER));
     let x = _mm256_min_ps(_mm256_set1_ps(128.0), x);
     let t = _mm256_add_ps(x, magic);
     let f = _mm256_sub_ps(x, _mm256_sub_ps(t, magic));

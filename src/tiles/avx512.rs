@@ -12,7 +12,7 @@ use std::arch::x86_64::*;
 use super::elementwise;
 use super::join::join_avx512;
 use super::split::{self, EdgeRange, SCORE_KEYS, ScoreKernel, ScoreTile, VALUE_ROWS, ValueKernel, ValueTile};
-use super::{EdgeCall, ExpCall, Family, LANES, PackCall, ScoreCall, ValueCall};
+use super::{EdgeCall, ExpCall, Family, LANES, LEAST_POWER, PackCall, ScoreCall, ValueCall};
 use crate::target::Isa;
 
 /// The family. Handed out only by [`super::family`], which asks the CPU.
@@ -213,11 +213,11 @@ unsafe fn score_step<const K: usize, const G: usize>(
     }
 }
 
-/// 2^x to 1.5 ulp where `keep`, else 0; 0 below 2^-126, NaN for NaN.
+/// 2^x to 1.5 ulp where `keep`, else 0; 0 below 2^[`LEAST_POWER`], NaN for NaN.
 ///
 /// On [0, 1) a polynomial of degree 5 with value 1 at 0 (minimax, relative error 8.3e-8); `reduce` takes x's
-/// fraction (0 for an infinity) and `scalef` applies its floor. Subnormal results are flushed: making one costs a
-/// microcode assist, and so would every product with it in the value tile (250 times slower when measured).
+/// fraction (0 for an infinity) and `scalef` applies its floor. What is flushed would make subnormal products in the
+/// value tile, at a microcode assist each (250 times slower when measured).
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,avx512dq")]
 fn exp2(x: __m512, keep: __mmask16) -> __m512 {
@@ -230,7 +230,7 @@ fn exp2(x: __m512, keep: __mmask16) -> __m512 {
     let p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.693_151_3));
     let p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0));
     // NaN is not less.
-    let keep = _mm512_mask_cmp_ps_mask::<_CMP_NLT_UQ>(keep, x, _mm512_set1_ps(-126.0));
+    let keep = _mm512_mask_cmp_ps_mask::<_CMP_NLT_UQ>(keep, x, _mm512_set1_ps(LEAST_POWER));
     _mm512_maskz_scalef_ps(keep, p, x)
 }
 

@@ -16,7 +16,8 @@ const SOFTCAP: u8 = 0;
 const ALIBI: u8 = 1;
 
 /// `(2^f − 1) / f` for |f| ≤ 1/2, constant term first: minimax, relative error 1.1e-8.
-const POWER: [f32; 6] = [0.693_147_2, 0.240_226_5, 0.055_503_573, 0.009_618_237, 0.001_339_073_6, 0.000_154_035_14];
+const POWER: [f32; 6] =
+    [std::f32::consts::LN_2, 0.240_226_5, 0.055_503_573, 0.009_618_237, 0.001_339_073_6, 0.000_154_035_14];
 
 /// From here on, tanh is 1 in f32, and e^2x is still far from infinite (in powers of two).
 const HIGHEST: f32 = 40.0;
@@ -154,7 +155,7 @@ mod avx512 {
     #[target_feature(enable = "avx512f,avx512vl,avx512dq")]
     fn element<const KIND: u8>(s: __m512, key: f32, query: __m512, before: __m512, behind: __m512) -> __m512 {
         match KIND {
-            SOFTCAP => _mm512_mul_ps(tanh_of_power(_mm512_mul_ps(s, before)), behind),
+            SOFTCAP => tanh_of_power(_mm512_mul_ps(s, before), behind),
             _ => {
                 let distance = _mm512_sub_ps(_mm512_set1_ps(key), query);
                 _mm512_fmadd_ps(s, before, _mm512_mul_ps(distance, behind))
@@ -162,13 +163,17 @@ mod avx512 {
         }
     }
 
-    /// (2^y − 1) / (2^y + 1), which is tanh x for y = 2x log2 e, to 4 ulp.
+    /// `factor` · (2^y − 1) / (2^y + 1), which is factor · tanh x for y = 2x log2 e; the tangent to 4 ulp.
     ///
-    /// With y = n + f, 2^y − 1 is 2^n (2^f − 1) + (2^n − 1), which keeps its digits where y is small. The quotient is
-    /// a reciprocal to 14 bits and a step of Newton's on the result.
+    /// With y = n + f, 2^y − 1 is 2^n (2^f − 1) + (2^n − 1), which keeps its digits where y is small. The factor goes
+    /// into 2^n, and comes out again of the sum below. The quotient is a reciprocal to 14 bits and a step of Newton's
+    /// on the result.
     #[inline]
     #[target_feature(enable = "avx512f,avx512vl,avx512dq")]
-    fn tanh_of_power(y: __m512) -> __m512 {
+    fn tanh_of_power(y: __m512, factor: __m512) -> __m512 {
+        let one = _mm512_set1_ps(1.0);
+        // Once a call: the loops around keep it in a register.
+        let inverse = _mm512_div_ps(one, factor);
         // The second operand is returned where one is NaN. Below, 2^n becomes 0 by itself.
         let y = _mm512_min_ps(_mm512_set1_ps(HIGHEST), y);
         // Round to nearest, to 0 fraction bits, no precision exception; 0 for an infinity.
@@ -178,10 +183,9 @@ mod avx512 {
         for i in (0..5).rev() {
             p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(POWER[i]));
         }
-        let one = _mm512_set1_ps(1.0);
-        let scale = _mm512_scalef_ps(one, n);
-        let less_one = _mm512_fmadd_ps(_mm512_mul_ps(f, p), scale, _mm512_sub_ps(scale, one));
-        let sum = _mm512_add_ps(less_one, _mm512_set1_ps(2.0));
+        let scale = _mm512_scalef_ps(factor, n);
+        let less_one = _mm512_fmadd_ps(_mm512_mul_ps(f, p), scale, _mm512_sub_ps(scale, factor));
+        let sum = _mm512_fmadd_ps(less_one, inverse, _mm512_set1_ps(2.0));
         let reciprocal = _mm512_rcp14_ps(sum);
         let quotient = _mm512_mul_ps(less_one, reciprocal);
         _mm512_fmadd_ps(quotient, _mm512_fnmadd_ps(sum, reciprocal, one), quotient)

@@ -49,6 +49,11 @@ pub const ROW_CUTS: [usize; 4] = [0, 6, 11, 16];
 /// Register row blocks of a query block, each with its own entry in [`ValueCall::trims`].
 pub const ROW_BLOCKS: usize = 12;
 
+/// Probabilities below 2 to this power are 0: they add nothing that f32 holds to a sum of at least 2^-8, but their
+/// products with values would be subnormal, and each of those costs a microcode assist. With steep score mods (ALiBi
+/// over a ±128 window) that had made kernels half as slow again.
+pub const LEAST_POWER: f32 = -100.0;
+
 /// Packs queries: `out[g][x][i] = scale * q[row(16 g + i)][x]`, 0 for lanes beyond `count`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -115,8 +120,8 @@ pub struct ScoreCall {
     pub ahead: [Ahead; 4],
 }
 
-/// Probabilities, in place: `p[g][j][i] = 2^(s[g][j][i] − max[16 g + i])` where allowed, else 0; adds each
-/// query's sum over `j` to `sum`. A score of −inf gives 0, NaN stays NaN. `max` holds no infinity.
+/// Probabilities, in place: `p[g][j][i] = 2^(s[g][j][i] − max[16 g + i])` where allowed and not below
+/// 2^[`LEAST_POWER`], else 0; adds each query's sum over `j` to `sum`. A score of −inf gives 0, NaN stays NaN. `max` holds no infinity.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct ExpCall {

@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use super::exact::ExactCall;
-use super::{EdgeCall, ExpCall, LANES, PackCall, ROW_CUTS, ScoreCall, ValueCall};
+use super::{EdgeCall, ExpCall, LANES, LEAST_POWER, PackCall, ROW_CUTS, ScoreCall, ValueCall};
 
 /// An expected number.
 #[derive(Debug, Clone, Copy, Default)]
@@ -104,7 +104,7 @@ pub(super) unsafe fn score(c: &ScoreCall) -> Vec<(Expected, bool)> {
 fn power(s: f32, max: f32) -> Expected {
     let x = s - max;
     let value = f64::from(x).exp2();
-    Expected { value: if value < 2f64.powi(-126) { 0.0 } else { value }, size: value, terms: 1 }
+    Expected { value: if x < LEAST_POWER { 0.0 } else { value }, size: value, terms: 1 }
 }
 
 /// `[groups][nkeys][16]` probabilities and `[groups * 16]` sums.

@@ -5,6 +5,7 @@ use core::mem::offset_of;
 use cranelift_codegen::ir::condcodes::FloatCC;
 use cranelift_codegen::ir::{InstBuilder, Type, Value, types};
 
+use super::exp::probabilities;
 use super::{condition_mask, field};
 use crate::codegen::emit::Emit;
 use crate::tiles::EdgeCall;
@@ -165,7 +166,7 @@ pub(super) fn emit_exp(e: &mut Emit, record: Value) -> Vec<Value> {
 
 fn power(e: &mut Emit, score: Value, max: Value) -> Value {
     let shifted = e.b.ins().fsub(score, max);
-    e.exp2(&[shifted])[0]
+    probabilities(e, &[shifted])[0]
 }
 
 /// Emits `acc[r][:] (+)= Σ_e s[e] · v[key(e)][:]`: whole runs of 32 columns, then the rest.

@@ -1,10 +1,11 @@
 //! Probability tile: `2^(s − max)` in place, row sums on the way.
 
+use cranelift_codegen::ir::condcodes::FloatCC;
 use cranelift_codegen::ir::{InstBuilder, Value, types};
 
 use super::field;
 use crate::codegen::emit::Emit;
-use crate::tiles::ExpCall;
+use crate::tiles::{ExpCall, LEAST_POWER};
 
 /// Keys whose vectors are computed side by side.
 const KEYS: i64 = 2;
@@ -46,6 +47,17 @@ pub(super) fn emit(e: &mut Emit, record: Value) -> Vec<Value> {
     Vec::new()
 }
 
+/// `2^x` of several vectors, 0 below 2^[`LEAST_POWER`], NaN for NaN.
+pub(super) fn probabilities(e: &mut Emit, xs: &[Value]) -> Vec<Value> {
+    let least = e.constant(LEAST_POWER);
+    let powers = e.exp2(xs);
+    let kept = powers.iter().zip(xs).map(|(&power, &x)| {
+        let keep = e.b.ins().fcmp(FloatCC::UnorderedOrGreaterThanOrEqual, x, least);
+        e.keep(keep, power)
+    });
+    kept.collect()
+}
+
 /// Mask words, and which eight of their bits are meant.
 struct Mask {
     words: Value,
@@ -71,7 +83,7 @@ fn keys(
             shifted.push(e.b.ins().fsub(score, max));
         }
     }
-    let mut powers = e.exp2(&shifted);
+    let mut powers = probabilities(e, &shifted);
     if let Some(&Mask { words, half, probes }) = mask {
         let word = e.offset(words, key, 8);
         for (k, pair) in powers.chunks_mut(2).enumerate() {

@@ -8,7 +8,9 @@ use cranelift_jit::{JITBuilder, JITModule};
 use cranelift_module::default_libcall_names;
 
 use super::*;
-use crate::tiles::{Ahead, BLOCK, EdgeCall, ExpCall, LANES, PackCall, ROW_BLOCKS, ROW_CUTS, ScoreCall, ValueCall};
+use crate::tiles::{
+    Ahead, BLOCK, EdgeCall, ExpCall, LANES, LEAST_POWER, PackCall, ROW_BLOCKS, ROW_CUTS, ScoreCall, ValueCall,
+};
 
 const WIDTHS: [usize; 14] = [1, 2, 3, 4, 5, 7, 8, 16, 17, 33, 64, 65, 100, 128];
 const SENTINEL: f32 = 12345.0;
@@ -339,12 +341,12 @@ fn check_exp(tiles: &Tiles, random: &mut Random, nkeys: usize, groups: usize, wo
     }
 }
 
-/// Probabilities below 2^-126.5 are 0; +inf, which a row that has it turns into NaN anyway, gives NaN.
+/// Probabilities below 2^[`LEAST_POWER`] are 0; +inf, which a row that has it turns into NaN anyway, gives NaN.
 fn probability(score: f32, max: f32, allowed: bool) -> f64 {
     let x = f64::from(score - max);
     match x {
         _ if !allowed => 0.0,
-        x if x <= -126.5 => 0.0,
+        x if x < f64::from(LEAST_POWER) => 0.0,
         x if x == f64::INFINITY => f64::NAN,
         x => x.exp2(),
     }
@@ -354,7 +356,7 @@ fn probability(score: f32, max: f32, allowed: bool) -> f64 {
 fn powers_of_two_are_exact_and_others_close() {
     let tiles = Tiles::new(1, 1);
     let mut worst = 0.0f64;
-    for base in -126..127 {
+    for base in LEAST_POWER as i32..127 {
         let mut s = Panel::new(LANES, 0.0);
         for (lane, value) in s.values_mut().iter_mut().enumerate() {
             *value = base as f32 + lane as f32 / LANES as f32;

@@ -207,11 +207,8 @@ fn read_mod(source: &Source, item: &Value, inputs: &[InputDef], heads: usize) ->
         inputs.iter().map(|input| Signature { name: input.name.clone(), rank: input.shape.len() }).collect();
     let kind = match name {
         "softcap" => {
-            let cap = args.float(source, "softcap", 0.0, f64::from(f32::MAX))?;
-            if cap < f64::from(f32::MIN_POSITIVE) {
-                return Err(source.error(args.at, "`softcap` cannot be 0", "a number above 0, such as 30"));
-            }
-            ModKind::Softcap(cap)
+            // Far beyond, products with it would leave the range of f32.
+            ModKind::Softcap(args.float(source, "softcap", 1e-6, 1e9)?)
         }
         "alibi" => ModKind::Alibi(read_slopes(source, at, args, heads)?),
         "bias" => read_bias(source, at, args, &signatures)?,

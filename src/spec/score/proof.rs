@@ -146,7 +146,13 @@ impl<'a> Prover<'a> {
                     let message = format!("`{}` of a number from {} to {} and one {sides}", op.text(), x.lo, x.hi);
                     return Err(fault(*at, message, format!("both sides between -{EXACT} and {EXACT}")));
                 }
-                binary_bounds(*op, x, y)
+                let range = binary_bounds(*op, x, y);
+                // The remainder of integers stays one below the divisor.
+                match op {
+                    BinOp::Mod if y.lo > 0.0 => Interval::new(range.lo, range.hi.min(y.hi - 1.0)),
+                    BinOp::Mod => Interval::new(range.lo.max(y.lo + 1.0), range.hi),
+                    _ => range,
+                }
             }
             Expr::Call(func, _, xs) => {
                 let mut value = self.bounds(&xs[0])?;
@@ -219,5 +225,79 @@ impl<'a> Linear<'a> {
             Some((_, sum)) => *sum += factor,
             None => self.terms.push((expr, factor)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::expr::Env;
+
+    /// The range found for an index over q in 2..=9, k in 0..=20 and h in 0..=3.
+    fn range(text: &str) -> Result<(f64, f64), String> {
+        let expr = Expr::parse(text, &Var::ALL).map_err(|fault| fault.message)?;
+        let place = Place::default();
+        let expr = whole(&expr, place).map_err(|fault| fault.message)?;
+        let ranges = Bounds::at(&Env::default()).with(Var::Q, 2, 9).with(Var::K, 0, 20).with(Var::H, 0, 3);
+        let found = Prover { ranges: &ranges, place, known: HashMap::new() }.bounds(&expr);
+        let found = found.map_err(|fault| fault.message)?;
+        // Whatever is proved holds at every point.
+        for (q, k, h) in (2..10).flat_map(|q| (0..21).flat_map(move |k| (0..4).map(move |h| (q, k, h)))) {
+            let env = Env::default().with(Var::Q, q).with(Var::K, k).with(Var::H, h);
+            let value = expr.eval(&env).expect("a value");
+            assert!(value >= found.lo && value <= found.hi, "{text} is {value}");
+        }
+        Ok((found.lo, found.hi))
+    }
+
+    #[test]
+    fn ranges_are_exact_where_it_matters() {
+        let cases = [
+            ("q - k + 20", 2.0, 29.0),
+            ("q - k + k - q + h", 0.0, 3.0),
+            ("(q - k) * 2 + 2 * k", 4.0, 18.0),
+            ("3 * (q + 1) - -q", 11.0, 39.0),
+            ("max(0, min(q - k, 5))", 0.0, 5.0),
+            ("abs(q - k)", 0.0, 18.0),
+            ("(q + k) % 8", 0.0, 7.0),
+            ("(q - k) % -8", -7.0, 0.0),
+            ("(q - k) // 4", -5.0, 2.0),
+            ("q // 4 - q // 4 + k", 0.0, 20.0),
+            ("q / 4", 0.0, 2.0),
+            ("floor((q + k) / 3)", 0.0, 9.0),
+            ("17 / 4", 4.0, 4.0),
+            ("round(sqrt(16)) * k", 0.0, 80.0),
+            ("q * k", 0.0, 180.0),
+            ("k % max(1, h)", 0.0, 2.0),
+        ];
+        for (text, lo, hi) in cases {
+            assert_eq!(range(text), Ok((lo, hi)), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_integers_cannot_do_is_refused() {
+        for text in [
+            "k // h",
+            "k % (q - 5)",
+            "k * 0.5 + 1",
+            "sqrt(k)",
+            "log2(q) + 1",
+            "k ** 2",
+            "1 / k + 1",
+            "q * 1e9",
+            "k * 1e6 // 7",
+        ] {
+            assert!(range(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn deep_sums_are_proved_in_time() {
+        let mut text = "k".to_owned();
+        for _ in 0..90 {
+            text = format!("(min({text} + k, 20) - k)");
+        }
+        assert!(range(&text).is_ok());
     }
 }

@@ -99,7 +99,8 @@ fn everywhere() -> Vec<f32> {
 
 #[test]
 fn functions_are_accurate_to_4_ulp_in_every_lane() {
-    let functions: [(&str, fn(f64) -> f64); 6] = [
+    type Function = fn(f64) -> f64;
+    let functions: [(&str, Function); 6] = [
         ("exp(s)", f64::exp),
         ("log(s)", f64::ln),
         ("tanh(s)", f64::tanh),
