@@ -8,9 +8,11 @@
 use std::fmt;
 
 mod bounds;
+mod lanes;
 mod parse;
 
 pub use bounds::{Bounds, Interval, Truth};
+pub use lanes::{LanePredicate, LaneStack};
 
 /// Magnitudes from here on are refused: from 2^53, not every integer is an f64.
 pub const LIMIT: f64 = 9_007_199_254_740_992.0;
