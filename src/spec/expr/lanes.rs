@@ -6,7 +6,7 @@
 //!
 //! Remainders are the one operation whose scalar form does not vectorise. Where both sides are integers by
 //! construction and small enough, `x - floor(x / y) * y` is exact up to one `y`, which is put right; all others
-//! take the scalar way.
+//! take the scalar way. A divisor that is the same in all lanes, as nearly all are, is divided by once.
 
 use multiversion::multiversion;
 
@@ -37,6 +37,8 @@ struct Numbers {
     values: [f64; LANES],
     /// Lanes without a value; what stands in them is anything.
     undefined: u64,
+    /// Whether all lanes are known to hold the same.
+    uniform: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -81,7 +83,7 @@ impl LanePredicate {
 
     /// Bit `j` of the result: whether the predicate holds at key `first + j`, the other variables as in `env`.
     pub fn holds(&self, env: &Env, first: i64, stack: &mut LaneStack) -> u64 {
-        let empty = Numbers { values: [0.0; LANES], undefined: 0 };
+        let empty = Numbers { values: [0.0; LANES], undefined: 0, uniform: false };
         if stack.numbers.len() < self.numbers {
             stack.numbers.resize(self.numbers, empty);
         }
@@ -188,6 +190,7 @@ fn run(program: &[Op], env: &Env, first: f64, numbers: &mut [Numbers], truths: &
                 let value = expr.number(env);
                 numbers[n].values = [value.unwrap_or(0.0); LANES];
                 numbers[n].undefined = if value.is_ok() { 0 } else { u64::MAX };
+                numbers[n].uniform = true;
                 n += 1;
             }
             Op::UniformTruth(expr) => {
@@ -203,6 +206,7 @@ fn run(program: &[Op], env: &Env, first: f64, numbers: &mut [Numbers], truths: &
                     *value = first + i as f64;
                 }
                 numbers[n].undefined = 0;
+                numbers[n].uniform = false;
                 n += 1;
             }
             Op::Neg => numbers[n - 1].values.iter_mut().for_each(|x| *x = -*x),
@@ -289,6 +293,7 @@ fn join(x: &mut Numbers, y: &Numbers, with: impl Fn(f64, f64) -> f64) {
         *x = with(*x, y);
     }
     x.undefined |= y.undefined;
+    x.uniform = false;
 }
 
 #[inline(always)]
@@ -300,6 +305,16 @@ fn binary(op: BinOp, integers: bool, x: &mut Numbers, y: &Numbers) {
         BinOp::Div => {
             x.undefined |= zeros(y);
             join(x, y, |x, y| x / y);
+        }
+        BinOp::FloorDiv | BinOp::Mod if y.uniform && integers && are_small(x) && is_divisor(y.values[0]) => {
+            let (y, inverse, undefined) = (y.values[0], 1.0 / y.values[0], y.undefined);
+            x.undefined |= undefined;
+            if op == BinOp::Mod {
+                x.values.iter_mut().for_each(|x| *x = divide(*x, y, inverse).1);
+            } else {
+                x.values.iter_mut().for_each(|x| *x = divide(*x, y, inverse).0);
+            }
+            return;
         }
         BinOp::FloorDiv | BinOp::Mod if integers && are_small(x) && are_small(y) => {
             x.undefined |= zeros(y);
@@ -318,6 +333,7 @@ fn binary(op: BinOp, integers: bool, x: &mut Numbers, y: &Numbers) {
                 }
             }
             x.undefined |= y.undefined | failed;
+            x.uniform = false;
             return;
         }
     }
@@ -335,6 +351,25 @@ fn zeros(x: &Numbers) -> u64 {
 #[inline(always)]
 fn are_small(x: &Numbers) -> bool {
     x.values.iter().fold(true, |all, &x| all & (x.abs() < SMALL))
+}
+
+#[inline(always)]
+fn is_divisor(y: f64) -> bool {
+    y != 0.0 && y.abs() < SMALL
+}
+
+/// Quotient, rounded down, and remainder of small integers. The product with the inverse is off by less than one
+/// from the quotient, and one `y` puts it right.
+#[inline(always)]
+fn divide(x: f64, y: f64, inverse: f64) -> (f64, f64) {
+    let quotient = (x * inverse).floor();
+    let rest = x - quotient * y;
+    // In units of the divisor's sign the remainder lies from 0 to |y|.
+    let (rest_in, size) = if y < 0.0 { (-rest, -y) } else { (rest, y) };
+    let more = if rest_in >= size { 1.0 } else { 0.0 };
+    let less = if rest_in < 0.0 { 1.0 } else { 0.0 };
+    let step = more - less;
+    (quotient + step, rest - step * y)
 }
 
 /// The remainder of small integers, with the sign of the divisor. The quotient, rounded, may be one too large.
@@ -455,6 +490,10 @@ mod tests {
             "9007199254740991 % (k + 1) < 3",
             "9007199254740991 // (k + 1) * (k + 1) + 9007199254740991 % (k + 1) == 9007199254740991",
             "k / 3 % 1 < 0.5",
+            "(k * 70368744177664 - 3) % 70368744177665 < 70368744177000",
+            "(5 - k) // 3 * 3 + (5 - k) % 3 == 5 - k and (5 - k) % (0 - 3) <= 0",
+            "(k - 9) // (0 - 4) * (0 - 4) + (k - 9) % (0 - 4) == k - 9",
+            "k % 1 == 0 and k % 2251799813685247 == k",
         ] {
             for (q, first) in [(0, 0), (7, 64), (-3, 0), (100, 4096)] {
                 assert_same(text, q, first);
