@@ -9,6 +9,7 @@ pub mod cli;
 pub mod codegen;
 pub mod compiler;
 pub mod error;
+pub mod import;
 pub mod interpreter;
 pub mod jit;
 pub mod machine;

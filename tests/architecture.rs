@@ -15,6 +15,7 @@ const MAP: &[(&str, &[&str])] = &[
     ("machine", &["error", "target", "tiles"]),
     ("spec", &["error"]),
     ("pattern", &["error", "spec"]),
+    ("import", &["error", "spec"]),
     // The oracle shares no code with what it judges.
     ("interpreter", &["error", "spec", "pattern"]),
     ("mask", &["error", "spec", "pattern"]),
@@ -43,6 +44,7 @@ const MAP: &[(&str, &[&str])] = &[
             "machine",
             "spec",
             "pattern",
+            "import",
             "interpreter",
             "mask",
             "plan",

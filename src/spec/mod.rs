@@ -9,6 +9,7 @@ use crate::error::Span;
 
 mod diffusion;
 pub mod expr;
+mod keys;
 mod parse;
 mod print;
 mod read;
@@ -16,7 +17,9 @@ mod set;
 mod source;
 mod yaml;
 
-pub use parse::{parse, parse_node, parse_source, parse_with};
+pub use diffusion::MAX_HOPS;
+pub use keys::{KEYS, KeyDef};
+pub use parse::{MAX_DIM, MAX_HEADS, parse, parse_node, parse_source, parse_with, read_value};
 pub use print::{flow, quoted};
 pub use read::{Fields, nearest};
 pub use source::Source;
