@@ -1,6 +1,6 @@
 //! From the text of a spec to a callable kernel, cold: every file in `patterns/` at 4096 tokens, and the regular
 //! ones at a million, for this CPU's best tile family and for the portable one, whose tiles are compiled with the
-//! kernel.
+//! kernel. Then masks of predicates alone.
 //!
 //! ```text
 //! cargo bench --bench compile
@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use hopweave::compiler::{self, Options};
-use hopweave::spec;
 use hopweave::target::Isa;
+use hopweave::{mask, pattern, spec};
 
 /// Patterns whose mask does not grow with the length: a handful of row runs.
 const REGULAR: [&str; 8] =
@@ -57,5 +57,27 @@ fn compile(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, compile);
+/// Masks of predicates that bounds decide nowhere: every point is asked.
+fn opaque_masks(c: &mut Criterion) {
+    let mut group = c.benchmark_group("mask/where/4096");
+    group.sample_size(10).warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_secs(1));
+    for (name, predicate) in [
+        ("sum modulo", "(q * 7 + k * 13) % 17 < 5"),
+        ("causal hash", "k <= q and (q * 31 + k * k) % 101 < 50"),
+        ("distance", "abs(q - k) % 3 == 1 or (q + k) % 5 == 0"),
+        ("not integers", "sqrt(abs(q - k)) / 3 % 1 < 0.5"),
+    ] {
+        let text = format!("name: x\nhead_dim: 64\npattern: {{where: \"{predicate}\"}}\n");
+        let spec = spec::parse(&text, name).expect("a right spec");
+        group.bench_function(BenchmarkId::from_parameter(name), |b| {
+            b.iter(|| {
+                let pattern = pattern::resolve(&spec, 4096, 4096).expect("a pattern");
+                mask::build(&pattern, u64::MAX).expect("a mask")
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, compile, opaque_masks);
 criterion_main!(benches);

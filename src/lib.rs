@@ -10,6 +10,7 @@ pub mod codegen;
 pub mod compiler;
 pub mod dtype;
 pub mod error;
+pub mod import;
 pub mod interpreter;
 pub mod jit;
 pub mod machine;

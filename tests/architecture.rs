@@ -16,6 +16,7 @@ const MAP: &[(&str, &[&str])] = &[
     ("machine", &["error", "target", "tiles"]),
     ("spec", &["error", "dtype"]),
     ("pattern", &["error", "spec"]),
+    ("import", &["error", "spec"]),
     // The oracle shares no code with what it judges.
     ("interpreter", &["error", "spec", "pattern"]),
     ("mask", &["error", "spec", "pattern"]),
@@ -45,6 +46,7 @@ const MAP: &[(&str, &[&str])] = &[
             "machine",
             "spec",
             "pattern",
+            "import",
             "interpreter",
             "mask",
             "plan",

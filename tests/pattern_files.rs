@@ -36,10 +36,18 @@ fn every_file_resolves_at_every_length_and_lets_every_query_see_something() {
     for (path, text) in pattern_files() {
         let spec = spec::parse(&text, &path.to_string_lossy()).unwrap_or_else(|error| panic!("{error}"));
         for n in [0, 1, 2, 63, 64, 65, 127, 251, 1000] {
+            // A grid does not have every number of tokens.
+            let n = match spec.name.as_str() {
+                "natten-2d" | "axial" => (n..).find(|&n| pattern::resolve(&spec, n, n).is_ok()).expect("a length"),
+                _ => n,
+            };
             let pattern =
                 pattern::resolve(&spec, n, n).unwrap_or_else(|error| panic!("{} at {n}: {error}", path.display()));
             for q in 0..n {
-                assert!((0..n).any(|k| pattern.allows(0, q, k)), "{} at {n}, query {q}", path.display());
+                for head in 0..spec.heads.min(8) {
+                    let sees = (0..n).any(|k| pattern.allows(head, q, k));
+                    assert!(sees, "{} at {n}, head {head}, query {q}", path.display());
+                }
             }
             let text = pattern.print();
             let again = pattern::parse_text(&text).unwrap_or_else(|error| panic!("{text}\n{error}"));

@@ -14,10 +14,12 @@ mod bench;
 mod check;
 mod emit;
 mod explain;
+mod import;
 mod inputs;
 mod options;
 mod patterns;
 mod run;
+mod schema;
 mod table;
 mod tensors;
 
@@ -43,6 +45,10 @@ enum Command {
     Bench(bench::Args),
     /// List the nodes that a pattern may be made of
     Patterns,
+    /// Print a JSON Schema of specs, for editors
+    Schema,
+    /// Print a spec that is equivalent to the configuration of another library
+    Import(import::Args),
     /// Say what a pattern costs, how far it reaches, and which plan was chosen
     Explain(explain::Args),
 }
@@ -56,6 +62,8 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args, &options),
         Command::Bench(args) => bench::run(&args, &options),
         Command::Patterns => patterns::run(),
+        Command::Schema => schema::run(),
+        Command::Import(args) => import::run(&args),
         Command::Explain(args) => explain::run(&args, &options),
     };
     match done {

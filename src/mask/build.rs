@@ -10,6 +10,7 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
 use smallvec::SmallVec;
 
 use super::edge_rule::EdgeRule;
@@ -177,6 +178,9 @@ const FEW_RANGES: usize = 8;
 /// nearly empty, and 64 queries over all those blocks are more of them than pairs.
 const MANY_RANGES: usize = 128;
 
+/// Key blocks of a row from which its queries are shared out to threads.
+const MANY_BLOCKS: usize = 32;
+
 /// Keys of an interval that are scattered without asking whether every query has them.
 const SHORT_INTERVAL: i64 = 8;
 
@@ -198,7 +202,7 @@ pub(super) struct HeadBuilder<'a> {
     pieces: Vec<Piece>,
     row_words: Vec<u64>,
     edge_columns: Vec<(u32, u64)>,
-    /// Scratch of exact evaluation: undecided key blocks, their bits by query and then by key, one query's words.
+    /// Scratch of exact evaluation: undecided key blocks, their bits by query and then by key, each query's words.
     blocks: Vec<u32>,
     bits: Vec<u64>,
     query_words: Vec<u64>,
@@ -461,10 +465,21 @@ impl<'a> HeadBuilder<'a> {
         }
         self.bits.clear();
         self.bits.resize(self.blocks.len() * 64, 0);
-        self.query_words.resize(self.blocks.len(), 0);
-        for (place, query) in queries.iter().cloned().flatten().enumerate() {
-            self.pattern.words(self.head, query, &self.blocks, &mut self.query_words);
-            for (block, &word) in self.query_words.iter().enumerate() {
+        let (pattern, head, blocks) = (self.pattern, self.head, &self.blocks);
+        if blocks.is_empty() {
+            return;
+        }
+        let queries: SmallVec<[usize; QUERY_BLOCK]> = queries.iter().cloned().flatten().collect();
+        self.query_words.resize(queries.len() * blocks.len(), 0);
+        let rows = self.query_words.chunks_exact_mut(blocks.len()).zip(&queries);
+        if blocks.len() < MANY_BLOCKS {
+            rows.for_each(|(words, &query)| pattern.words(head, query, blocks, words));
+        } else {
+            let mut rows: Vec<_> = rows.collect();
+            rows.par_iter_mut().for_each(|(words, query)| pattern.words(head, **query, blocks, words));
+        }
+        for (place, words) in self.query_words.chunks_exact(blocks.len()).take(queries.len()).enumerate() {
+            for (block, &word) in words.iter().enumerate() {
                 self.bits[block * 64 + place] = word;
             }
         }

@@ -263,7 +263,7 @@ fn decoded_masks_equal_points() {
 
 #[test]
 fn lengths_that_differ_equal_points() {
-    for (q_len, kv_len) in [(1, 1000), (65, 1000), (300, 1000), (1000, 300), (1000, 1), (64, 0), (0, 64), (700, 1300)] {
+    for (q_len, kv_len) in [(1, 700), (65, 400), (200, 500), (500, 200), (300, 1), (64, 0), (0, 64)] {
         for align in [Align::End, Align::Start] {
             for (name, tree) in trees(kv_len) {
                 let name = format!("{name}, {align:?}, {q_len} queries, {kv_len} keys");

@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::node::{ArgDef, Args, Draft, Kind, NodeDef, leaf};
 use super::{Cover, KeySet, Leaf};
 use crate::error::Result;
-use crate::spec::expr::{Bounds, Env, Expr, Truth, Var};
+use crate::spec::expr::{Bounds, Env, Expr, LanePredicate, LaneStack, Truth, Var};
 use crate::spec::quoted;
 
 /// `where`
@@ -25,7 +25,8 @@ fn read<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
     let predicate = args.value.predicate(args.source, "where", &Var::ALL)?;
     Ok(Box::new(move |scope| {
         let predicate = predicate.substitute(&Var::LENGTHS, &scope.env());
-        leaf(Where { by_head: predicate.uses(Var::H), predicate, kv_len: scope.kv_len })
+        let lanes = LanePredicate::new(&predicate);
+        leaf(Where { by_head: predicate.uses(Var::H), predicate, lanes, kv_len: scope.kv_len })
     }))
 }
 
@@ -37,6 +38,8 @@ const GRAIN: usize = 64;
 struct Where {
     /// Over q, k and h; the lengths are put in.
     predicate: Expr,
+    /// The same, compiled; there for whatever the parser reads.
+    lanes: Option<LanePredicate>,
     by_head: bool,
     kv_len: usize,
 }
@@ -87,16 +90,15 @@ impl Leaf for Where {
 
     fn words(&self, head: usize, q: i64, blocks: &[u32], out: &mut [u64]) {
         let env = Env::default().with(Var::H, head).at(Var::Q, q);
+        // Bounds have been asked for all queries of a block; to ask them for each costs as much as the bits.
+        let mut stack = LaneStack::default();
         for (&block, word) in blocks.iter().zip(out) {
-            let first = block as usize * 64;
-            let truth = self.truth(head, &(q..q + 1), &(first..first + 64));
-            if truth.always() {
-                *word = u64::MAX;
-            } else if !truth.never() {
-                for bit in 0..64 {
-                    *word |= u64::from(self.predicate.holds(&env.with(Var::K, first + bit))) << bit;
-                }
-            }
+            let first = block as i64 * 64;
+            *word = match &self.lanes {
+                Some(lanes) => lanes.holds(&env, first, &mut stack),
+                None => (0..64)
+                    .fold(0, |word, bit| word | u64::from(self.predicate.holds(&env.at(Var::K, first + bit))) << bit),
+            };
         }
     }
 

@@ -3,8 +3,8 @@
 use super::{Diffusion, Fields, HopFactors, Source, Value};
 use crate::error::{Result, Span};
 
-/// Hops of a spec.
-pub(super) const MAX_HOPS: usize = 1024;
+/// Most hops of a spec.
+pub const MAX_HOPS: usize = 1024;
 
 impl Diffusion {
     /// Plain attention: one hop that keeps nothing of V.

@@ -9,6 +9,7 @@ use crate::error::Span;
 
 mod diffusion;
 pub mod expr;
+mod keys;
 mod parse;
 mod print;
 mod read;
@@ -18,7 +19,9 @@ mod source;
 mod yaml;
 
 pub use crate::dtype::Dtype;
-pub use parse::{parse, parse_node, parse_source, parse_with};
+pub use diffusion::MAX_HOPS;
+pub use keys::{KEYS, KeyDef};
+pub use parse::{MAX_DIM, MAX_HEADS, parse, parse_node, parse_source, parse_with, read_value};
 pub use print::{flow, quoted};
 pub use read::{Fields, nearest};
 pub use score::Inputs;

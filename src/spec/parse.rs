@@ -6,32 +6,18 @@
 use std::sync::Arc;
 
 use super::{
-    Align, Data, Diffusion, Fields, HeadsNode, Node, PatternSpec, Source, Value, diffusion, nearest, score, set, yaml,
+    Align, Data, Diffusion, Fields, HeadsNode, KEYS, Node, PatternSpec, Source, Value, diffusion, nearest, score, set,
+    yaml,
 };
 use crate::dtype::Dtype;
 use crate::error::{Result, Span};
 
-/// Query heads of a spec.
-const MAX_HEADS: u64 = 65_536;
-/// Width of a query, key or value vector.
-const MAX_DIM: u64 = 512;
+/// Most query heads of a spec.
+pub const MAX_HEADS: u64 = 65_536;
+/// Largest width of a query, key or value vector.
+pub const MAX_DIM: u64 = 512;
 /// Nested combinators of a pattern.
 const MAX_DEPTH: usize = 32;
-
-const KEYS: [&str; 12] = [
-    "name",
-    "description",
-    "heads",
-    "kv_heads",
-    "head_dim",
-    "value_dim",
-    "dtype",
-    "align",
-    "inputs",
-    "pattern",
-    "score",
-    "diffusion",
-];
 
 /// Reads a spec; `file` is its name in messages.
 pub fn parse(text: &str, file: &str) -> Result<PatternSpec> {
@@ -59,9 +45,14 @@ pub fn parse_node(source: &Source, heads: usize) -> Result<Node> {
     root_node(source, &yaml::read(source)?, heads)
 }
 
+/// Reads a text as values with their places, whatever they mean.
+pub fn read_value(source: &Source) -> Result<Value> {
+    yaml::read(source)
+}
+
 fn interpret(source: Arc<Source>, root: &Value) -> Result<PatternSpec> {
     let top = Span { line: 1, column: 1, width: 1 };
-    let fields = Fields::new(&source, "the spec", top, root, &KEYS)?;
+    let fields = Fields::new(&source, "the spec", top, root, &KEYS.each_ref().map(|key| key.name))?;
     let src = source.as_ref();
     let name = fields.require("name", "my-pattern")?.text(src, "name")?.to_string();
     let description = match fields.get("description") {

@@ -37,6 +37,23 @@ pub fn pattern_files() -> Vec<(String, String)> {
     files.into_iter().map(|path| (name(&path), std::fs::read_to_string(&path).expect("a text"))).collect()
 }
 
+/// The shortest length from `n` on that the spec has a pattern for: a grid does not have every number of tokens.
+pub fn fitting_length(spec: &PatternSpec, n: usize) -> usize {
+    let fits = |n: &usize| pattern::resolve(spec, *n, *n).is_ok();
+    (n..n + 100).find(fits).unwrap_or_else(|| panic!("{}: no length near {n}", spec.name))
+}
+
+/// A pattern file at a small size: 2 heads, unless it says what each of its heads does.
+pub fn small_spec(text: &str, sets: &[&str]) -> PatternSpec {
+    let by_head = matches!(spec_with(text, &[]).pattern, spec::Node::PerHead(_));
+    let mut all = vec!["head_dim=8"];
+    if !by_head {
+        all.push("heads=2");
+    }
+    all.extend(sets);
+    spec_with(text, &all)
+}
+
 /// A spec from text and overrides, `PATH=VALUE`.
 pub fn spec_with(text: &str, sets: &[&str]) -> PatternSpec {
     let pairs: Vec<(String, String)> = sets

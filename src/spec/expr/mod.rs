@@ -8,10 +8,12 @@
 use std::fmt;
 
 mod bounds;
+mod lanes;
 mod parse;
 
 pub use bounds::{Bounds, Interval, Truth};
 pub(in crate::spec) use bounds::{binary as binary_bounds, call as call_bounds};
+pub use lanes::{LanePredicate, LaneStack};
 pub(in crate::spec) use parse::{MAX_DEPTH, Parser, Token, fault};
 
 /// Magnitudes from here on are refused: from 2^53, not every integer is an f64.

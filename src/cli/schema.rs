@@ -1,0 +1,272 @@
+//! `schema`: the spec language as a JSON Schema (2020-12), for completion and checks in editors.
+//!
+//! Made from the tables that the reader uses: [`KEYS`], [`NODES`] and their arguments. It describes the form of a
+//! spec; what needs lengths, and what an expression says, only `hopweave check` and the compiler know.
+
+use serde_json::{Map, Value, json};
+
+use super::print;
+use crate::error::Result;
+use crate::pattern::{ArgDef, COMBINATORS, Kind, NODES, NodeDef};
+use crate::spec::{KEYS, MAX_DIM, MAX_HEADS, MAX_HOPS};
+
+/// Prints the schema.
+///
+/// # Errors
+/// When standard output cannot be written.
+pub fn run() -> Result<()> {
+    print(&format!("{:#}\n", schema()))
+}
+
+/// The schema of a spec.
+fn schema() -> Value {
+    let properties: Map<String, Value> = KEYS
+        .iter()
+        .map(|key| {
+            let mut value = key_schema(key.name);
+            let default = key.default.map_or("required".into(), |default| format!("default: {default}"));
+            value["description"] = json!(format!("{} ({default})", key.meaning));
+            value["examples"] = json!([example(key.example)]);
+            (key.name.to_string(), value)
+        })
+        .collect();
+    let required: Vec<&str> = KEYS.iter().filter(|key| key.default.is_none()).map(|key| key.name).collect();
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Hopweave spec",
+        "description": "A sparse, multi-hop attention pattern for the compiler hopweave",
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": false,
+        "$defs": {
+            "expression": {
+                "description": "An integer, or an expression over n (keys), m (queries) and d (head_dim) with \
+                                + - * / // % **, parentheses, min max floor ceil round sqrt log2 abs",
+                "type": ["number", "string"],
+                "examples": [64, "max(32, n/64)"],
+            },
+            "tokens": tokens(),
+            "node": node(false),
+            "root": node(true),
+        },
+    })
+}
+
+/// YAML in flow style as JSON.
+fn example(text: &str) -> Value {
+    serde_yaml::from_str(text).unwrap_or(Value::Null)
+}
+
+fn key_schema(name: &str) -> Value {
+    let dim = || json!({"type": "integer", "minimum": 1, "maximum": MAX_DIM});
+    match name {
+        "heads" | "kv_heads" => json!({"type": "integer", "minimum": 1, "maximum": MAX_HEADS}),
+        "head_dim" | "value_dim" => dim(),
+        "dtype" => json!({"enum": ["f32", "bf16", "f16"]}),
+        "align" => json!({"enum": ["end", "start"]}),
+        "inputs" => json!({
+            "type": "object",
+            "additionalProperties": {
+                "type": "object",
+                "properties": {"shape": {"type": "array", "items": {"type": ["integer", "string"]}}},
+                "required": ["shape"],
+            },
+        }),
+        "pattern" => json!({"$ref": "#/$defs/root"}),
+        "score" => json!({
+            "type": "object",
+            "properties": {
+                "scale": {"type": "number", "description": "factor on every score; 1/sqrt(head_dim) when left out"},
+                "mods": {
+                    "type": "array",
+                    "items": {"type": ["string", "object"]},
+                    "description": "what is done to the scaled score, in order",
+                },
+            },
+            "additionalProperties": false,
+        }),
+        "diffusion" => diffusion(),
+        _ => json!({"type": "string"}),
+    }
+}
+
+fn diffusion() -> Value {
+    let hops = json!({"type": "integer", "minimum": 0, "maximum": MAX_HOPS, "description": "how often A is applied"});
+    let alpha = json!({"type": "number", "minimum": 0, "maximum": 1, "description": "share of V that every hop keeps"});
+    let form = |description: &str, properties: &[(&str, &Value)], required: &[&str]| {
+        let mut all: Map<String, Value> =
+            properties.iter().map(|(name, schema)| (name.to_string(), (*schema).clone())).collect();
+        all.insert("store".into(), json!({"enum": ["f32", "bf16"], "description": "how A is stored, where it is"}));
+        json!({
+            "description": description,
+            "type": "object",
+            "properties": all,
+            "required": required,
+            "additionalProperties": false,
+        })
+    };
+    let tolerance = json!({"type": "number", "minimum": 0, "maximum": 1, "description": "hops until (1 - alpha)^hops is no larger"});
+    let heat = json!({"type": "number", "minimum": 0, "maximum": 1e6, "description": "time of the heat kernel"});
+    let coefficients = json!({
+        "type": "array",
+        "items": {"type": "number"},
+        "minItems": 1,
+        "maxItems": MAX_HOPS + 1,
+        "description": "factors of V, A V, A^2 V, ...",
+    });
+    json!({"oneOf": [
+        form("Z' = (1 - alpha) A Z + alpha V, so many times", &[("hops", &hops), ("alpha", &alpha)], &["hops"]),
+        form("the same, as often as the tolerance asks", &[("alpha", &alpha), ("tolerance", &tolerance)], &["alpha", "tolerance"]),
+        form("the heat kernel, cut after some hops", &[("heat", &heat), ("hops", &hops)], &["heat", "hops"]),
+        form("a polynomial in A", &[("coefficients", &coefficients)], &["coefficients"]),
+    ]})
+}
+
+/// A node: the name of one without arguments, or a mapping with one key.
+fn node(root: bool) -> Value {
+    let mut properties = Map::new();
+    for combinator in COMBINATORS.iter().filter(|combinator| root || combinator.name != "per_head") {
+        let nodes = json!({"type": "array", "items": {"$ref": "#/$defs/node"}, "minItems": 1});
+        let mut value = match combinator.name {
+            "not" => json!({"$ref": "#/$defs/node"}),
+            "per_head" => per_head(),
+            _ => nodes,
+        };
+        describe(&mut value, combinator.name, combinator.meaning, combinator.example);
+        properties.insert(combinator.name.into(), value);
+    }
+    for def in NODES {
+        let mut value = arguments(def);
+        describe(&mut value, def.name, def.meaning, def.example);
+        properties.insert(def.name.into(), value);
+    }
+    let words: Vec<&str> = NODES.iter().filter(|def| def.args.is_empty()).map(|def| def.name).collect();
+    json!({"anyOf": [
+        {"enum": words},
+        {
+            "type": "object",
+            "properties": properties,
+            "additionalProperties": false,
+            "minProperties": 1,
+            "maxProperties": 1,
+        },
+    ]})
+}
+
+fn describe(value: &mut Value, name: &str, meaning: &str, text: &str) {
+    value["description"] = json!(format!("{meaning}. Example: `{text}`"));
+    let inner = example(text).get(name).cloned();
+    if let Some(inner) = inner.filter(|inner| !inner.is_null()) {
+        value["examples"] = json!([inner]);
+    }
+}
+
+fn per_head() -> Value {
+    json!({
+        "type": "array",
+        "items": {
+            "type": "object",
+            "properties": {
+                "heads": {
+                    "description": "a list of heads, or a range without its end, such as \"0..6\"",
+                    "anyOf": [
+                        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+                        {"type": "string", "pattern": r"^\s*\d+\s*\.\.\s*\d+\s*$"},
+                    ],
+                },
+                "pattern": {"$ref": "#/$defs/node"},
+            },
+            "required": ["heads", "pattern"],
+            "additionalProperties": false,
+        },
+    })
+}
+
+/// What stands after a leaf's name.
+fn arguments(def: &NodeDef) -> Value {
+    match def.args {
+        [] => return json!({"type": ["null", "object"], "maxProperties": 0}),
+        [only] if only.name.is_empty() => return argument(only),
+        _ => {}
+    }
+    let properties: Map<String, Value> = def
+        .args
+        .iter()
+        .map(|arg| {
+            let mut value = argument(arg);
+            value["description"] = json!(format!("{} ({})", arg.meaning, def.need(arg)));
+            (arg.name.to_string(), value)
+        })
+        .collect();
+    let in_form = |name: &str| def.forms.iter().any(|form| form.contains(&name));
+    let required: Vec<&str> =
+        def.args.iter().filter(|arg| arg.default.is_none() && !in_form(arg.name)).map(|arg| arg.name).collect();
+    let mut schema = json!({
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": false,
+    });
+    if !def.forms.is_empty() {
+        let forms: Vec<Value> = def
+            .forms
+            .iter()
+            .map(|form| {
+                let others = def.forms.iter().copied().flatten().filter(|name| !form.contains(name));
+                let without: Map<String, Value> = others.map(|name| (name.to_string(), json!(false))).collect();
+                json!({"required": form, "properties": without})
+            })
+            .collect();
+        schema["oneOf"] = json!(forms);
+    }
+    schema
+}
+
+fn argument(arg: &ArgDef) -> Value {
+    let list = |items: Value| json!({"type": "array", "items": items});
+    match arg.kind {
+        Kind::Integer => json!({"$ref": "#/$defs/expression"}),
+        Kind::Integers => list(json!({"$ref": "#/$defs/expression"})),
+        Kind::Seed => json!({"type": "integer", "minimum": 0}),
+        Kind::Flag => json!({"type": "boolean"}),
+        Kind::Flags => list(json!({"type": "boolean"})),
+        Kind::Choice(words) => json!({"enum": words}),
+        Kind::Tokens => json!({"$ref": "#/$defs/tokens"}),
+        Kind::Condition => json!({"type": ["string", "boolean"]}),
+        Kind::Layout => {
+            let entry = json!({"type": "integer", "minimum": 0});
+            list(list(json!({"anyOf": [entry.clone(), list(entry)]})))
+        }
+        Kind::Pairs => list(json!({
+            "type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 2, "maxItems": 2,
+        })),
+        Kind::File | Kind::Input => json!({"type": "string"}),
+    }
+}
+
+/// A set of positions.
+fn tokens() -> Value {
+    let form = |properties: Value, required: &str| {
+        json!({
+            "type": "object", "properties": properties, "required": [required], "additionalProperties": false,
+        })
+    };
+    let expression = || json!({"$ref": "#/$defs/expression"});
+    let random = json!({
+        "type": "object",
+        "properties": {"count": expression(), "seed": {"type": "integer", "minimum": 0}, "from": expression()},
+        "required": ["count", "seed"],
+        "additionalProperties": false,
+    });
+    json!({
+        "description": "Positions: a list, the first, the last, every so many, or drawn",
+        "anyOf": [
+            {"type": "array", "items": expression()},
+            form(json!({"first": expression()}), "first"),
+            form(json!({"last": expression()}), "last"),
+            form(json!({"every": expression(), "offset": expression()}), "every"),
+            form(json!({"random": random}), "random"),
+        ],
+    })
+}
