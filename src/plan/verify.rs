@@ -2,7 +2,9 @@
 //! build, and on every plan that is read from text.
 
 use super::{KernelPlan, MaskPlan, PieceKeys, RowPlan, Step, Stretch};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::target::Isa;
 
 /// Checks that block rows follow each other and are all there, that every key, mask word, list and trim that a step
 /// names exists, that pieces lie one behind the other in a panel that is wide enough, and that rows walked from
@@ -17,6 +19,9 @@ pub fn verify(plan: &KernelPlan) -> Result<()> {
     }
     if plan.mask_of_head.len() != plan.heads || plan.mask_of_head.iter().any(|&m| m as usize >= plan.masks.len()) {
         return Err(broken("a head has no mask".to_owned()));
+    }
+    if plan.bf16_dots && (plan.dtype != Dtype::Bf16 || plan.isa != Isa::Avx512 || plan.head_dim < 2) {
+        return Err(broken("dot products of bf16 pairs serve bf16 of width 2 or more on avx512".to_owned()));
     }
     for mask in &plan.masks {
         let mut next = 0;
