@@ -44,7 +44,9 @@ pub fn compile(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Option
     let schedule = clock.time("schedule", || schedule::build(spec, mask.clone()))?;
     let schedule = clock.time("passes", || passes::run(schedule, &options.without))?;
     let schedule = clock.time("verify", || schedule::verify(schedule))?;
-    let plan = clock.time("plan", || plan::build(&schedule, options.isa, Wishes { strategy: options.strategy }))?;
+    let plan = clock.time("plan", || {
+        plan::build(&schedule, options.isa, Wishes { strategy: options.strategy, bf16_dots: options.bf16_dots })
+    })?;
     let isa = jit::target_isa()?;
     let functions = clock.time("lower", || codegen::lower(&plan, &*isa));
     let code = clock.time("link", || jit::link(&plan, functions, &isa))?;
@@ -75,7 +77,8 @@ pub fn emit(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Options, 
     if stage == Stage::Fused {
         return Ok(schedule.print());
     }
-    let plan = plan::build(&schedule, options.isa, Wishes { strategy: options.strategy })?;
+    let plan =
+        plan::build(&schedule, options.isa, Wishes { strategy: options.strategy, bf16_dots: options.bf16_dots })?;
     if stage == Stage::Plan {
         return Ok(plan.print());
     }
@@ -124,6 +127,8 @@ pub struct Options {
     pub threads: usize,
     /// Strategy; the planner chooses where there is none.
     pub strategy: Option<Strategy>,
+    /// Scores of bf16 by dot products of pairs; where nothing is said, if they are faster on this machine.
+    pub bf16_dots: Option<bool>,
     /// Passes to leave out, by name.
     pub without: Vec<String>,
     /// Bytes that masks, tables and scratch may take.
@@ -137,6 +142,7 @@ impl Default for Options {
             isa: Isa::best(),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             strategy: None,
+            bf16_dots: None,
             without: Vec::new(),
             memory_limit: machine::default_memory_limit(),
         }

@@ -20,7 +20,7 @@ use crate::codegen::{KernelArgs, Lowered, TileFn, emit};
 use crate::error::{Error, Result};
 use crate::plan::{KernelPlan, ModsBy};
 use crate::target::Isa;
-use crate::tiles::stored::stored_family;
+use crate::tiles::stored::{dots_serve, stored_family};
 use crate::tiles::{self, exact, join};
 
 /// The settings with which kernels are compiled: this CPU's own features, and the cheapest register allocation,
@@ -90,6 +90,10 @@ pub fn link(plan: &KernelPlan, functions: Vec<Lowered>, isa: &OwnedTargetIsa) ->
     let join = family.map_or(join::join as *const u8, |family| family.join as *const u8);
     builder.symbol(TileFn::Join.name(), join);
     if let Some(stored) = stored_family(plan.isa, plan.dtype) {
+        if plan.bf16_dots && !dots_serve(plan.isa, plan.dtype, plan.head_dim) {
+            return Err(Error::unsupported("dot products of bf16 pairs", "this CPU has no AVX512-BF16"));
+        }
+        let stored = if plan.bf16_dots { stored.with_dots() } else { stored };
         for (tile, address) in [
             (TileFn::Pack, stored.pack as *const u8),
             (TileFn::Score, stored.score as *const u8),

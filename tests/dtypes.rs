@@ -8,14 +8,23 @@
 mod common;
 
 use common::{Oracle, Tensors, compile, families, options, pattern_files, spec_of, spec_with, strategies};
-use hopweave::compiler::{Compiled, Options};
+use hopweave::compiler::{self, Compiled, Options};
 use hopweave::half::{bf16, f16};
+use hopweave::plan::Strategy;
 use hopweave::runtime::Output;
 use hopweave::spec::PatternSpec;
 use hopweave::target::Isa;
 use hopweave::tiles::guard::GuardedBuffer;
+use hopweave::tiles::stored::dots_serve;
 use hopweave::{Dtype, Element, pattern};
 use ndarray::{Array3, Array4, ArrayView4, ArrayViewMut4, s};
+
+/// The ways to compute on stored `T`: dot products of bf16 pairs are one more where the CPU has them.
+fn ways<T: Element>(isa: Isa, strategy: Option<Strategy>, head_dim: usize) -> Vec<Options> {
+    let plain = Options { bf16_dots: Some(false), ..options(isa, strategy) };
+    let dots = Options { bf16_dots: Some(true), ..plain.clone() };
+    if dots_serve(isa, T::DTYPE, head_dim) { vec![plain, dots] } else { vec![plain] }
+}
 
 /// Runs that shift, gathered lists, scattered edges, dense rows.
 const MIXED: &str = "{any: [{window: {radius: 9}}, {global: {tokens: {every: 37, offset: 5}}}, \
@@ -94,10 +103,12 @@ fn conform<T: Element>(lengths: &[usize], hops: &[usize]) {
                 let (stored, oracle) = stored_oracle::<T>(&spec, 1, n, n as u64);
                 for isa in families() {
                     for &strategy in strategies(&spec) {
-                        let compiled = compile(&spec, n, &options(isa, Some(strategy)));
-                        let what = || format!("{name} {} n {n} hops {hops} {isa} {strategy}", T::DTYPE);
-                        check(&oracle, &stored.run(&compiled), &what);
-                        cases += 1;
+                        for options in ways::<T>(isa, Some(strategy), spec.head_dim) {
+                            let compiled = compile(&spec, n, &options);
+                            let what = || format!("{name} n {n} hops {hops} {options:?}");
+                            check(&oracle, &stored.run(&compiled), &what);
+                            cases += 1;
+                        }
                     }
                 }
             }
@@ -131,9 +142,11 @@ fn widths<T: Element>() {
             let (stored, oracle) = stored_oracle::<T>(&spec, 2, 150, 3);
             for isa in families() {
                 for &strategy in strategies(&spec) {
-                    let compiled = compile(&spec, 150, &Options { threads: 2, ..options(isa, Some(strategy)) });
-                    let what = || format!("{head_dim} {value_dim} {diffusion} {isa} {strategy}");
-                    check(&oracle, &stored.run(&compiled), &what);
+                    for options in ways::<T>(isa, Some(strategy), head_dim) {
+                        let compiled = compile(&spec, 150, &Options { threads: 2, ..options.clone() });
+                        let what = || format!("{head_dim} {value_dim} {diffusion} {options:?}");
+                        check(&oracle, &stored.run(&compiled), &what);
+                    }
                 }
             }
         }
@@ -217,11 +230,12 @@ fn guarded<T: Element>() {
                 let (stored, oracle) = stored_oracle::<T>(&spec, 1, n, n as u64);
                 for isa in families() {
                     for &strategy in strategies(&spec) {
-                        let compiled = compile(&spec, n, &options(isa, Some(strategy)));
-                        for place in places {
-                            let what =
-                                || format!("{pattern} {diffusion} n {n} {head_dim} {value_dim} {isa} {strategy}");
-                            check(&oracle, &run_guarded(&stored, &compiled, place), &what);
+                        for options in ways::<T>(isa, Some(strategy), head_dim) {
+                            let compiled = compile(&spec, n, &options);
+                            for place in places {
+                                let what = || format!("{pattern} {diffusion} n {n} {head_dim} {value_dim} {options:?}");
+                                check(&oracle, &run_guarded(&stored, &compiled, place), &what);
+                            }
                         }
                     }
                 }
@@ -300,11 +314,12 @@ fn not_finite_reaches<T: Element>() {
                 assert!(oracle.out.iter().any(|x| !x.is_finite()) && oracle.out.iter().any(|x| x.is_finite()));
                 for isa in families() {
                     for &strategy in strategies(&spec) {
-                        let compiled = compile(&spec, n, &options(isa, Some(strategy)));
-                        let found = stored.run(&compiled);
-                        for ((place, x), y) in found.out.indexed_iter().zip(&oracle.out) {
-                            let what = || format!("{place:?} {poison} {diffusion} {isa} {strategy}: {x:?}, not {y:e}");
-                            assert_eq!(x.widen().is_finite(), y.is_finite(), "{}", what());
+                        for options in ways::<T>(isa, Some(strategy), spec.head_dim) {
+                            let found = stored.run(&compile(&spec, n, &options));
+                            for ((place, x), y) in found.out.indexed_iter().zip(&oracle.out) {
+                                let what = || format!("{place:?} {poison} {diffusion} {options:?}: {x:?}, not {y:e}");
+                                assert_eq!(x.widen().is_finite(), y.is_finite(), "{}", what());
+                            }
                         }
                     }
                 }
@@ -380,4 +395,19 @@ fn texts_carry_the_type() {
     let plan = compiled.kernel.plan();
     assert_eq!(&hopweave::plan::parse(&plan.print()).expect("a plan"), plan);
     assert_eq!(plan.dtype, Dtype::F16);
+}
+
+#[test]
+fn dot_products_are_refused_where_they_do_not_serve() {
+    let wished = |isa| Options { bf16_dots: Some(true), ..options(isa, None) };
+    let refused = |dtype, head_dim, isa| {
+        let spec = spec_in(dtype, "causal", head_dim, 4, "{hops: 1}");
+        compiler::compile(&spec, 9, 9, &wished(isa)).expect_err("no dot products").to_string()
+    };
+    for (dtype, head_dim, isa) in
+        [(Dtype::F16, 4, Isa::best()), (Dtype::F32, 4, Isa::best()), (Dtype::Bf16, 1, Isa::best())]
+    {
+        assert!(refused(dtype, head_dim, isa).starts_with("unsupported: dot products of bf16 pairs for "));
+    }
+    assert!(refused(Dtype::Bf16, 4, Isa::Portable).contains("of width 4 on portable"));
 }

@@ -18,7 +18,8 @@ fn broken_plans_are_refused() {
     let good = plan();
     assert!(verify(&good).is_ok());
     type Break = fn(&mut KernelPlan);
-    let breaks: [(&str, Break); 7] = [
+    let breaks: [(&str, Break); 8] = [
+        ("dots", |plan| plan.bf16_dots = true),
         ("row", |plan| plan.masks[0].rows[1].first += 1),
         ("rows", |plan| drop(plan.masks[0].rows.pop())),
         ("head", |plan| plan.mask_of_head[0] = 9),

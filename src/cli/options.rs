@@ -49,6 +49,7 @@ impl Global {
             isa: Isa::choose(&self.isa)?,
             threads: self.threads(),
             strategy: self.strategy,
+            bf16_dots: None,
             without: self.without.clone(),
             memory_limit: self.memory_limit(),
         })

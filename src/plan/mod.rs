@@ -17,6 +17,7 @@ use crate::schedule::{Base, BlockTest, Op, VerifiedSchedule};
 use crate::spec::HopFactors;
 use crate::spec::score::{ScoreMod, ScoreMods};
 use crate::target::Isa;
+use crate::tiles::stored::{dots_pay, dots_serve};
 use crate::tiles::{LANES, ROW_BLOCKS};
 
 mod rows;
@@ -92,6 +93,9 @@ pub struct KernelPlan {
     /// Storage of q, k, v and the output; f32 where the text form has none.
     #[serde(default, skip_serializing_if = "Dtype::is_f32")]
     pub dtype: Dtype,
+    /// Scores of bf16 by dot products of pairs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bf16_dots: bool,
     /// How scores become probabilities.
     pub scores: ScoreForm,
     /// Score mods, if there are any.
@@ -203,12 +207,15 @@ impl KernelPlan {
 pub struct Wishes {
     /// The strategy; the planner chooses where there is none.
     pub strategy: Option<Strategy>,
+    /// Scores of bf16 by dot products of pairs; where nothing is wished, they are taken if they are faster here.
+    pub bf16_dots: Option<bool>,
 }
 
 /// Plans a kernel.
 ///
 /// # Errors
-/// [`Error::Unsupported`] when the wished strategy is not legal for the schedule, with the reason.
+/// [`Error::Unsupported`] when the wished strategy is not legal for the schedule, with the reason, or the machine has no
+/// wished dot products.
 pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<KernelPlan> {
     let mut scores =
         ScoreForm { pack_scale: 1.0, panel_scale: None, fused: false, exp_masked: false, test_every: false };
@@ -250,7 +257,18 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
         restart_folded = true;
     }
     scores.panel_scale = (panel_scale != 1.0).then_some(panel_scale as f32);
-    let (strategy, reasons) = choose(hops.len(), looped, schedule.neighbors.parts, wishes.strategy)?;
+    let (strategy, mut reasons) = choose(hops.len(), looped, schedule.neighbors.parts, wishes.strategy)?;
+    let (d, dtype) = (schedule.head_dim, schedule.dtype);
+    let bf16_dots = wishes.bf16_dots.unwrap_or_else(|| dots_pay(isa, dtype, d));
+    if bf16_dots && !dots_serve(isa, dtype, d) {
+        return Err(Error::unsupported(
+            format!("dot products of bf16 pairs for {dtype} of width {d} on {isa}"),
+            "they need bf16, a width of at least 2, and the avx512 family on a CPU with AVX512-BF16",
+        ));
+    }
+    if bf16_dots {
+        reasons.push("scores: dot products of bf16 pairs, whose sums are f32".to_owned());
+    }
     let masks = schedule.neighbors.masks.iter().map(|mask| plan_mask(mask, &schedule.neighbors, strategy)).collect();
     let plan = KernelPlan {
         isa,
@@ -263,6 +281,7 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
         head_dim: schedule.head_dim,
         value_dim: schedule.value_dim,
         dtype: schedule.dtype,
+        bf16_dots,
         scores,
         mods,
         hops,

@@ -2,7 +2,9 @@
 //! build, and on every plan that is read from text.
 
 use super::{KernelPlan, MaskPlan, ModsBy, PieceKeys, RowPlan, Step, Strategy, Stretch};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::target::Isa;
 
 /// Checks that block rows follow each other and are all there, that every key, mask word, list and trim that a step
 /// names exists, that pieces lie one behind the other in a panel that is wide enough, and that rows walked from
@@ -26,6 +28,9 @@ pub fn verify(plan: &KernelPlan) -> Result<()> {
     }
     if plan.kv_heads == 0 || plan.heads % plan.kv_heads != 0 {
         return Err(broken("the key/value heads do not divide the heads".to_owned()));
+    }
+    if plan.bf16_dots && (plan.dtype != Dtype::Bf16 || plan.isa != Isa::Avx512 || plan.head_dim < 2) {
+        return Err(broken("dot products of bf16 pairs serve bf16 of width 2 or more on avx512".to_owned()));
     }
     if let Some(mods) = &plan.mods {
         let positions = mods.mods.positions;

@@ -114,7 +114,7 @@ unsafe extern "C" fn score(call: *const ScoreCall) {
     const KERNELS: [ScoreKernel; SCORE_KEYS] =
         [score_tile::<1>, score_tile::<2>, score_tile::<3>, score_tile::<4>, score_tile::<5>, score_tile::<6>];
     // SAFETY: contract of `super`; a family exists only where the CPU has its instructions.
-    unsafe { split::score(&*call, &KERNELS) }
+    unsafe { split::score::<4>(&*call, &KERNELS) }
 }
 
 /// `K` keys, group after group.

@@ -102,7 +102,7 @@ unsafe extern "C" fn score(call: *const ScoreCall) {
     const KERNELS: [ScoreKernel; SCORE_KEYS] =
         [score_row::<1>, score_row::<2>, score_row::<3>, score_row::<4>, score_row::<5>, score_row::<6>];
     // SAFETY: contract of `super`; a family exists only where the CPU has its instructions.
-    unsafe { split::score(&*call, &KERNELS) }
+    unsafe { split::score::<4>(&*call, &KERNELS) }
 }
 
 /// `K` keys times all the tile's groups at once. Eight sums or fewer leave the FMA pipes waiting: they are split.

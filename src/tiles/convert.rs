@@ -153,8 +153,10 @@ macro_rules! converter {
                             for x in (0..from.width / $lanes).map(|vector| vector * $lanes) {
                                 $widen(row.add(x), to.add(x));
                             }
-                            let x = from.width - $lanes;
-                            $widen(row.add(x), to.add(x));
+                            if !from.width.is_multiple_of($lanes) {
+                                let x = from.width - $lanes;
+                                $widen(row.add(x), to.add(x));
+                            }
                         }
                     }
                 }
@@ -176,8 +178,10 @@ macro_rules! converter {
                             for x in (0..to.width / $lanes).map(|vector| vector * $lanes) {
                                 $narrow(from.add(x), row.add(x));
                             }
-                            let x = to.width - $lanes;
-                            $narrow(from.add(x), row.add(x));
+                            if !to.width.is_multiple_of($lanes) {
+                                let x = to.width - $lanes;
+                                $narrow(from.add(x), row.add(x));
+                            }
                         }
                     }
                 }

@@ -19,6 +19,8 @@
 //! allocates, unwinds, or keeps a pointer.
 
 mod convert;
+#[cfg(target_arch = "x86_64")]
+mod dots;
 pub mod exact;
 #[doc(hidden)]
 pub mod guard;

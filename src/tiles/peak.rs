@@ -38,6 +38,45 @@ pub fn fma_peak(isa: Isa, seconds: f64) -> f64 {
     best
 }
 
+/// Peak of one thread in GF/s by dot products of bf16 pairs with AVX-512 (an instruction does 32 multiply-adds), measured as
+/// [`fma_peak`]. 0 where this CPU lacks the instructions.
+pub fn bf16_dot_peak(seconds: f64) -> f64 {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512f") {
+        let flops = (2 * 32 * CHAINS * STEPS) as f64;
+        let start = Instant::now();
+        let mut best = 0.0f64;
+        while best == 0.0 || start.elapsed().as_secs_f64() < seconds {
+            let slice = Instant::now();
+            // SAFETY: the CPU has the instructions.
+            std::hint::black_box(unsafe { bf16_dots(STEPS) });
+            best = best.max(flops / slice.elapsed().as_secs_f64() * 1e-9);
+        }
+        return best;
+    }
+    let _ = seconds;
+    0.0
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn bf16_dots(steps: usize) -> f32 {
+    use std::arch::x86_64::*;
+    let ones = _mm512_set1_ps(std::hint::black_box(1.0));
+    let pairs = _mm512_cvtne2ps_pbh(ones, ones);
+    let mut sums = [ones; CHAINS];
+    for _ in 0..steps {
+        for sum in &mut sums {
+            *sum = _mm512_dpbf16_ps(*sum, pairs, pairs);
+        }
+    }
+    let mut total = sums[0];
+    for sum in &sums[1..] {
+        total = _mm512_add_ps(total, *sum);
+    }
+    _mm512_cvtss_f32(total)
+}
+
 /// One routine per width: `CHAINS` sums that the compiler cannot see through.
 #[cfg(target_arch = "x86_64")]
 macro_rules! chains {

@@ -49,11 +49,11 @@ pub(super) struct ScoreTile {
 /// A score micro-kernel; its count of keys is its place in the table.
 pub(super) type ScoreKernel = unsafe fn(&ScoreTile);
 
-/// Runs a score call over `kernels[keys - 1]`.
+/// Runs a score call over `kernels[keys - 1]`, on keys whose elements have `BYTES` bytes.
 ///
 /// # Safety
 /// `call` keeps the contract of [`super`], and the CPU has the kernels' instructions.
-pub(super) unsafe fn score(call: &ScoreCall, kernels: &[ScoreKernel; SCORE_KEYS]) {
+pub(super) unsafe fn score<const BYTES: usize>(call: &ScoreCall, kernels: &[ScoreKernel; SCORE_KEYS]) {
     let mut first = 0;
     let mut ahead = AheadCursor { regions: &call.ahead, line: 0 };
     while first < call.nkeys {
@@ -106,7 +106,7 @@ pub(super) unsafe fn score(call: &ScoreCall, kernels: &[ScoreKernel; SCORE_KEYS]
             }
             for (i, key) in tile.keys.iter_mut().take(count).enumerate() {
                 let row = if call.keys.is_null() { first + i } else { *call.keys.add(first + i) as usize };
-                *key = call.k.add(row * call.k_stride);
+                *key = call.k.byte_add(row * call.k_stride * BYTES);
             }
             kernels[count - 1](&tile);
         }
