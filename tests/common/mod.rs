@@ -117,12 +117,17 @@ pub struct Tensors {
 impl Tensors {
     /// Random inputs of the spec's shape.
     pub fn random(spec: &PatternSpec, batch: usize, n: usize, seed: u64) -> Self {
+        Self::at(spec, batch, (n, n), seed)
+    }
+
+    /// The same for another number of queries than keys.
+    pub fn at(spec: &PatternSpec, batch: usize, (q_len, kv_len): (usize, usize), seed: u64) -> Self {
         let mut numbers = Numbers(seed);
-        let mut tensor = |heads, width| Array4::from_shape_simple_fn((batch, heads, n, width), || numbers.normal());
+        let mut tensor = |heads, n, width| Array4::from_shape_simple_fn((batch, heads, n, width), || numbers.normal());
         Self {
-            q: tensor(spec.heads, spec.head_dim),
-            k: tensor(spec.kv_heads, spec.head_dim),
-            v: tensor(spec.kv_heads, spec.value_dim),
+            q: tensor(spec.heads, q_len, spec.head_dim),
+            k: tensor(spec.kv_heads, kv_len, spec.head_dim),
+            v: tensor(spec.kv_heads, kv_len, spec.value_dim),
         }
     }
 
