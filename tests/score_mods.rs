@@ -69,7 +69,7 @@ fn views(tensors: &[(String, ArrayD<f32>)]) -> Inputs<'_> {
 fn check(spec: &PatternSpec, n: usize, options: &Options, what: &str) {
     // Inputs end, or start, at a page that may not be touched.
     let given = tensors(spec, n, n as u64);
-    let place = if n % 2 == 0 { GuardedBuffer::<f32>::new } else { GuardedBuffer::<f32>::at_start };
+    let place = if n.is_multiple_of(2) { GuardedBuffer::<f32>::new } else { GuardedBuffer::<f32>::at_start };
     let guarded: Vec<_> = given.iter().map(|(_, tensor)| place(tensor.as_slice().expect("C order"))).collect();
     let inputs = given.iter().zip(&guarded).fold(Inputs::none(), |inputs, ((name, tensor), buffer)| {
         inputs.with(name.as_str(), ArrayViewD::from_shape(tensor.raw_dim(), buffer).expect("a view"))
