@@ -388,7 +388,8 @@ mod tests {
             for x in [bf16::from_bits(bits).to_f32(), f16::from_bits(bits).to_f32()] {
                 for offset in [0x8000, 0x18000, 0x1000, 0x3000] {
                     let tie = f32::from_bits(x.to_bits().wrapping_add(offset));
-                    numbers.extend([tie, f32::from_bits(tie.to_bits() + 1), f32::from_bits(tie.to_bits() - 1)]);
+                    let beside = |step: u32| f32::from_bits(tie.to_bits().wrapping_add(step));
+                    numbers.extend([tie, beside(1), beside(u32::MAX)]);
                 }
             }
         }
