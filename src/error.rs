@@ -1,8 +1,9 @@
 //! Every way in which Hopweave can say no.
 //!
 //! Three kinds are kept apart, because the reader does something different about each: the input is
-//! wrong ([`SpecError`], [`Error::Shape`], [`Error::Dtype`], [`Error::Input`], [`Error::Memory`]), the input is right but
-//! this version cannot do it ([`Error::Unsupported`]), or Hopweave itself is wrong ([`Error::Internal`]).
+//! wrong ([`SpecError`], [`Error::Shape`], [`Error::Dtype`], [`Error::Input`], [`Error::Memory`]), the
+//! input is right but this version cannot do it ([`Error::Unsupported`]), or Hopweave itself is wrong
+//! ([`Error::Internal`]).
 
 use std::fmt;
 use std::path::PathBuf;
