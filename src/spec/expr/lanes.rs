@@ -281,7 +281,7 @@ fn bits(keep: impl Fn(usize) -> bool) -> u64 {
 /// Marks lanes whose value is no number or too large, as the scalar operations refuse it.
 #[inline(always)]
 fn check(x: &mut Numbers) {
-    let outside = |value: f64| !(value.abs() < LIMIT);
+    let outside = |value: f64| value.is_nan() || value.abs() >= LIMIT;
     if x.values.iter().fold(false, |any, &value| any | outside(value)) {
         x.undefined |= bits(|i| outside(x.values[i]));
     }
