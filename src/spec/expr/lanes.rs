@@ -174,9 +174,7 @@ impl LanePredicate {
                 self.number(x, numbers)?;
                 self.program.push(Op::Neg);
             }
-            Expr::Binary(op, _, xs)
-                if xs.iter().any(|x| !x.uses(Var::K)) && !(xs[1].uses(Var::K) && !commutes(*op)) =>
-            {
+            Expr::Binary(op, _, xs) if !xs[1].uses(Var::K) || commutes(*op) && !xs[0].uses(Var::K) => {
                 // Sums and products of floats are the same either way round.
                 let (left, right) = if xs[1].uses(Var::K) { (&xs[1], &xs[0]) } else { (&xs[0], &xs[1]) };
                 let integers = [self.number(left, numbers)?, integer(right)?] == [true, true];
