@@ -6,8 +6,7 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::{
-    Oracle, Tensors, compile, families, fitting_length, options, oracle, pattern_files, small_spec, spec_of, spec_with,
-    strategies,
+    Oracle, Tensors, compile, families, fitting_length, options, oracle, pattern_files, small_spec, spec_of, strategies,
 };
 use hopweave::pattern;
 use hopweave::plan::Strategy;
