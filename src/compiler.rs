@@ -38,6 +38,16 @@ pub fn compile(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Option
     let mut clock = Clock::default();
     // Expressions are evaluated and random choices drawn: from here on there are only numbers.
     let pattern = clock.time("resolve", || pattern::resolve(spec, q_len, kv_len))?;
+    let compiled = compile_pattern(spec, pattern, options)?;
+    Ok(Compiled { timings: [clock.steps, compiled.timings].concat(), ..compiled })
+}
+
+/// Compiles the pattern of a spec, which may be bound to what is known of a batch element at run time.
+///
+/// # Errors
+/// Those of [`compile`].
+pub fn compile_pattern(spec: &PatternSpec, pattern: Pattern, options: &Options) -> Result<Compiled> {
+    let mut clock = Clock::default();
     // Whole blocks are classified by intervals; points are visited only inside partial blocks.
     let mask = clock.time("mask", || build_mask(spec, &pattern, options))?;
     let schedule = clock.time("schedule", || schedule::build(spec, mask.clone()))?;

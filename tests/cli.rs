@@ -498,6 +498,8 @@ fn patterns_lists_every_score_mod() {
         assert!(text.contains(&format!("\n  {}: {}\n", def.name, def.meaning)), "{}", def.name);
         assert!(text.contains(def.example), "{}", def.name);
     }
+}
+
 #[test]
 fn import_prints_a_spec_that_check_takes() {
     let folder = Folder::new();

@@ -6,7 +6,8 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::{
-    Oracle, Tensors, compile, families, fitting_length, options, oracle, pattern_files, small_spec, spec_of, strategies,
+    Oracle, Tensors, compile, families, fitting_length, options, oracle, pattern_files, small_spec, spec_of, spec_with,
+    strategies,
 };
 use hopweave::pattern;
 use hopweave::plan::Strategy;

@@ -253,7 +253,10 @@ fn plain(pattern: &Pattern, spec: &PatternSpec, tensors: &Tensors) -> (Array4<f3
                     for (&p, &j) in a[i].iter().zip(&allowed[i]) {
                         sums.iter_mut().zip(&z[j]).for_each(|(sum, x)| *sum += p * x);
                     }
-                    sums.iter_mut().zip(&v[i]).for_each(|(sum, x)| *sum = step * *sum + restart * x);
+                    sums.iter_mut().for_each(|sum| *sum *= step);
+                    if restart != 0.0 {
+                        sums.iter_mut().zip(&v[i]).for_each(|(sum, x)| *sum += restart * x);
+                    }
                     sums
                 };
                 z = (0..n).map(next).collect();
