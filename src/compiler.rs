@@ -38,9 +38,18 @@ pub fn compile(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Option
     let mut clock = Clock::default();
     // Expressions are evaluated and random choices drawn: from here on there are only numbers.
     let pattern = clock.time("resolve", || pattern::resolve(spec, q_len, kv_len))?;
+    let compiled = compile_pattern(spec, pattern, options)?;
+    Ok(Compiled { timings: [clock.steps, compiled.timings].concat(), ..compiled })
+}
+
+/// Compiles the pattern of a spec, which may be bound to what is known of a batch element at run time.
+///
+/// # Errors
+/// Those of [`compile`].
+pub fn compile_pattern(spec: &PatternSpec, pattern: Pattern, options: &Options) -> Result<Compiled> {
+    let mut clock = Clock::default();
     // Whole blocks are classified by intervals; points are visited only inside partial blocks.
     let mask = clock.time("mask", || build_mask(spec, &pattern, options))?;
-    check_lengths(&pattern)?;
     let schedule = clock.time("schedule", || schedule::build(spec, mask.clone()))?;
     let schedule = clock.time("passes", || passes::run(schedule, &options.without))?;
     let schedule = clock.time("verify", || schedule::verify(schedule))?;
@@ -68,7 +77,6 @@ pub fn emit(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Options, 
     if stage == Stage::Mask {
         return Ok(mask.print());
     }
-    check_lengths(&pattern)?;
     let schedule = schedule::build(spec, mask)?;
     if stage == Stage::Schedule {
         return Ok(schedule.print());
@@ -88,15 +96,6 @@ pub fn emit(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Options, 
         Stage::Clif => Ok(functions.iter().map(|lowered| format!("{}\n", lowered.function.display())).collect()),
         _ => jit::disassemble(functions, &isa),
     }
-}
-
-fn check_lengths(pattern: &Pattern) -> Result<()> {
-    let (q_len, kv_len) = (pattern.q_len, pattern.kv_len);
-    if q_len == kv_len {
-        return Ok(());
-    }
-    let limit = "kernels need as many queries as keys; the interpreter does not";
-    Err(Error::unsupported(format!("q_len {q_len} with kv_len {kv_len}"), limit))
 }
 
 /// Parts of a head are joined by `flash` alone, so a mask is split only where that is what will run.

@@ -116,7 +116,8 @@ impl Element for f32 {
 }
 
 /// `x` cut to f32, with the last bit set where that lost anything: rounding the result to a format with at least two
-/// bits less is then the same as rounding `x` (Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums").
+/// bits less is then the same as rounding `x` (Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded
+/// sums").
 fn round_to_odd(x: f64) -> f32 {
     let near = x as f32;
     let back = f64::from(near);

@@ -2,8 +2,8 @@
 //!
 //! Three kinds are kept apart, because the reader does something different about each: the input is
 //! wrong ([`SpecError`], [`Error::Shape`], [`Error::Dtype`], [`Error::Value`], [`Error::Input`], [`Error::Memory`]), the
-//! input is right but
-//! this version cannot do it ([`Error::Unsupported`]), or Hopweave itself is wrong ([`Error::Internal`]).
+//! input is right but this version cannot do it ([`Error::Unsupported`]), or Hopweave itself is wrong
+//! ([`Error::Internal`]).
 
 use std::fmt;
 use std::path::PathBuf;

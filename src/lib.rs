@@ -16,6 +16,7 @@ pub mod jit;
 pub mod machine;
 pub mod mask;
 pub mod npy;
+pub mod operator;
 pub mod passes;
 pub mod pattern;
 pub mod plan;

@@ -11,7 +11,8 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array, ArrayD, Dimension, IxDyn};
+use ndarray::{Array, ArrayD, ArrayViewD, Dimension, IxDyn};
+use ndarray_npy::ViewNpyExt;
 use tempfile::NamedTempFile;
 
 use crate::dtype::{Dtype, Element};
@@ -100,6 +101,30 @@ fn hint(header: &Header, dtype: Dtype) -> String {
         None if known => format!("; convert with `{convert}`"),
         None => String::new(),
     }
+}
+
+/// Reads an array of integers (`<i4` or `<i8`, as numpy makes them) with `axes.len()` axes.
+///
+/// # Errors
+/// [`Error::Input`] for anything else.
+pub fn read_integers<D: Dimension>(path: &Path, axes: &[&str]) -> Result<Array<i64, D>> {
+    let wrong = |message: String| Error::Input { path: path.into(), message };
+    let bytes = std::fs::read(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+    let header = read_header(&mut bytes.as_slice()).map_err(|what| wrong(format!("is no .npy file: {what}")))?;
+    // A view checks the shape against the bytes that are there.
+    let array = match header.descr.as_str() {
+        "<i4" => ArrayViewD::<i32>::view_npy(&bytes).map(|view| view.mapv(i64::from)),
+        "<i8" => ArrayViewD::<i64>::view_npy(&bytes).map(|view| view.to_owned()),
+        other => {
+            let message = format!("holds elements of type `{other}`; expected integers, `<i4` or `<i8`");
+            return Err(wrong(format!("{message}; convert with `x.astype('<i4')`")));
+        }
+    };
+    let array = array.map_err(|error| wrong(error.to_string()))?;
+    let found = array.shape().to_vec();
+    array.as_standard_layout().into_owned().into_dimensionality().map_err(|_| {
+        wrong(format!("has {} axes, {found:?}; expected {}: [{}]", found.len(), axes.len(), axes.join(", ")))
+    })
 }
 
 /// Reads a tensor whose header [`check`] has accepted for the dtype of `T`.

@@ -33,6 +33,7 @@ const MAP: &[(&str, &[&str])] = &[
             "runtime",
         ],
     ),
+    ("operator", &["error", "dtype", "spec", "pattern", "runtime", "compiler"]),
     ("analysis", &["error", "spec", "pattern", "mask", "schedule"]),
     // The interpreter judges baselines too.
     ("baselines", &["error", "spec", "pattern", "interpreter", "analysis"]),
@@ -51,6 +52,7 @@ const MAP: &[(&str, &[&str])] = &[
             "mask",
             "plan",
             "compiler",
+            "operator",
             "analysis",
             "baselines",
         ],

@@ -499,3 +499,57 @@ fn patterns_lists_every_score_mod() {
         assert!(text.contains(def.example), "{}", def.name);
     }
 }
+
+#[test]
+fn import_prints_a_spec_that_check_takes() {
+    let folder = Folder::new();
+    folder.write("ds.json", br#"{"sparse_attention": {"mode": "bigbird", "block": 16}}"#);
+    let imported = hopweave(&["import", "deepspeed", &folder.text("ds.json"), "--heads", "4"]);
+    assert_eq!(code(&imported), 0, "{}", stderr(&imported));
+    assert!(stderr(&imported).contains("note: DeepSpeed draws its random blocks"), "{}", stderr(&imported));
+    folder.write("imported.yaml", &imported.stdout);
+    let checked = hopweave(&["check", &folder.text("imported.yaml")]);
+    assert!(stdout(&checked).contains("deepspeed-bigbird, 4 heads of 64"), "{}", stderr(&checked));
+    folder.write("ds.json", br#"{"sparse_attention": {"mode": "bigbrid"}}"#);
+    refused(&hopweave(&["import", "deepspeed", &folder.text("ds.json")]), "unknown mode `bigbrid`");
+    refused(&hopweave(&["import", "deepspeed", &folder.text("none.json")]), "cannot be read");
+    assert_eq!(code(&hopweave(&["import", "tensorflow", "x"])), 2);
+}
+
+#[test]
+fn specs_from_standard_input_name_files_with_leave_only() {
+    let folder = Folder::new();
+    write_npy(folder.path("edges.npy"), &ndarray::arr2(&[[3_i64, 1], [0, 0]])).expect("a file");
+    let spec = format!("name: x\nhead_dim: 4\npattern: {{edges: {{file: {}}}}}\n", folder.text("edges.npy"));
+    let emit = |more: &[&str]| {
+        let mut args = vec!["emit", "-", "-n", "4", "--stage", "pattern"];
+        args.extend(more);
+        let mut child = command(&args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the command starts");
+        child.stdin.take().expect("a pipe").write_all(spec.as_bytes()).expect("it reads");
+        child.wait_with_output().expect("it ends")
+    };
+    refused(&emit(&[]), "a spec that is not a file cannot name one");
+    let output = emit(&["--allow-files"]);
+    assert!(stdout(&output).ends_with("edges: {pairs: [[0, 0], [3, 1]]}\n"), "{}", stderr(&output));
+}
+
+#[test]
+fn lengths_that_differ_reach_the_mask() {
+    let folder = Folder::new();
+    let emit = |stage: &str, more: &[&str]| {
+        let spec = folder.text("spec.yaml");
+        let mut args = vec!["emit", &spec, "--q-len", "2", "--kv-len", "9", "--stage", stage];
+        args.extend(more);
+        let output = hopweave(&args);
+        assert_eq!(code(&output), 0, "{}", stderr(&output));
+        stdout(&output)
+    };
+    assert!(emit("pattern", &[]).starts_with("pattern q_len=2 kv_len=9 heads=2\n"));
+    assert!(emit("pattern", &["--set", "align=start"]).starts_with("pattern q_len=2 kv_len=9 heads=2 align=start\n"));
+    assert!(emit("mask", &[]).starts_with("mask q_len 2 kv_len 9 "));
+}

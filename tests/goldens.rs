@@ -20,8 +20,13 @@ const GLOBALS: &str = "name: globals\nhead_dim: 8\npattern:\n  any:\n    - windo
 const DIFFUSER: &str = "name: diffuser\nhead_dim: 8\npattern:\n  any:\n    - window: {radius: 8}\n    \
                         - random: {keys_per_query: 2, seed: 1}\ndiffusion: {hops: 5, alpha: 0.1}\n";
 
+const MODS: &str = "name: mods\nheads: 2\nhead_dim: 8\ninputs: {rel: {shape: [heads, \"2*n - 1\"]}}\npattern: causal\n\
+                    score:\n  mods:\n    - softcap: 20\n    - alibi\n    \
+                    - bias: {input: rel, index: [h, \"q - k + n - 1\"]}\n    \
+                    - expr: \"if(q - k < 8 and not k == 0, s, s - 0.1 * rel[h, k])\"\n";
+
 /// Spec, length.
-const CASES: [(&str, usize); 4] = [(WINDOW, 200), (CAUSAL, 130), (GLOBALS, 150), (DIFFUSER, 100)];
+const CASES: [(&str, usize); 5] = [(WINDOW, 200), (CAUSAL, 130), (GLOBALS, 150), (DIFFUSER, 100), (MODS, 70)];
 
 /// Which spec each pass has something to do on.
 const PASS_CASES: [(&str, &str, usize); 7] = [

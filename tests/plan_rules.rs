@@ -1,11 +1,12 @@
 //! A plan that breaks a rule is refused, whatever the rule.
 
-use hopweave::plan::{KernelPlan, Wishes, build, parse, verify};
+use hopweave::plan::{KernelPlan, ModsBy, ModsPlan, Wishes, build, parse, verify};
 use hopweave::target::Isa;
 use hopweave::{mask, passes, pattern, schedule, spec};
 
 fn plan() -> KernelPlan {
-    let text = "name: x\nhead_dim: 4\npattern:\n  any: [window: {radius: 20}, random: {keys_per_query: 2, seed: 1}]\n";
+    let text = "name: x\nhead_dim: 4\ninputs: {rel: {shape: [\"2*n - 1\"]}}\npattern:\n  any: [window: {radius: 20}, \
+                random: {keys_per_query: 2, seed: 1}]\nscore: {mods: [{bias: {input: rel, index: [\"q - k + n - 1\"]}}]}\n";
     let spec = spec::parse(text, "<text>").expect("a spec");
     let pattern = pattern::resolve(&spec, 500, 500).expect("a pattern");
     let mask = mask::build(&pattern, u64::MAX).expect("a mask");
@@ -18,8 +19,16 @@ fn broken_plans_are_refused() {
     let good = plan();
     assert!(verify(&good).is_ok());
     type Break = fn(&mut KernelPlan);
-    let breaks: [(&str, Break); 8] = [
+    fn mods(plan: &mut KernelPlan) -> &mut ModsPlan {
+        plan.mods.as_mut().expect("mods")
+    }
+    let breaks: [(&str, Break); 13] = [
         ("dots", |plan| plan.bf16_dots = true),
+        ("an input one element shorter", |plan| mods(plan).mods.inputs[0].shape[0] -= 1),
+        ("positions that move", |plan| mods(plan).mods.positions.q_offset -= 1),
+        ("mods of another problem", |plan| mods(plan).mods.positions.kv_len -= 1),
+        ("no such input", |plan| mods(plan).mods.inputs.clear()),
+        ("no tile for these mods", |plan| mods(plan).by = ModsBy::Alibi),
         ("row", |plan| plan.masks[0].rows[1].first += 1),
         ("rows", |plan| drop(plan.masks[0].rows.pop())),
         ("head", |plan| plan.mask_of_head[0] = 9),

@@ -49,6 +49,7 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
         if let Some(object) = value.as_object_mut() {
             object.extend([
                 ("spec".into(), json!(spec.name)),
+                ("dtype".into(), json!(spec.dtype)),
                 ("hops".into(), json!(spec.diffusion.hops.len())),
                 ("batch".into(), json!(args.batch)),
                 ("threads".into(), json!(options.threads())),
@@ -63,7 +64,8 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
         }
         return print(&format!("{value:#}\n"));
     }
-    let title = format!("{}: {q_len} queries, {kv_len} keys, {} heads\n\n", spec.name, spec.heads);
+    let stored = if spec.dtype.is_f32() { String::new() } else { format!(", tensors in {}", spec.dtype) };
+    let title = format!("{}: {q_len} queries, {kv_len} keys, {} heads{stored}\n\n", spec.name, spec.heads);
     print(&(title + &human(&analysis, &compiled, scratch, compile_time)))
 }
 

@@ -19,6 +19,7 @@ mod inputs;
 mod options;
 mod patterns;
 mod run;
+mod run_time;
 mod schema;
 mod table;
 mod tensors;

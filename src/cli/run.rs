@@ -6,17 +6,19 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use half::{bf16, f16};
-use ndarray::{Array3, Array4};
+use ndarray::{Array3, Array4, s};
 
 use super::inputs::{self, InputFiles};
 use super::options::{Global, SpecArg, shown};
 use super::remark;
+use super::run_time::RunTimeFiles;
 use super::table::milliseconds;
 use super::tensors::{Extents, Files, Tensors};
 use crate::dtype::{Dtype, Element};
 use crate::error::{Error, Result};
+use crate::operator::{Arguments, Facts, Operator};
 use crate::spec::PatternSpec;
-use crate::{compiler, interpreter, mask, npy, pattern};
+use crate::{interpreter, mask, npy, pattern};
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -38,9 +40,12 @@ pub struct Args {
     /// Where the log-sum-exp of the scores [batch, heads, q_len] goes, natural log
     #[arg(long, value_name = "LSE.npy")]
     lse: Option<PathBuf>,
-    /// A tensor that the spec's score mods read; once for each of its `inputs`
+    /// A tensor that the spec names: one of the `inputs` of its score mods, or the ids [batch, kv_len] of `segments`
     #[arg(long = "input", value_name = "NAME=FILE.npy", value_parser = inputs::assignment)]
     inputs: Vec<inputs::Assignment>,
+    /// How many keys each sequence of the batch has [batch], i32 or i64; keys from there on are padding, never read
+    #[arg(long, value_name = "L.npy")]
+    key_lengths: Option<PathBuf>,
     /// Who computes: the compiled kernel, or the interpreter in f64, edge by edge
     #[arg(long, value_enum, default_value_t = Engine::Jit)]
     engine: Engine,
@@ -51,6 +56,14 @@ pub struct Args {
 enum Engine {
     Jit,
     Interpreter,
+}
+
+/// What a run is given besides q, k and v.
+#[derive(Clone, Copy)]
+struct Given<'a> {
+    inputs: &'a InputFiles,
+    run_time: &'a RunTimeFiles,
+    extents: Extents,
 }
 
 /// An output with how it was made.
@@ -81,11 +94,13 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     let files = Files { q: args.q.clone(), k: args.k.clone(), v: args.v.clone() };
     let extents = files.check(&spec)?;
     extents.check_memory(&spec, options.memory_limit())?;
-    let inputs = InputFiles::check(&spec, &args.inputs, extents.q_len, extents.kv_len)?;
+    let run_time = RunTimeFiles::read(&spec, &args.inputs, args.key_lengths.as_deref(), extents)?;
+    let inputs = InputFiles::check(&spec, &run_time.others, extents.q_len, extents.kv_len)?;
+    let given = Given { inputs: &inputs, run_time: &run_time, extents };
     match spec.dtype {
-        Dtype::F32 => compute::<f32>(args, options, &spec, &files, &inputs, extents),
-        Dtype::Bf16 => compute::<bf16>(args, options, &spec, &files, &inputs, extents),
-        Dtype::F16 => compute::<f16>(args, options, &spec, &files, &inputs, extents),
+        Dtype::F32 => compute::<f32>(args, options, &spec, &files, given),
+        Dtype::Bf16 => compute::<bf16>(args, options, &spec, &files, given),
+        Dtype::F16 => compute::<f16>(args, options, &spec, &files, given),
     }
 }
 
@@ -95,19 +110,18 @@ fn compute<T: Element>(
     options: &Global,
     spec: &PatternSpec,
     files: &Files,
-    inputs: &InputFiles,
-    extents: Extents,
+    given: Given<'_>,
 ) -> Result<()> {
     let done = match args.engine {
-        Engine::Jit => jit::<T>(spec, files, inputs, extents, options)?,
-        Engine::Interpreter => interpret::<T>(spec, files, inputs, extents, options)?,
+        Engine::Jit => jit::<T>(spec, files, given, options)?,
+        Engine::Interpreter => interpret::<T>(spec, files, given, options)?,
     };
     let mut written: Vec<(_, &dyn npy::Writable)> = vec![(args.output.as_path(), &done.out)];
     if let Some(path) = &args.lse {
         written.push((path.as_path(), &done.lse));
     }
     npy::write_all(&written)?;
-    let Extents { batch, q_len, .. } = extents;
+    let Extents { batch, q_len, .. } = given.extents;
     remark(&format!(
         "{}: [{batch}, {}, {q_len}, {}] in {}, {}, compiled in {}",
         shown(&args.spec.spec),
@@ -120,17 +134,16 @@ fn compute<T: Element>(
     Ok(())
 }
 
-fn jit<T: Element>(
-    spec: &PatternSpec,
-    files: &Files,
-    inputs: &InputFiles,
-    extents: Extents,
-    options: &Global,
-) -> Result<Done<T>> {
+fn jit<T: Element>(spec: &PatternSpec, files: &Files, given: Given<'_>, options: &Global) -> Result<Done<T>> {
+    let Given { inputs, run_time, extents } = given;
     let start = Instant::now();
-    let compiled = compiler::compile(spec, extents.q_len, extents.kv_len, &options.compiler()?)?;
+    let operator = Operator::new(spec.clone(), extents.q_len, extents.kv_len, options.compiler()?)?;
+    // What every sequence needs is compiled before the tensors are read.
+    let facts = run_time.arguments().facts(extents.batch, extents.kv_len)?;
+    let facts = if facts.is_empty() { vec![Facts::default()] } else { facts };
+    let compiled = facts.iter().map(|facts| operator.kernel(facts)).collect::<Result<Vec<_>>>()?;
     let prepared = start.elapsed();
-    let scratch = compiled.kernel.scratch_bytes(extents.batch);
+    let scratch = compiled.iter().map(|compiled| compiled.kernel.scratch_bytes(extents.batch)).max().unwrap_or(0);
     let given = scratch.saturating_add(extents.bytes(spec)).saturating_add(inputs.bytes());
     if given > options.memory_limit() {
         let what = "the kernel with its tensors".into();
@@ -139,25 +152,26 @@ fn jit<T: Element>(
     let Tensors { q, k, v } = files.read::<T>()?;
     let inputs = inputs.read()?;
     let start = Instant::now();
-    let output = compiled.kernel.forward_with(q.view(), k.view(), v.view(), &inputs.views())?;
+    let arguments = Arguments { inputs: inputs.views(), ..run_time.arguments() };
+    let output = operator.forward(q.view(), k.view(), v.view(), &arguments)?;
     let ran = start.elapsed();
-    let plan = compiled.kernel.plan();
+    let plan = compiled[0].kernel.plan();
     let how = format!("{} on {}, {}", plan.strategy, plan.isa, threads(options.threads()));
     Ok(Done { out: output.out, lse: output.lse, how, prepared, ran })
 }
 
-fn interpret<T: Element>(
-    spec: &PatternSpec,
-    files: &Files,
-    inputs: &InputFiles,
-    extents: Extents,
-    options: &Global,
-) -> Result<Done<T>> {
+fn interpret<T: Element>(spec: &PatternSpec, files: &Files, given: Given<'_>, options: &Global) -> Result<Done<T>> {
+    let Given { inputs, run_time, extents } = given;
     let start = Instant::now();
     let pattern = pattern::resolve(spec, extents.q_len, extents.kv_len)?;
+    let facts = run_time.arguments().facts(extents.batch, extents.kv_len)?;
+    let patterns = facts.iter().map(|facts| facts.bind(&pattern)).collect::<Result<Vec<_>>>()?;
     // The interpreter holds 16 bytes an edge for each head in work, the tensors in f32, and the output twice over in
     // f64.
-    let nnz = mask::build(&pattern, options.memory_limit())?.counts().nnz();
+    let mut nnz = 0;
+    for pattern in &patterns {
+        nnz = nnz.max(mask::build(pattern, options.memory_limit())?.counts().nnz());
+    }
     let running = options.threads().min(extents.batch * spec.heads).max(1) as u64;
     let edges = (nnz / spec.heads as u64).saturating_mul(16 * running);
     let tensors = extents.bytes(spec).saturating_mul(12 / spec.dtype.bytes() as u64);
@@ -170,11 +184,20 @@ fn interpret<T: Element>(
     let inputs = inputs.read()?;
     let start = Instant::now();
     let inputs = inputs.views();
-    let run = || interpreter::run_with(&pattern, spec, q.view(), k.view(), v.view(), &inputs);
-    let output = options.pool()?.install(run)?;
+    let mut out = Array4::default((extents.batch, spec.heads, extents.q_len, spec.value_dim));
+    let mut lse = Array3::zeros((extents.batch, spec.heads, extents.q_len));
+    let pool = options.pool()?;
+    for (b, (pattern, facts)) in patterns.iter().zip(&facts).enumerate() {
+        let [q, k, v] = [&q, &k, &v].map(|tensor| tensor.slice(s![b..=b, .., .., ..]));
+        let padded = facts.values(spec, &v);
+        let v = padded.as_ref().map_or(v, |padded| padded.view());
+        let output = pool.install(|| interpreter::run_with(pattern, spec, q, k, v, &inputs))?;
+        out.slice_mut(s![b..=b, .., .., ..]).assign(&output.out.mapv(T::nearest_f64));
+        lse.slice_mut(s![b..=b, .., ..]).assign(&output.lse.mapv(|x| x as f32));
+    }
     Ok(Done {
-        out: output.out.mapv(T::nearest_f64),
-        lse: output.lse.mapv(|x| x as f32),
+        out,
+        lse,
         how: format!("interpreted in f64, {}", threads(options.threads())),
         prepared,
         ran: start.elapsed(),

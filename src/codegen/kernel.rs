@@ -250,7 +250,8 @@ impl<'a, 'p> Kernel<'a, 'p> {
         self.set(pack, offset_of!(PackCall, q_stride), q_stride);
         self.set_int(pack, offset_of!(PackCall, d), d);
         self.set(pack, offset_of!(PackCall, out), qt);
-        let scale = self.e.b.ins().f32const(self.plan.scores.pack_scale);
+        let scale = self.plan.scores.pack_scale * self.mods_scale();
+        let scale = self.e.b.ins().f32const(scale);
         self.set(pack, offset_of!(PackCall, scale), scale);
 
         self.set(score, offset_of!(ScoreCall, qt), qt);

@@ -11,7 +11,7 @@ use super::{KernelArgs, TileFn, is_ordered};
 use crate::mask::QUERY_BLOCK;
 use crate::plan::ModsBy;
 use crate::spec::score::ScoreMod;
-use crate::tiles::{EdgeModCall, ModCall};
+use crate::tiles::{EdgeModCall, ModCall, softcap_scale};
 
 impl Kernel<'_, '_> {
     /// Writes the fields of the records that are the same in every call.
@@ -47,6 +47,14 @@ impl Kernel<'_, '_> {
             self.set(edge_mods, offset_of!(EdgeModCall, positions), positions);
             self.set(edge_mods, offset_of!(EdgeModCall, head), head);
             self.set(edge_mods, offset_of!(EdgeModCall, inputs), inputs);
+        }
+    }
+
+    /// What packed queries are multiplied with for the tile that applies the mods.
+    pub fn mods_scale(&self) -> f32 {
+        match self.plan.mods.as_ref().map(|plan| (plan.by, plan.mods.mods.as_slice())) {
+            Some((ModsBy::Softcap, [ScoreMod::Softcap(cap)])) => softcap_scale(*cap) as f32,
+            _ => 1.0,
         }
     }
 

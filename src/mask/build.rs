@@ -181,6 +181,10 @@ const MANY_RANGES: usize = 128;
 /// Key blocks of a row from which its queries are shared out to threads.
 const MANY_BLOCKS: usize = 32;
 
+/// With so few queries every pair is an edge: the edge tiles read rows one behind the other, as fast as memory gives
+/// them, while a panel has 16 lanes whether they are used or not.
+const FEW_QUERIES: usize = 2;
+
 /// Keys of an interval that are scattered without asking whether every query has them.
 const SHORT_INTERVAL: i64 = 8;
 
@@ -515,6 +519,15 @@ impl<'a> HeadBuilder<'a> {
         self.edge_columns.clear();
         for piece in &self.pieces {
             let Piece { start, len, words } = *piece;
+            if self.pattern.q_len <= FEW_QUERIES {
+                let word = |at: u32| {
+                    words.map_or(u64::MAX >> (QUERY_BLOCK - self.pattern.q_len), |from| {
+                        self.row_words[from + at as usize]
+                    })
+                };
+                self.edge_columns.extend((0..len).map(|at| (start + at, word(at))));
+                continue;
+            }
             let Some(from) = words else {
                 self.segments.push(range(start, len, None));
                 continue;

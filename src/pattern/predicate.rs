@@ -92,10 +92,13 @@ impl Leaf for Where {
         let env = Env::default().with(Var::H, head).at(Var::Q, q);
         // Bounds have been asked for all queries of a block; to ask them for each costs as much as the bits.
         let mut stack = LaneStack::default();
+        if let Some(lanes) = &self.lanes {
+            lanes.start(&env, &mut stack);
+        }
         for (&block, word) in blocks.iter().zip(out) {
             let first = block as i64 * 64;
             *word = match &self.lanes {
-                Some(lanes) => lanes.holds(&env, first, &mut stack),
+                Some(lanes) => lanes.holds(first, &mut stack),
                 None => (0..64)
                     .fold(0, |word, bit| word | u64::from(self.predicate.holds(&env.at(Var::K, first + bit))) << bit),
             };

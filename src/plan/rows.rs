@@ -208,7 +208,9 @@ pub(super) fn plan_rows(
     strategy: Strategy,
     trims: &mut Trims,
 ) -> Vec<RowPlan> {
-    let mut by_count: Vec<usize> = (0..mask.rows.len()).filter(|&i| mask.rows[i].count >= CONSTANT_ROWS).collect();
+    // A few queries over many keys, as in decoding, are one row whose keys are streamed.
+    let least = if mask.rows.len() == 1 { 1 } else { CONSTANT_ROWS };
+    let mut by_count: Vec<usize> = (0..mask.rows.len()).filter(|&i| mask.rows[i].count >= least).collect();
     by_count.sort_by_key(|&i| std::cmp::Reverse(mask.rows[i].count));
     by_count.truncate(if alone { CONSTANT_RUNS } else { 0 });
     let mut plans = Vec::new();

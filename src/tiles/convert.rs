@@ -314,3 +314,135 @@ mod x86 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tiles::guard::GuardedBuffer;
+
+    /// Every converter that this CPU runs, with its element type.
+    fn for_each(mut check: impl FnMut(&'static str, Way)) {
+        check("bf16 plain", Way::of::<Plain<bf16>, bf16>());
+        check("f16 plain", Way::of::<Plain<f16>, f16>());
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") {
+                check("bf16 avx2", Way::of::<Avx2Bf16, bf16>());
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
+                check("f16 avx2", Way::of::<Avx2F16, f16>());
+            }
+            if is_x86_feature_detected!("avx512f") {
+                check("bf16 avx512", Way::of::<Avx512Bf16, bf16>());
+                check("f16 avx512", Way::of::<Avx512F16, f16>());
+            }
+        }
+    }
+
+    struct Way {
+        widen: unsafe fn(&StoredRows, *mut f32, usize),
+        narrow: unsafe fn(*const f32, usize, &StoredRows),
+        wide: fn(u16) -> f32,
+        nearest: fn(f32) -> u16,
+    }
+
+    impl Way {
+        fn of<C: Convert, T: Bits>() -> Self {
+            Self {
+                widen: C::widen,
+                narrow: C::narrow,
+                wide: |bits| T::of(bits).widen(),
+                nearest: |x| T::nearest(x).bits(),
+            }
+        }
+    }
+
+    fn same(x: f32, y: f32) -> bool {
+        x.to_bits() == y.to_bits() || x.is_nan() && y.is_nan()
+    }
+
+    #[test]
+    fn all_numbers_widen_exactly_and_come_back() {
+        let all: Vec<u16> = (0..=u16::MAX).collect();
+        for_each(|name, way| {
+            let rows = StoredRows { base: all.as_ptr(), stride: 64, rows: std::ptr::null(), count: 1024, width: 64 };
+            let mut wide = vec![0.0_f32; 1 << 16];
+            // SAFETY: 1024 rows of 64 in both; the CPU was asked.
+            unsafe { (way.widen)(&rows, wide.as_mut_ptr(), 64) };
+            let mut back = vec![0_u16; 1 << 16];
+            let to = StoredRows { base: back.as_mut_ptr(), ..rows };
+            // SAFETY: as above, and `back` is borrowed by nobody else.
+            unsafe { (way.narrow)(wide.as_ptr(), 64, &to) };
+            for (&bits, (&x, &again)) in all.iter().zip(wide.iter().zip(&back)) {
+                assert!(same(x, (way.wide)(bits)), "{name}: {bits:#x} became {x:e}");
+                assert!(bits == again || x.is_nan() && (way.wide)(again).is_nan(), "{name}: {bits:#x} {again:#x}");
+            }
+        });
+    }
+
+    #[test]
+    fn narrowing_rounds_to_the_nearest_and_to_even() {
+        // Every number of the 16-bit types, what lies in the middle between neighbors, and their f32 neighbors.
+        let mut numbers = vec![f32::NAN, f32::MAX, f32::MIN_POSITIVE, f32::from_bits(0x7f80_0001), f32::from_bits(1)];
+        for bits in (0..=u16::MAX).step_by(3) {
+            for x in [bf16::from_bits(bits).to_f32(), f16::from_bits(bits).to_f32()] {
+                for offset in [0x8000, 0x18000, 0x1000, 0x3000] {
+                    let tie = f32::from_bits(x.to_bits().wrapping_add(offset));
+                    let beside = |step: u32| f32::from_bits(tie.to_bits().wrapping_add(step));
+                    numbers.extend([tie, beside(1), beside(u32::MAX)]);
+                }
+            }
+        }
+        numbers.truncate(numbers.len() / 64 * 64);
+        for_each(|name, way| {
+            let mut found = vec![0_u16; numbers.len()];
+            let count = numbers.len() / 64;
+            let to = StoredRows { base: found.as_mut_ptr(), stride: 64, rows: std::ptr::null(), count, width: 64 };
+            // SAFETY: `count` rows of 64 in both; the CPU was asked.
+            unsafe { (way.narrow)(numbers.as_ptr(), 64, &to) };
+            for (&x, &bits) in numbers.iter().zip(&found) {
+                let (found, nearest) = ((way.wide)(bits), (way.wide)((way.nearest)(x)));
+                assert!(same(found, nearest), "{name}: {x:e} became {found:e}, not {nearest:e}");
+            }
+        });
+    }
+
+    #[test]
+    fn rows_of_any_width_are_read_and_written_to_their_last_element() {
+        for width in 1..70 {
+            let (count, stride) = (5, width + 3);
+            let list: Vec<u32> = vec![4, 0, 3, 3, 1];
+            let stored: Vec<u16> = (0..4 * stride + width).map(|i| 0x3c00 + i as u16).collect();
+            for_each(|name, way| {
+                for listed in [false, true] {
+                    let from = GuardedBuffer::new(&stored);
+                    let numbers = GuardedBuffer::new(&list);
+                    let rows = if listed { numbers.as_ptr() } else { std::ptr::null() };
+                    let rows = StoredRows { base: from.as_ptr(), stride, rows, count, width };
+                    let mut wide = vec![-1.0_f32; count * 80];
+                    // SAFETY: five rows of at most 69 in 80; row numbers are below 5.
+                    unsafe { (way.widen)(&rows, wide.as_mut_ptr(), 80) };
+                    for i in 0..count {
+                        let row = if listed { list[i] as usize } else { i };
+                        for x in 0..width {
+                            assert_eq!(wide[i * 80 + x], (way.wide)(stored[row * stride + x]), "{name} {width}");
+                        }
+                    }
+                }
+                let mut to = GuardedBuffer::new(&vec![7_u16; 4 * stride + width]);
+                let numbers: Vec<u32> = vec![4, 0, 3, 2, 1];
+                let base = to.as_mut_ptr().cast_const();
+                let rows = StoredRows { base, stride, rows: numbers.as_ptr(), count, width };
+                let wide: Vec<f32> = (0..count * 80).map(|i| i as f32).collect();
+                // SAFETY: as above; `to` is borrowed by nobody else.
+                unsafe { (way.narrow)(wide.as_ptr(), 80, &rows) };
+                for (i, &row) in numbers.iter().enumerate() {
+                    for x in 0..stride.min(to.len() - row as usize * stride) {
+                        let expected = if x < width { (way.nearest)(wide[i * 80 + x]) } else { 7 };
+                        assert_eq!(to[row as usize * stride + x], expected, "{name} {width}");
+                    }
+                }
+            });
+        }
+    }
+}

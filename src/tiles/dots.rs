@@ -1,10 +1,10 @@
-//! Scores of bf16 tensors by dot products of pairs (AVX512-BF16): queries are packed as pairs along their width, keys are
-//! read where they lie, and products are summed in f32.
+//! Scores of bf16 tensors by dot products of pairs (AVX512-BF16): queries are packed as pairs along their width, keys
+//! are read where they lie, and products are summed in f32.
 //!
 //! In and out: as the wrappers for pack and score in [`stored`](super::stored), which these two replace together. The
 //! products of two bf16 numbers are exact; the factor on the queries is applied to the sums. The instruction takes
-//! subnormal numbers for 0. Values have no such tile: probabilities rounded to bf16 would cost more than the rounding of
-//! inputs and output alone. Widths of 1 leave no place for the factor and are not served.
+//! subnormal numbers for 0. Values have no such tile: probabilities rounded to bf16 would err more than the rounding
+//! of inputs and output alone. Widths of 1 leave no place for the factor and are not served.
 #![allow(unsafe_code)]
 // As `avx512`.
 #![allow(clippy::needless_range_loop)]
@@ -16,7 +16,7 @@ use super::split::{self, SCORE_KEYS, ScoreKernel, ScoreTile};
 use super::stored::{StoredCall, record};
 use super::{LANES, PackCall, ScoreCall, peak};
 
-/// How much faster dot products must be, to repay packing twice over and a tile with no more than its own sums in flight.
+/// How much faster dot products must be: less is within what a disturbed measurement errs by.
 const LEAST_GAIN: f64 = 1.2;
 
 /// Whether this CPU has the instructions.
@@ -35,8 +35,8 @@ pub(super) fn pay() -> bool {
     })
 }
 
-/// Packs queries as `[group][pairs + 1][16]` words: word `p` of a query holds its columns 2p (low half) and 2p + 1 (0 beyond
-/// the last), and the vector behind them the factor. Lanes beyond the last query are 0.
+/// Packs queries as `[group][pairs + 1][16]` words: word `p` of a query holds its columns 2p (low half) and 2p + 1 (0
+/// beyond the last), and the vector behind them the factor. Lanes beyond the last query are 0.
 #[target_feature(enable = "avx512f,avx512vl,avx512dq")]
 pub(super) unsafe extern "C" fn pack(call: *const StoredCall) {
     // SAFETY: contract of `super` for the record, with rows of bf16.
@@ -141,7 +141,8 @@ unsafe fn score_row<const K: usize, const ODD: bool>(t: &ScoreTile) {
 unsafe fn score_tile<const K: usize, const G: usize, const ODD: bool>(t: &ScoreTile) {
     let mut sums = [[_mm512_setzero_ps(); G]; K];
     let pairs = t.d - 1;
-    // SAFETY: `qt` points at `G` groups of `pairs + 1` vectors, `keys` at rows of `2 pairs` columns, one less where `ODD`.
+    // SAFETY: `qt` points at `G` groups of `pairs + 1` vectors, `keys` at rows of `2 pairs` columns, one less where
+    // `ODD`.
     unsafe {
         for p in 0..pairs {
             let mut q = [_mm512_setzero_ps(); G];

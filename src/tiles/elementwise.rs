@@ -25,11 +25,8 @@ const HIGHEST: f32 = 40.0;
 /// The factors of a call: on the score before the function, and behind it.
 fn factors(c: &ModCall, kind: u8) -> (f32, f32) {
     match kind {
-        SOFTCAP => {
-            // tanh x by way of 2^y with y = 2x log2 e.
-            let before = 2.0 * std::f64::consts::LOG2_E / f64::from(c.constant);
-            (before as f32, c.constant * c.factor)
-        }
+        // What tanh x is made of, 2x log2 e, comes in the panel already.
+        SOFTCAP => (1.0, c.constant * c.factor),
         _ => (c.factor, c.constant * c.factor),
     }
 }
@@ -155,7 +152,7 @@ mod avx512 {
     #[target_feature(enable = "avx512f,avx512vl,avx512dq")]
     fn element<const KIND: u8>(s: __m512, key: f32, query: __m512, before: __m512, behind: __m512) -> __m512 {
         match KIND {
-            SOFTCAP => tanh_of_power(_mm512_mul_ps(s, before), behind),
+            SOFTCAP => tanh_of_power(s, behind),
             _ => {
                 let distance = _mm512_sub_ps(_mm512_set1_ps(key), query);
                 _mm512_fmadd_ps(s, before, _mm512_mul_ps(distance, behind))
@@ -166,8 +163,8 @@ mod avx512 {
     /// `factor` · (2^y − 1) / (2^y + 1), which is factor · tanh x for y = 2x log2 e; the tangent to 4 ulp.
     ///
     /// With y = n + f, 2^y − 1 is 2^n (2^f − 1) + (2^n − 1), which keeps its digits where y is small. The factor goes
-    /// into 2^n, and comes out again of the sum below. The quotient is a reciprocal to 14 bits and a step of Newton's
-    /// on the result.
+    /// into 2^n, and comes out again of the sum below. The quotient is a reciprocal to 14 bits and a step
+    /// of Newton's on the result.
     #[inline]
     #[target_feature(enable = "avx512f,avx512vl,avx512dq")]
     fn tanh_of_power(y: __m512, factor: __m512) -> __m512 {
@@ -261,7 +258,7 @@ mod avx2 {
     #[target_feature(enable = "avx2,fma")]
     fn element<const KIND: u8>(s: __m256, key: f32, query: __m256, before: __m256, behind: __m256) -> __m256 {
         match KIND {
-            SOFTCAP => _mm256_mul_ps(tanh_of_power(_mm256_mul_ps(s, before)), behind),
+            SOFTCAP => _mm256_mul_ps(tanh_of_power(s), behind),
             _ => {
                 let distance = _mm256_sub_ps(_mm256_set1_ps(key), query);
                 _mm256_fmadd_ps(s, before, _mm256_mul_ps(distance, behind))

@@ -291,6 +291,11 @@ pub struct EdgeModCall {
     pub inputs: *const *const f32,
 }
 
+/// What queries are multiplied with for the tiles' softcap of `cap`, which computes tanh x from 2x log2 e.
+pub fn softcap_scale(cap: f64) -> f64 {
+    2.0 * std::f64::consts::LOG2_E / cap
+}
+
 /// A tile that returns nothing.
 pub type Tile<Call> = unsafe extern "C" fn(*const Call);
 
@@ -317,7 +322,8 @@ pub struct Family {
     pub edge_value: Tile<EdgeCall>,
     /// See [`join::JoinCall`].
     pub join: Tile<join::JoinCall>,
-    /// See [`ModCall`]: `factor · c · tanh(s / c)`; reads no positions, head or inputs.
+    /// See [`ModCall`]: `factor · c · tanh(s / c)`, where the panel holds [`softcap_scale`] · s; reads no positions, head
+    /// or inputs.
     pub softcap: Tile<ModCall>,
     /// See [`ModCall`]: `factor · (s + slope · (k − q))`; reads no head or inputs.
     pub alibi: Tile<ModCall>,

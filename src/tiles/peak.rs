@@ -38,8 +38,8 @@ pub fn fma_peak(isa: Isa, seconds: f64) -> f64 {
     best
 }
 
-/// Peak of one thread in GF/s by dot products of bf16 pairs with AVX-512 (an instruction does 32 multiply-adds), measured as
-/// [`fma_peak`]. 0 where this CPU lacks the instructions.
+/// Peak of one thread in GF/s by dot products of bf16 pairs with AVX-512 (an instruction does 32 multiply-adds),
+/// measured as [`fma_peak`]. 0 where this CPU lacks the instructions.
 pub fn bf16_dot_peak(seconds: f64) -> f64 {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512f") {

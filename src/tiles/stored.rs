@@ -4,7 +4,7 @@
 //! In: a [`StoredCall`], which names an f32 tile and its record. Out: what that tile would have made of the same
 //! numbers in f32, with the output rounded to the storage type. A row of K or V is widened once for the 64 queries of a
 //! block, which is a sixty-fourth of the work that follows. One implementation serves every family, the emitted one
-//! included; only [`convert`](super::convert) knows instruction sets.
+//! included; only `convert.rs` knows instruction sets.
 #![allow(unsafe_code)]
 
 use half::{bf16, f16};
@@ -52,8 +52,8 @@ pub struct StoredFamily {
     pub value_exact: Tile<StoredCall>,
 }
 
-/// The wrappers of `dtype` around the tiles of `isa`, element by element where the CPU lacks the instructions; `None` for
-/// f32, which needs none.
+/// The wrappers of `dtype` around the tiles of `isa`, element by element where the CPU lacks the instructions; `None`
+/// for f32, which needs none.
 pub fn stored_family(isa: Isa, dtype: Dtype) -> Option<StoredFamily> {
     const fn of<C: Convert>() -> StoredFamily {
         StoredFamily {

@@ -117,12 +117,17 @@ pub struct Tensors {
 impl Tensors {
     /// Random inputs of the spec's shape.
     pub fn random(spec: &PatternSpec, batch: usize, n: usize, seed: u64) -> Self {
+        Self::at(spec, batch, (n, n), seed)
+    }
+
+    /// The same for another number of queries than keys.
+    pub fn at(spec: &PatternSpec, batch: usize, (q_len, kv_len): (usize, usize), seed: u64) -> Self {
         let mut numbers = Numbers(seed);
-        let mut tensor = |heads, width| Array4::from_shape_simple_fn((batch, heads, n, width), || numbers.normal());
+        let mut tensor = |heads, n, width| Array4::from_shape_simple_fn((batch, heads, n, width), || numbers.normal());
         Self {
-            q: tensor(spec.heads, spec.head_dim),
-            k: tensor(spec.kv_heads, spec.head_dim),
-            v: tensor(spec.kv_heads, spec.value_dim),
+            q: tensor(spec.heads, q_len, spec.head_dim),
+            k: tensor(spec.kv_heads, kv_len, spec.head_dim),
+            v: tensor(spec.kv_heads, kv_len, spec.value_dim),
         }
     }
 
@@ -248,7 +253,10 @@ fn plain(pattern: &Pattern, spec: &PatternSpec, tensors: &Tensors) -> (Array4<f3
                     for (&p, &j) in a[i].iter().zip(&allowed[i]) {
                         sums.iter_mut().zip(&z[j]).for_each(|(sum, x)| *sum += p * x);
                     }
-                    sums.iter_mut().zip(&v[i]).for_each(|(sum, x)| *sum = step * *sum + restart * x);
+                    sums.iter_mut().for_each(|sum| *sum *= step);
+                    if restart != 0.0 {
+                        sums.iter_mut().zip(&v[i]).for_each(|(sum, x)| *sum += restart * x);
+                    }
                     sums
                 };
                 z = (0..n).map(next).collect();

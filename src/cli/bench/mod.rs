@@ -35,8 +35,14 @@ pub struct Args {
     #[arg(required = true, value_name = "SPEC")]
     specs: Vec<PathBuf>,
     /// Lengths, on random inputs
-    #[arg(short = 'n', value_name = "N,...", value_delimiter = ',', required_unless_present = "q")]
+    #[arg(short = 'n', value_name = "N,...", value_delimiter = ',', required_unless_present_any = ["q", "kv_len"])]
     lengths: Vec<usize>,
+    /// Queries, where they are not as many as keys: 1 for decoding
+    #[arg(long, value_name = "M", conflicts_with = "q")]
+    q_len: Option<usize>,
+    /// Keys, in place of -n
+    #[arg(long, value_name = "N,...", value_delimiter = ',', conflicts_with_all = ["q", "lengths"], requires = "q_len")]
+    kv_len: Vec<usize>,
     /// Sequences at a time, on random inputs
     #[arg(long, value_name = "B", default_value_t = 1)]
     batch: usize,
@@ -127,8 +133,8 @@ struct Given {
 /// What to measure a spec on: each length with random inputs, or the files that were given.
 fn inputs(args: &Args, spec: &PatternSpec) -> Result<Vec<(Extents, Option<Given>)>> {
     let (Some(q), Some(k), Some(v)) = (&args.q, &args.k, &args.v) else {
-        let at = |&n: &usize| (Extents { batch: args.batch, q_len: n, kv_len: n }, None);
-        return Ok(args.lengths.iter().map(at).collect());
+        let at = |&n: &usize| (Extents { batch: args.batch, q_len: args.q_len.unwrap_or(n), kv_len: n }, None);
+        return Ok(args.lengths.iter().chain(&args.kv_len).map(at).collect());
     };
     let files = Files { q: q.clone(), k: k.clone(), v: v.clone() };
     let extents = files.check(spec)?;

@@ -21,24 +21,30 @@ const SMALL: f64 = LIMIT / 4.0;
 #[derive(Debug, Clone)]
 pub struct LanePredicate {
     program: Vec<Op>,
+    /// Numbers and truths that do not depend on the key.
+    uniforms: Vec<Expr>,
+    uniform_truths: Vec<Expr>,
     numbers: usize,
     truths: usize,
 }
 
-/// Room that evaluations share.
+/// Room that evaluations share, and what they have in common for one query.
 #[derive(Debug, Default)]
 pub struct LaneStack {
+    /// Values of `uniforms`; `None` where undefined.
+    uniforms: Vec<Option<f64>>,
+    uniform_truths: Vec<Truths>,
     numbers: Vec<Numbers>,
     truths: Vec<Truths>,
 }
 
+/// Aligned, so that no vector crosses a cache line.
 #[derive(Debug, Clone)]
+#[repr(align(64))]
 struct Numbers {
     values: [f64; LANES],
     /// Lanes without a value; what stands in them is anything.
     undefined: u64,
-    /// Whether all lanes are known to hold the same.
-    uniform: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -50,20 +56,23 @@ struct Truths {
 /// An operation on the two stacks.
 #[derive(Debug, Clone)]
 enum Op {
-    /// A number that does not depend on the key.
-    Uniform(Expr),
+    /// A number that does not depend on the key, by its place in the list.
+    Uniform(usize),
     /// A truth that does not depend on the key.
-    UniformTruth(Expr),
+    UniformTruth(usize),
     Key,
     Neg,
     /// Whether both sides are integers by construction.
     Binary(BinOp, bool),
+    /// The same with a right side that does not depend on the key.
+    By(BinOp, bool, usize),
     /// `min` or `max` of two.
     Least,
     Largest,
     /// A function of one number.
     Call(Func),
     Compare(CmpOp),
+    CompareWith(CmpOp, usize),
     Not,
     /// Jumps to the operation of this number where no lane holds.
     UnlessAny(usize),
@@ -76,21 +85,39 @@ enum Op {
 impl LanePredicate {
     /// Compiles a predicate; `None` for a tree that no parser builds.
     pub fn new(predicate: &Expr) -> Option<Self> {
-        let mut compiled = Self { program: Vec::new(), numbers: 0, truths: 0 };
+        let mut compiled =
+            Self { program: Vec::new(), uniforms: Vec::new(), uniform_truths: Vec::new(), numbers: 0, truths: 0 };
         compiled.truth(predicate, 0, 0)?;
         Some(compiled)
     }
 
-    /// Bit `j` of the result: whether the predicate holds at key `first + j`, the other variables as in `env`.
-    pub fn holds(&self, env: &Env, first: i64, stack: &mut LaneStack) -> u64 {
-        let empty = Numbers { values: [0.0; LANES], undefined: 0, uniform: false };
+    /// Prepares `stack` for the query, head and lengths of `env`.
+    pub fn start(&self, env: &Env, stack: &mut LaneStack) {
+        stack.uniforms.clear();
+        stack.uniforms.extend(self.uniforms.iter().map(|expr| expr.number(env).ok()));
+        stack.uniform_truths.clear();
+        stack.uniform_truths.extend(self.uniform_truths.iter().map(|expr| match expr.truth(env) {
+            Ok(true) => Truths { yes: u64::MAX, undefined: 0 },
+            Ok(false) => Truths { yes: 0, undefined: 0 },
+            Err(_) => Truths { yes: 0, undefined: u64::MAX },
+        }));
+        let empty = Numbers { values: [0.0; LANES], undefined: 0 };
         if stack.numbers.len() < self.numbers {
             stack.numbers.resize(self.numbers, empty);
         }
         if stack.truths.len() < self.truths {
             stack.truths.resize(self.truths, Truths::default());
         }
-        run(&self.program, env, first as f64, &mut stack.numbers, &mut stack.truths)
+    }
+
+    /// Bit `j` of the result: whether the predicate holds at key `first + j`, for what `stack` was prepared for.
+    pub fn holds(&self, first: i64, stack: &mut LaneStack) -> u64 {
+        run(&self.program, first as f64, stack)
+    }
+
+    fn uniform(&mut self, expr: &Expr) -> usize {
+        self.uniforms.push(expr.clone());
+        self.uniforms.len() - 1
     }
 
     /// Appends code that leaves a truth on its stack, where `truths` lie already, and `numbers` on the other.
@@ -98,10 +125,17 @@ impl LanePredicate {
         self.truths = self.truths.max(truths + 1);
         if !expr.uses(Var::K) {
             let is_truth = matches!(expr, Expr::Compare(..) | Expr::And(_) | Expr::Or(_) | Expr::Not(_));
-            self.program.push(Op::UniformTruth(expr.clone()));
+            self.program.push(Op::UniformTruth(self.uniform_truths.len()));
+            self.uniform_truths.push(expr.clone());
             return is_truth.then_some(());
         }
         match expr {
+            Expr::Compare(op, xs) if !xs[1].uses(Var::K) => {
+                self.number(&xs[0], numbers)?;
+                integer(&xs[1])?;
+                let right = self.uniform(&xs[1]);
+                self.program.push(Op::CompareWith(*op, right));
+            }
             Expr::Compare(op, xs) => {
                 self.number(&xs[0], numbers)?;
                 self.number(&xs[1], numbers + 1)?;
@@ -130,7 +164,8 @@ impl LanePredicate {
     fn number(&mut self, expr: &Expr, numbers: usize) -> Option<bool> {
         self.numbers = self.numbers.max(numbers + 1);
         if !expr.uses(Var::K) {
-            self.program.push(Op::Uniform(expr.clone()));
+            let place = self.uniform(expr);
+            self.program.push(Op::Uniform(place));
             return integer(expr);
         }
         match expr {
@@ -138,6 +173,13 @@ impl LanePredicate {
             Expr::Neg(x) => {
                 self.number(x, numbers)?;
                 self.program.push(Op::Neg);
+            }
+            Expr::Binary(op, _, xs) if !xs[1].uses(Var::K) || commutes(*op) && !xs[0].uses(Var::K) => {
+                // Sums and products of floats are the same either way round.
+                let (left, right) = if xs[1].uses(Var::K) { (&xs[1], &xs[0]) } else { (&xs[0], &xs[1]) };
+                let integers = [self.number(left, numbers)?, integer(right)?] == [true, true];
+                let right = self.uniform(right);
+                self.program.push(Op::By(*op, integers, right));
             }
             Expr::Binary(op, _, xs) => {
                 let integers = [self.number(&xs[0], numbers)?, self.number(&xs[1], numbers + 1)?];
@@ -155,6 +197,10 @@ impl LanePredicate {
         }
         integer(expr)
     }
+}
+
+fn commutes(op: BinOp) -> bool {
+    matches!(op, BinOp::Add | BinOp::Mul)
 }
 
 /// Whether a number expression has integer values wherever it has any; `None` where a truth value stands in it.
@@ -180,25 +226,21 @@ fn integer(expr: &Expr) -> Option<bool> {
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma", "x86_64+sse4.1"))]
-fn run(program: &[Op], env: &Env, first: f64, numbers: &mut [Numbers], truths: &mut [Truths]) -> u64 {
+fn run(program: &[Op], first: f64, stack: &mut LaneStack) -> u64 {
+    let LaneStack { uniforms, uniform_truths, numbers, truths } = stack;
     // Both stacks grow upwards; what is above them is old.
     let (mut n, mut t, mut at) = (0, 0, 0);
     while let Some(op) = program.get(at) {
         at += 1;
         match op {
-            Op::Uniform(expr) => {
-                let value = expr.number(env);
+            Op::Uniform(place) => {
+                let value = uniforms[*place];
                 numbers[n].values = [value.unwrap_or(0.0); LANES];
-                numbers[n].undefined = if value.is_ok() { 0 } else { u64::MAX };
-                numbers[n].uniform = true;
+                numbers[n].undefined = if value.is_some() { 0 } else { u64::MAX };
                 n += 1;
             }
-            Op::UniformTruth(expr) => {
-                truths[t] = match expr.truth(env) {
-                    Ok(true) => Truths { yes: u64::MAX, undefined: 0 },
-                    Ok(false) => Truths { yes: 0, undefined: 0 },
-                    Err(_) => Truths { yes: 0, undefined: u64::MAX },
-                };
+            Op::UniformTruth(place) => {
+                truths[t] = uniform_truths[*place];
                 t += 1;
             }
             Op::Key => {
@@ -206,7 +248,6 @@ fn run(program: &[Op], env: &Env, first: f64, numbers: &mut [Numbers], truths: &
                     *value = first + i as f64;
                 }
                 numbers[n].undefined = 0;
-                numbers[n].uniform = false;
                 n += 1;
             }
             Op::Neg => numbers[n - 1].values.iter_mut().for_each(|x| *x = -*x),
@@ -215,6 +256,7 @@ fn run(program: &[Op], env: &Env, first: f64, numbers: &mut [Numbers], truths: &
                 let (below, above) = numbers.split_at_mut(n);
                 binary(*op, *integers, &mut below[n - 1], &above[0]);
             }
+            Op::By(op, integers, place) => by(*op, *integers, &mut numbers[n - 1], uniforms[*place]),
             Op::Least => {
                 n -= 1;
                 let (below, above) = numbers.split_at_mut(n);
@@ -228,7 +270,16 @@ fn run(program: &[Op], env: &Env, first: f64, numbers: &mut [Numbers], truths: &
             Op::Call(func) => call(*func, &mut numbers[n - 1]),
             Op::Compare(op) => {
                 n -= 2;
-                truths[t] = compare(*op, &numbers[n], &numbers[n + 1]);
+                let (x, y) = (&numbers[n], &numbers[n + 1]);
+                truths[t] = compare(*op, x, x.undefined | y.undefined, |i| y.values[i]);
+                t += 1;
+            }
+            Op::CompareWith(op, place) => {
+                n -= 1;
+                truths[t] = match uniforms[*place] {
+                    Some(y) => compare(*op, &numbers[n], numbers[n].undefined, |_| y),
+                    None => Truths { yes: 0, undefined: u64::MAX },
+                };
                 t += 1;
             }
             Op::Not => {
@@ -281,7 +332,7 @@ fn bits(keep: impl Fn(usize) -> bool) -> u64 {
 /// Marks lanes whose value is no number or too large, as the scalar operations refuse it.
 #[inline(always)]
 fn check(x: &mut Numbers) {
-    let outside = |value: f64| !(value.abs() < LIMIT);
+    let outside = |value: f64| value.is_nan() || value.abs() >= LIMIT;
     if x.values.iter().fold(false, |any, &value| any | outside(value)) {
         x.undefined |= bits(|i| outside(x.values[i]));
     }
@@ -293,7 +344,6 @@ fn join(x: &mut Numbers, y: &Numbers, with: impl Fn(f64, f64) -> f64) {
         *x = with(*x, y);
     }
     x.undefined |= y.undefined;
-    x.uniform = false;
 }
 
 #[inline(always)]
@@ -305,16 +355,6 @@ fn binary(op: BinOp, integers: bool, x: &mut Numbers, y: &Numbers) {
         BinOp::Div => {
             x.undefined |= zeros(y);
             join(x, y, |x, y| x / y);
-        }
-        BinOp::FloorDiv | BinOp::Mod if y.uniform && integers && are_small(x) && is_divisor(y.values[0]) => {
-            let (y, inverse, undefined) = (y.values[0], 1.0 / y.values[0], y.undefined);
-            x.undefined |= undefined;
-            if op == BinOp::Mod {
-                x.values.iter_mut().for_each(|x| *x = divide(*x, y, inverse).1);
-            } else {
-                x.values.iter_mut().for_each(|x| *x = divide(*x, y, inverse).0);
-            }
-            return;
         }
         BinOp::FloorDiv | BinOp::Mod if integers && are_small(x) && are_small(y) => {
             x.undefined |= zeros(y);
@@ -333,7 +373,40 @@ fn binary(op: BinOp, integers: bool, x: &mut Numbers, y: &Numbers) {
                 }
             }
             x.undefined |= y.undefined | failed;
-            x.uniform = false;
+            return;
+        }
+    }
+    check(x);
+}
+
+/// An operation whose right side is the same in all lanes.
+#[inline(always)]
+fn by(op: BinOp, integers: bool, x: &mut Numbers, y: Option<f64>) {
+    let divides = matches!(op, BinOp::Div | BinOp::FloorDiv | BinOp::Mod);
+    let Some(y) = y.filter(|&y| !(divides && y == 0.0)) else {
+        x.undefined = u64::MAX;
+        return;
+    };
+    match op {
+        BinOp::Add => x.values.iter_mut().for_each(|x| *x += y),
+        BinOp::Sub => x.values.iter_mut().for_each(|x| *x -= y),
+        BinOp::Mul => x.values.iter_mut().for_each(|x| *x *= y),
+        BinOp::Div => x.values.iter_mut().for_each(|x| *x /= y),
+        BinOp::FloorDiv if integers && are_small(x) && y.abs() < SMALL => {
+            let inverse = 1.0 / y;
+            return x.values.iter_mut().for_each(|x| *x = divide(*x, y, inverse).0);
+        }
+        BinOp::Mod if integers && are_small(x) && y.abs() < SMALL => {
+            let inverse = 1.0 / y;
+            return x.values.iter_mut().for_each(|x| *x = divide(*x, y, inverse).1);
+        }
+        BinOp::FloorDiv | BinOp::Mod | BinOp::Pow => {
+            for (i, x_i) in x.values.iter_mut().enumerate() {
+                match op.apply(*x_i, y) {
+                    Ok(value) => *x_i = value,
+                    Err(_) => x.undefined |= 1 << i,
+                }
+            }
             return;
         }
     }
@@ -351,11 +424,6 @@ fn zeros(x: &Numbers) -> u64 {
 #[inline(always)]
 fn are_small(x: &Numbers) -> bool {
     x.values.iter().fold(true, |all, &x| all & (x.abs() < SMALL))
-}
-
-#[inline(always)]
-fn is_divisor(y: f64) -> bool {
-    y != 0.0 && y.abs() < SMALL
 }
 
 /// Quotient, rounded down, and remainder of small integers. The product with the inverse is off by less than one
@@ -400,17 +468,16 @@ fn call(func: Func, x: &mut Numbers) {
 }
 
 #[inline(always)]
-fn compare(op: CmpOp, x: &Numbers, y: &Numbers) -> Truths {
-    let (a, b) = (&x.values, &y.values);
+fn compare(op: CmpOp, x: &Numbers, undefined: u64, y: impl Fn(usize) -> f64) -> Truths {
+    let a = &x.values;
     let yes = match op {
-        CmpOp::Lt => bits(|i| a[i] < b[i]),
-        CmpOp::Le => bits(|i| a[i] <= b[i]),
-        CmpOp::Gt => bits(|i| a[i] > b[i]),
-        CmpOp::Ge => bits(|i| a[i] >= b[i]),
-        CmpOp::Eq => bits(|i| a[i] == b[i]),
-        CmpOp::Ne => bits(|i| a[i] != b[i]),
+        CmpOp::Lt => bits(|i| a[i] < y(i)),
+        CmpOp::Le => bits(|i| a[i] <= y(i)),
+        CmpOp::Gt => bits(|i| a[i] > y(i)),
+        CmpOp::Ge => bits(|i| a[i] >= y(i)),
+        CmpOp::Eq => bits(|i| a[i] == y(i)),
+        CmpOp::Ne => bits(|i| a[i] != y(i)),
     };
-    let undefined = x.undefined | y.undefined;
     Truths { yes: yes & !undefined, undefined }
 }
 
@@ -461,7 +528,8 @@ mod tests {
         let compiled = LanePredicate::new(&expr).expect("a predicate");
         let mut stack = LaneStack::default();
         for _ in 0..2 {
-            let found = compiled.holds(&env, first, &mut stack);
+            compiled.start(&env, &mut stack);
+            let found = compiled.holds(first, &mut stack);
             assert_eq!(found, expected, "{text} at q {q}, keys from {first}: {found:064b} {expected:064b}");
         }
     }

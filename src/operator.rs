@@ -1,0 +1,225 @@
+//! A spec at given lengths as one operator, whatever is known only when it is called.
+//!
+//! In: a spec, lengths, and per call tensors, inputs of score mods, key lengths and segment ids. Out: what a kernel
+//! gives. Key lengths and segment ids are facts about a batch element; its pattern is bound to them and compiled like
+//! any other, in milliseconds, into a kernel that never touches what the element does not have. Kernels are kept by
+//! their facts, so the layers of a model share them, and elements of equal facts are computed together.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ndarray::{Array3, Array4, ArrayView2, ArrayView4, s};
+
+use crate::compiler::{self, Compiled, Options};
+use crate::dtype::Element;
+use crate::error::{Error, Result};
+use crate::pattern::{self, Pattern, RunTime};
+use crate::runtime::Output;
+use crate::spec::{Inputs, PatternSpec};
+
+/// Kernels that an operator keeps at most.
+const KEPT: usize = 64;
+
+/// A spec at given lengths. Safe to call from many threads at once.
+#[derive(Debug)]
+pub struct Operator {
+    spec: PatternSpec,
+    pattern: Pattern,
+    options: Options,
+    /// Kernels by the facts they were made for, the least recently used first.
+    kernels: Mutex<Vec<(Facts, Arc<Compiled>)>>,
+}
+
+/// What a call brings besides q, k and v.
+#[derive(Debug, Clone, Default)]
+pub struct Arguments<'a> {
+    /// What the score mods read.
+    pub inputs: Inputs<'a>,
+    /// For every batch element, how many keys it has: those from there on are padding, never read, and as good as
+    /// zero where a restart term would add their values. All keys where it is not given.
+    pub key_lengths: Option<&'a [i64]>,
+    /// Segment ids by the name of their input, `[batch, kv_len]`, from 0 on and never decreasing.
+    pub segments: Vec<(String, ArrayView2<'a, i32>)>,
+}
+
+/// What is known of one batch element only when it is there.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Facts {
+    key_length: Option<usize>,
+    /// By the names in the order of [`Arguments::segments`].
+    segments: Vec<(String, Vec<i32>)>,
+}
+
+impl Arguments<'_> {
+    /// The facts of every batch element.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where there is not one key length or one row of ids for each element, [`Error::Value`] for a
+    /// negative key length.
+    pub fn facts(&self, batch: usize, kv_len: usize) -> Result<Vec<Facts>> {
+        if let Some(lengths) = self.key_lengths
+            && lengths.len() != batch
+        {
+            return Err(Error::Shape {
+                tensor: "key_lengths".into(),
+                expected: format!("[batch {batch}]"),
+                found: format!("[{}]", lengths.len()),
+            });
+        }
+        for (name, ids) in &self.segments {
+            if ids.dim() != (batch, kv_len) {
+                return Err(Error::Shape {
+                    tensor: format!("input `{name}`"),
+                    expected: format!("[batch {batch}, kv_len {kv_len}]"),
+                    found: format!("{:?}", ids.shape()),
+                });
+            }
+        }
+        let element = |b: usize| {
+            let key_length = match self.key_lengths.map(|lengths| lengths[b]) {
+                None => None,
+                Some(length) => Some(usize::try_from(length).map_err(|_| Error::Value {
+                    tensor: "key_lengths".into(),
+                    message: format!("the key length at {b} is {length}; expected 0 to {kv_len}"),
+                })?),
+            };
+            let segments = self.segments.iter().map(|(name, ids)| (name.clone(), ids.row(b).to_vec())).collect();
+            // A length of all keys is no fact.
+            Ok(Facts { key_length: key_length.filter(|&length| length != kv_len), segments })
+        };
+        (0..batch).map(element).collect()
+    }
+}
+
+impl Facts {
+    /// The pattern of an element with these facts.
+    ///
+    /// # Errors
+    /// Those of [`Pattern::bind`].
+    pub fn bind(&self, pattern: &Pattern) -> Result<Pattern> {
+        let ids = |name: &str| self.segments.iter().find(|(known, _)| known == name).map(|(_, ids)| ids.as_slice());
+        pattern.bind(&RunTime { key_length: self.key_length, segments: &ids })
+    }
+
+    /// Whether a restart term (or no hop at all) would read values of padding.
+    fn pads(&self, spec: &PatternSpec) -> bool {
+        let hops = &spec.diffusion.hops;
+        self.key_length.is_some() && (hops.is_empty() || hops.iter().any(|hop| hop.restart != 0.0))
+    }
+
+    /// `v` of an element with these facts, `[1, heads, kv_len, width]`: a copy with zeros for padding where the restart
+    /// term of a diffusion would read it.
+    pub fn values<T: Element>(&self, spec: &PatternSpec, v: &ArrayView4<'_, T>) -> Option<Array4<T>> {
+        let length = self.key_length.filter(|_| self.pads(spec))?;
+        let mut padded = Array4::default(v.dim());
+        padded.slice_mut(s![.., .., ..length, ..]).assign(&v.slice(s![.., .., ..length, ..]));
+        Some(padded)
+    }
+}
+
+impl Operator {
+    /// The operator of a spec; its kernel is compiled here unless its pattern waits for segment ids.
+    ///
+    /// # Errors
+    /// Those of [`compiler::compile`].
+    pub fn new(spec: PatternSpec, q_len: usize, kv_len: usize, options: Options) -> Result<Self> {
+        let pattern = pattern::resolve(&spec, q_len, kv_len)?;
+        let operator = Self { spec, pattern, options, kernels: Mutex::default() };
+        if operator.pattern.run_time_segments().is_empty() {
+            operator.kernel(&Facts::default())?;
+        }
+        Ok(operator)
+    }
+
+    /// The spec.
+    pub fn spec(&self) -> &PatternSpec {
+        &self.spec
+    }
+
+    /// Attention over `q [batch, heads, q_len, head_dim]`, `k [batch, kv_heads, kv_len, head_dim]` and
+    /// `v [batch, kv_heads, kv_len, value_dim]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] and [`Error::Value`] for tensors, key lengths and ids that do not fit, and those of compiling.
+    pub fn forward<T: Element>(
+        &self,
+        q: ArrayView4<'_, T>,
+        k: ArrayView4<'_, T>,
+        v: ArrayView4<'_, T>,
+        arguments: &Arguments<'_>,
+    ) -> Result<Output<T>> {
+        let batch = q.dim().0;
+        for (tensor, view) in [("k", &k), ("v", &v)] {
+            if view.dim().0 != batch {
+                return Err(Error::Shape {
+                    tensor: tensor.into(),
+                    expected: format!("a batch of {batch}, as q has"),
+                    found: format!("{:?}", view.shape()),
+                });
+            }
+        }
+        for (name, _) in &arguments.segments {
+            if !self.pattern.run_time_segments().contains(name) {
+                let message = "is given as segment ids, which the spec's pattern does not name".into();
+                return Err(Error::Value { tensor: name.clone(), message });
+            }
+        }
+        let facts = arguments.facts(batch, self.pattern.kv_len)?;
+        let facts = if facts.is_empty() && self.pattern.run_time_segments().is_empty() {
+            // An empty batch is still checked by a kernel.
+            vec![Facts::default()]
+        } else {
+            facts
+        };
+        let inputs = &arguments.inputs;
+        if let Some(first) = facts.first()
+            && facts.iter().all(|other| other == first)
+            && !first.pads(&self.spec)
+        {
+            return self.kernel(first)?.kernel.forward_with(q, k, v, inputs);
+        }
+        let (heads, q_len, width) = (self.spec.heads, self.pattern.q_len, self.spec.value_dim);
+        let mut output = Output {
+            out: Array4::default((batch, heads, q_len, width)),
+            lse: Array3::from_elem((batch, heads, q_len), f32::NEG_INFINITY),
+        };
+        for (b, facts) in facts.iter().enumerate() {
+            let [q, k, v] = [&q, &k, &v].map(|tensor| tensor.slice(s![b..=b, .., .., ..]));
+            let padded = facts.values(&self.spec, &v);
+            let v = padded.as_ref().map_or(v, |padded| padded.view());
+            let kernel = &self.kernel(facts)?.kernel;
+            let mut out = output.out.slice_mut(s![b..=b, .., .., ..]);
+            let mut lse = output.lse.slice_mut(s![b..=b, .., ..]);
+            kernel.forward_into_with(q, k, v, inputs, &mut out, Some(&mut lse))?;
+        }
+        Ok(output)
+    }
+
+    /// The kernel for elements of these facts, made at the first call.
+    ///
+    /// # Errors
+    /// Those of [`Facts::bind`] and of compiling.
+    pub fn kernel(&self, facts: &Facts) -> Result<Arc<Compiled>> {
+        let find = |kernels: &mut Vec<(Facts, Arc<Compiled>)>| {
+            let at = kernels.iter().position(|(known, _)| known == facts)?;
+            // Last used, last to go.
+            let entry = kernels.remove(at);
+            let compiled = Arc::clone(&entry.1);
+            kernels.push(entry);
+            Some(compiled)
+        };
+        if let Some(known) = find(&mut self.kernels.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return Ok(known);
+        }
+        // Compiled without the lock: other facts need not wait, and two who make the same waste one.
+        let compiled = Arc::new(compiler::compile_pattern(&self.spec, facts.bind(&self.pattern)?, &self.options)?);
+        let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = find(&mut kernels) {
+            return Ok(known);
+        }
+        if kernels.len() == KEPT {
+            kernels.remove(0);
+        }
+        kernels.push((facts.clone(), Arc::clone(&compiled)));
+        Ok(compiled)
+    }
+}
