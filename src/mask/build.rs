@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use smallvec::SmallVec;
 
 use super::edge_rule::EdgeRule;
+use super::patches::patch_order;
 use super::row_runs::RowRuns;
 use super::tables::Table;
 use super::{BlockMask, Edges, HeadMask, KeyOrder, Keys, QUERY_BLOCK, RowOrder, Segment};
@@ -130,7 +131,14 @@ fn regroup_step(pattern: &Pattern) -> Option<u32> {
 fn build_head(pattern: &Pattern, head: usize, rule: &EdgeRule, limit: u64, taken: u64) -> Result<(HeadMask, u64)> {
     let pattern = &*pattern.of_head(head);
     let Some(step) = regroup_step(pattern) else {
-        return HeadBuilder::new(pattern, head, rule, limit, taken, row_order(pattern, head)).run();
+        let (mask, bytes) = HeadBuilder::new(pattern, head, rule, limit, taken, row_order(pattern, head)).run()?;
+        if let Some(rows) = patch_order(pattern, head)
+            && let Ok((patches, bytes)) = HeadBuilder::new(pattern, head, rule, limit, taken, rows).run()
+            && rule.cost(&patches, pattern.q_len) < rule.cost(&mask, pattern.q_len)
+        {
+            return Ok((patches, bytes));
+        }
+        return Ok((mask, bytes));
     };
     let Regrouped { pattern, order, classes } = pattern.regrouped(step);
     let stretch = |places: &Range<usize>| Stretch { place: places.start, query: places.start, len: places.len() };

@@ -11,6 +11,7 @@ mod count;
 mod edge_rule;
 mod gather_columns;
 mod key_order;
+mod patches;
 mod rewrite;
 mod row_runs;
 mod shifted_rows;

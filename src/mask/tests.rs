@@ -282,6 +282,8 @@ fn nodes_that_repeat_in_places_equal_points() {
         ("grid: {shape: [6, 16, 8], kernel: [3, 3, 3]}", 768),
         ("grid: {shape: [500], kernel: [31], dilation: [3]}", 500),
         ("grid: {shape: [15, 40], kernel: [7, 7]}", 600),
+        ("grid: {shape: [20, 32], kernel: [7, 9]}", 640),
+        ("grid: {shape: [2, 21, 18], kernel: [1, 7, 7], causal: [false, true, false]}", 756),
         ("axial: {shape: [8, 64], axes: [1]}", 512),
         ("axial: {shape: [8, 64], axes: [0]}", 512),
         ("segments: {lengths: [100, 1, 64, 320, \"n - 485\"]}", 600),
@@ -296,6 +298,22 @@ fn nodes_that_repeat_in_places_equal_points() {
             assert_equal_through_passes(&tree, &pattern);
         }
     }
+}
+
+#[test]
+fn neighbors_on_a_grid_stand_in_patches() {
+    let mask_of = |node: &str, n: usize| {
+        let text = format!("name: test\nhead_dim: 8\npattern: {{{node}}}\n");
+        let pattern = crate::pattern::resolve(&crate::spec::parse(&text, "<text>").unwrap(), n, n).unwrap();
+        build(&pattern, u64::MAX).unwrap().masks.remove(0)
+    };
+    let patches = mask_of("grid: {shape: [64, 64], kernel: [13, 13]}", 4096);
+    let RowOrder::Permuted(order) = &patches.order else { panic!("in the order of memory") };
+    assert_eq!(order[..9], [0, 1, 2, 3, 64, 65, 66, 67, 128]);
+    assert_eq!((order[16], order[64], order[1024]), (4, 16, 1024));
+    // A patch of one line sees no fewer keys.
+    assert_eq!(mask_of("grid: {shape: [4, 1024], kernel: [1, 13]}", 4096).order, RowOrder::Identity);
+    assert_eq!(mask_of("grid: {shape: [4096], kernel: [13]}", 4096).order, RowOrder::Identity);
 }
 
 #[test]

@@ -426,6 +426,14 @@ impl Leaf for Grid {
         Some(period as u64)
     }
 
+    fn line_of_neighbors(&self) -> Option<usize> {
+        let near = |axis: &Axis| matches!(axis.rule, Rule::Near { kernel: 2.., dilation: 1, .. });
+        match self.axes.as_slice() {
+            [.., line, last] if near(line) && near(last) => usize::try_from(last.len).ok(),
+            _ => None,
+        }
+    }
+
     fn print(&self) -> String {
         self.text.clone()
     }

@@ -151,6 +151,12 @@ pub trait Leaf: Debug + Send + Sync {
         &[]
     }
 
+    /// Positions in a line of a grid on which keys are near their queries along the last two axes: a hint to gather
+    /// queries into patches, which share more keys than lines do.
+    fn line_of_neighbors(&self) -> Option<usize> {
+        None
+    }
+
     /// The leaf as a spec node with every expression evaluated, such as `window: {left: 128, right: 128}`
     /// (one line, YAML flow style); reading it back at the same lengths gives the same leaf.
     fn print(&self) -> String;

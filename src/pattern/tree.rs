@@ -99,6 +99,20 @@ impl Pattern {
     }
 }
 
+impl Pattern {
+    /// See [`Leaf::line_of_neighbors`]: of a leaf alone, or one whose pairs the others only restrict.
+    pub fn line_of_neighbors(&self, head: usize) -> Option<usize> {
+        match self.tree.of(head) {
+            Tree::Leaf(leaf) => leaf.line_of_neighbors(),
+            Tree::All(children) => children.iter().find_map(|child| match child {
+                Tree::Leaf(leaf) => leaf.line_of_neighbors(),
+                Tree::Any(_) | Tree::All(_) | Tree::Not(_) | Tree::PerHead { .. } => None,
+            }),
+            Tree::Any(_) | Tree::Not(_) | Tree::PerHead { .. } => None,
+        }
+    }
+}
+
 impl Tree {
     /// The tree that counts for a head.
     fn of(&self, head: usize) -> &Self {
