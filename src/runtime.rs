@@ -402,7 +402,7 @@ impl Task<'_> {
         self.enter(entry, &args);
     }
 
-    /// One part of an item, into the scratch for parts.
+    /// One part of an item, into the scratch for parts, or the output.
     fn call_part(&self, item: usize, part: usize, worker: usize, shared: usize, rows: std::ops::Range<usize>) {
         let plan = &self.inner.plan;
         let scratch = &self.inner.scratch[0];
@@ -410,12 +410,21 @@ impl Task<'_> {
             let address = self.shared[shared] + offset + part * floats * size_of::<f32>();
             address
         };
+        let args = self.args(item, part, worker, shared, rows, 0);
+        let (out, out_stride) = match part.checked_sub(plan.first_part_apart()) {
+            None => (args.out, args.out_stride),
+            Some(place) => {
+                let address =
+                    self.shared[shared] + scratch.partial + place * plan.q_len * scratch.acc_stride * size_of::<f32>();
+                (std::ptr::with_exposed_provenance_mut(address), scratch.acc_stride)
+            }
+        };
         let args = KernelArgs {
-            out: std::ptr::with_exposed_provenance_mut(at(scratch.partial, plan.q_len * scratch.acc_stride)),
-            out_stride: scratch.acc_stride,
+            out,
+            out_stride,
             row_max: std::ptr::with_exposed_provenance_mut(at(scratch.partial_max, plan.q_len)),
             row_sum: std::ptr::with_exposed_provenance_mut(at(scratch.partial_sum, plan.q_len)),
-            ..self.args(item, part, worker, shared, rows, 0)
+            ..args
         };
         self.enter(Entry(0), &args);
     }

@@ -35,6 +35,11 @@ pub(super) fn write(mut kernel: Kernel<'_, '_>) {
         let at = kernel.e.row(base, first, stride);
         kernel.set(record, field, at);
     }
+    // Where the output holds part 0, the first rows in scratch are those of part 1.
+    let before = kernel.plan.first_part_apart() as i64 * q_len * (scratch.acc_stride * size_of::<f32>()) as i64;
+    let partial = kernel.e.field(record, offset_of!(JoinCall, partial));
+    let partial = kernel.e.b.ins().iadd_imm_s(partial, -before);
+    kernel.set(record, offset_of!(JoinCall, partial), partial);
     kernel.set(record, offset_of!(JoinCall, row_stride), stride);
     kernel.set_int(record, offset_of!(JoinCall, part_stride), q_len * scratch.acc_stride as i64);
     kernel.set_int(record, offset_of!(JoinCall, statistics_stride), q_len);

@@ -16,10 +16,15 @@ use crate::mask::QUERY_BLOCK;
 use crate::plan::{KernelPlan, RowPlan, Scratch, Step, Strategy};
 use crate::tiles::exact::ExactCall;
 use crate::tiles::stored::{StoredCall, WIDE_OUT};
-use crate::tiles::{Ahead, EdgeCall, EdgeModCall, ExpCall, LANES, ModCall, PackCall, ScoreCall, ValueCall};
+use crate::tiles::{
+    AHEAD_LINES, Ahead, EdgeCall, EdgeModCall, ExpCall, LANES, ModCall, PackCall, ScoreCall, ValueCall,
+};
 
 /// Bytes of 64 floats: one array over the queries of a block.
 const LANE_BYTES: i64 = (QUERY_BLOCK * size_of::<f32>()) as i64;
+
+/// Bytes of a cache line.
+const LINE_BYTES: usize = 64;
 
 /// Regions that a score call can bring near.
 pub(super) const AHEAD: usize = 4;
@@ -102,6 +107,21 @@ pub(super) struct Row {
     pub count: Value,
     /// Groups of 16 queries.
     pub groups: Value,
+}
+
+/// Rows of a tensor, for [`Kernel::bring_near`].
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    /// Row 0 of the tensor.
+    pub base: Value,
+    /// Elements from one row to the next.
+    pub stride: Value,
+    /// The first row wanted.
+    pub first: Value,
+    /// Rows from it to the next one wanted.
+    pub apart: Value,
+    pub element: Bytes,
+    pub width: usize,
 }
 
 /// Where the steps of a row are found.
@@ -260,7 +280,7 @@ impl<'a, 'p> Kernel<'a, 'p> {
         self.set(score, offset_of!(ScoreCall, max), max_in_tile);
 
         for slot in 0..AHEAD {
-            self.set_int(score, ahead(slot) + offset_of!(Ahead, lines), 0);
+            self.set_int(score, ahead(slot) + offset_of!(Ahead, count), 0);
         }
 
         self.set(exp, offset_of!(ExpCall, max), reference);
@@ -435,41 +455,64 @@ impl<'a, 'p> Kernel<'a, 'p> {
         });
     }
 
-    /// Asks the next score call to bring `rows` rows of `width` elements from row `first` on near; nothing where rows
-    /// are not packed closely, since the region would hold what nobody needs.
-    pub fn bring_near(&mut self, slot: usize, base: Value, stride: Value, first: Value, rows: Value, width: usize) {
+    /// Asks the next score call to bring rows of a tensor near.
+    pub fn bring_near(&mut self, slot: usize, tensor: Rows, rows: Value) {
+        let Rows { base, stride, first, apart, element, width } = tensor;
         let score = self.records.score;
-        let start = self.tensor_row(base, first, stride, self.element);
-        let line = LANES * size_of::<f32>() / self.plan.dtype.bytes();
+        let start = self.tensor_row(base, first, stride, element);
+        let line = LINE_BYTES / self.plan.dtype.bytes();
+        let stride = self.e.b.ins().imul(stride, apart);
+        // Rows that follow each other closely are one region; of others, the first lines of each are brought.
+        let closely = self.e.b.ins().icmp_imm_u(IntCC::Equal, stride, width as i64);
         let lines = self.e.b.ins().imul_imm_s(rows, width.div_ceil(line) as i64);
-        let packed = self.e.b.ins().icmp_imm_u(IntCC::Equal, stride, width as i64);
-        let none = self.e.int(0);
-        let lines = self.e.b.ins().select(packed, lines, none);
+        let whole = self.e.b.ins().iadd_imm_s(lines, AHEAD_LINES as i64 - 1);
+        let whole = self.e.b.ins().ushr_imm_u(whole, i64::from(AHEAD_LINES.trailing_zeros()));
+        let count = self.e.b.ins().select(closely, whole, rows);
+        let zero = self.e.int(0);
+        let one = self.e.int(1);
+        let row_step = self.tensor_row(zero, stride, one, element);
+        let together = self.e.int((AHEAD_LINES * LINE_BYTES) as i64);
+        let step = self.e.b.ins().select(closely, together, row_step);
         self.set(score, ahead(slot) + offset_of!(Ahead, start), start);
-        self.set(score, ahead(slot) + offset_of!(Ahead, lines), lines);
+        self.set(score, ahead(slot) + offset_of!(Ahead, count), count);
+        self.set(score, ahead(slot) + offset_of!(Ahead, step), step);
     }
 
     /// Takes back what [`Self::bring_near`] asked for.
     pub fn bring_nothing_near(&mut self) {
         for slot in 0..AHEAD {
-            self.set_int(self.records.score, ahead(slot) + offset_of!(Ahead, lines), 0);
+            self.set_int(self.records.score, ahead(slot) + offset_of!(Ahead, count), 0);
         }
     }
 
-    /// The row's own outputs (`flash`), and the queries of the next block row.
+    /// The row's own outputs (`flash`), and the queries of the next block row. Where rows have an order, it is taken to
+    /// go on as its next two rows do.
     pub fn bring_row_near(&mut self, row: Row) {
-        if is_ordered(self.plan) {
-            return;
-        }
         let q = self.arg(offset_of!(KernelArgs, q));
         let q_stride = self.arg(offset_of!(KernelArgs, q_stride));
         let next = self.e.b.ins().iadd_imm_s(row.place, QUERY_BLOCK as i64);
-        self.bring_near(0, q, q_stride, next, row.count, self.plan.head_dim);
+        let (first, apart) = self.order_at(next);
+        let (element, width) = (self.element, self.plan.head_dim);
+        self.bring_near(2, Rows { base: q, stride: q_stride, first, apart, element, width }, row.count);
         if self.plan.strategy == Strategy::Flash {
             let out = self.arg(offset_of!(KernelArgs, out));
             let out_stride = self.arg(offset_of!(KernelArgs, out_stride));
-            self.bring_near(1, out, out_stride, row.place, row.count, self.plan.value_dim);
+            let (first, apart) = self.order_at(row.place);
+            let (element, width) = (self.out_element, self.plan.value_dim);
+            self.bring_near(3, Rows { base: out, stride: out_stride, first, apart, element, width }, row.count);
         }
+    }
+
+    /// The query at a place, and how far from it the one at the next place is.
+    fn order_at(&mut self, place: Value) -> (Value, Value) {
+        if !is_ordered(self.plan) {
+            return (place, self.e.int(1));
+        }
+        let order = self.section(Section::Order);
+        let at = self.e.offset(order, place, size_of::<u32>() as i64);
+        let first = self.e.load_u32(at, 0);
+        let second = self.e.load_u32(at, 4);
+        (first, self.e.b.ins().isub(second, first))
     }
 
     /// Keys and values `first .. first + count`, as far as the score and value tiles read them next.
@@ -480,16 +523,25 @@ impl<'a, 'p> Kernel<'a, 'p> {
 
     /// Keys `first .. first + count`.
     pub fn bring_only_keys_near(&mut self, first: Value, count: Value) {
-        let k = self.arg(offset_of!(KernelArgs, k));
-        let k_stride = self.arg(offset_of!(KernelArgs, k_stride));
-        self.bring_near(2, k, k_stride, first, count, self.plan.head_dim);
+        let base = self.arg(offset_of!(KernelArgs, k));
+        let stride = self.arg(offset_of!(KernelArgs, k_stride));
+        let apart = self.key_step();
+        let (element, width) = (self.element, self.plan.head_dim);
+        self.bring_near(0, Rows { base, stride, first, apart, element, width }, count);
     }
 
     /// Values `first .. first + count`.
     pub fn bring_values_near(&mut self, first: Value, count: Value) {
-        let v = self.arg(offset_of!(KernelArgs, v));
-        let v_stride = self.arg(offset_of!(KernelArgs, v_stride));
-        self.bring_near(3, v, v_stride, first, count, self.plan.value_dim);
+        let base = self.arg(offset_of!(KernelArgs, v));
+        let stride = self.arg(offset_of!(KernelArgs, v_stride));
+        let apart = self.key_step();
+        let (element, width) = (self.element, self.plan.value_dim);
+        self.bring_near(1, Rows { base, stride, first, apart, element, width }, count);
+    }
+
+    /// Rows of K and V from one key of a range to the next.
+    fn key_step(&mut self) -> Value {
+        if self.has_key_steps() { self.section(Section::KeyStep) } else { self.e.int(1) }
     }
 
     /// Sets the fields of the value records that hold the row's number of queries, and starts sums at zero.

@@ -41,6 +41,9 @@ enum Near {
     /// What concerns the whole row, and the keys and values that the next row meets first: so many from this one on
     /// (from the run's first row).
     Row(Option<Stretch>),
+    /// The piece's own values, the keys of the piece behind it in the tables (its first key, number of keys), and with
+    /// the step's last piece (1, else 0) what concerns the whole row.
+    Entry(Value, Value, Value),
 }
 
 /// The longest piece: long enough to hide what it brings near.
@@ -49,13 +52,16 @@ fn lead(pieces: &[Piece]) -> usize {
 }
 
 /// Where pieces move on with the rows, the next row's new keys stand behind this row's last ones.
-fn near(pieces: &[Piece]) -> Near {
+fn near(pieces: &[Piece], key_step: u32) -> Near {
     let moving = pieces.iter().filter_map(|piece| match piece.keys {
         PieceKeys::Range(stretch) if stretch.start_step != 0 => Some(stretch),
         _ => None,
     });
-    let last = moving.max_by_key(|stretch| stretch.start + stretch.len);
-    Near::Row(last.map(|last| Stretch { start: last.start + last.len, len: last.start_step, len_step: 0, ..last }))
+    let last = moving.max_by_key(|stretch| stretch.start + stretch.len * key_step);
+    Near::Row(last.map(|last| {
+        let (start, len) = (last.start + last.len * key_step, last.start_step / key_step);
+        Stretch { start, len, len_step: 0, ..last }
+    }))
 }
 
 /// What is known of a piece's mask when code is written.
@@ -154,6 +160,8 @@ impl<'p> Kernel<'_, 'p> {
         match source {
             Source::Constant(pieces, ..) => {
                 let lead = lead(pieces);
+                // A kernel of several masks has no constant rows.
+                let key_step = self.plan.masks[0].key_step;
                 for (index, piece) in pieces.iter().enumerate() {
                     let list = self.starts.list(piece.keys);
                     let aux = self.starts.word(piece.mask);
@@ -162,7 +170,7 @@ impl<'p> Kernel<'_, 'p> {
                         operands.aux = address;
                         operands.masked = Masked::Yes;
                     }
-                    operands.near = if index == lead { near(pieces) } else { Near::Nothing };
+                    operands.near = if index == lead { near(pieces, key_step) } else { Near::Nothing };
                     body(self, operands);
                 }
             }
@@ -247,7 +255,22 @@ impl<'p> Kernel<'_, 'p> {
             let [start, len, at] = [0, 4, 8].map(|offset| kernel.e.load_u32(entry, offset));
             let list = kernel.optional(entry, 12, lists, 4);
             let aux = kernel.optional(entry, 16, aux_table, aux_bytes);
-            body(kernel, Operands { start, len, list, aux, at, masked, near: Near::Nothing });
+            let near = match entries {
+                Section::Pieces => {
+                    let next = (ENTRY_WORDS * size_of::<u32>()) as i32;
+                    let keys = kernel.e.load_u32(entry, next);
+                    let count = kernel.e.load_u32(entry, next + 4);
+                    let list = kernel.e.load_u32(entry, next + 12);
+                    let is_range = kernel.e.b.ins().icmp_imm_u(IntCC::Equal, list, i64::from(NONE));
+                    let none = kernel.e.int(0);
+                    let count = kernel.e.b.ins().select(is_range, count, none);
+                    let behind = kernel.e.b.ins().iadd_imm_s(index, 1);
+                    let is_last = kernel.e.b.ins().icmp(IntCC::Equal, behind, end);
+                    Near::Entry(keys, count, kernel.e.b.ins().uextend(types::I64, is_last))
+                }
+                _ => Near::Nothing,
+            };
+            body(kernel, Operands { start, len, list, aux, at, masked, near });
         });
     }
 
@@ -281,8 +304,7 @@ impl<'p> Kernel<'_, 'p> {
         self.set(record, offset_of!(ScoreCall, words), in_tile);
         self.set(record, offset_of!(ScoreCall, s), s);
         self.set(record, offset_of!(ScoreCall, s_stride), panel.stride);
-        // Runs of keys that lie apart are no regions.
-        let near = if self.has_key_steps() { Near::Nothing } else { piece.near };
+        let near = piece.near;
         match near {
             Near::Nothing => {}
             Near::OwnValues => {
@@ -296,6 +318,14 @@ impl<'p> Kernel<'_, 'p> {
                     let (first, count) = self.stretch(row, keys);
                     self.bring_keys_near(first, count);
                 }
+            }
+            Near::Entry(first, count, is_last) => {
+                let rows = self.e.b.ins().imul(row.count, is_last);
+                self.bring_row_near(Row { count: rows, ..row });
+                self.bring_only_keys_near(first, count);
+                let none = self.e.int(0);
+                let values = self.e.b.ins().select(piece.list, none, piece.len);
+                self.bring_values_near(piece.start, values);
             }
         }
         self.call(TileFn::Score, record);

@@ -1,5 +1,6 @@
 //! What a kernel reads of its plan at run time: one buffer per mask, a header of section offsets in front.
 
+use crate::mask::QUERY_BLOCK;
 use crate::plan::{KernelPlan, MaskPlan, Piece, PieceKeys, Scratch, Step, ValueRun};
 
 /// Sections of the buffer, each 64-byte aligned; the header holds their byte offsets in this order.
@@ -71,7 +72,9 @@ impl Tables {
             }
             None => &[],
         };
-        writer.words32(Section::Order, order.iter().copied());
+        // Hints look one block row further.
+        let beyond = if order.is_empty() { 0 } else { QUERY_BLOCK + 2 };
+        writer.words32(Section::Order, order.iter().copied().chain(std::iter::repeat_n(0, beyond)));
         writer.words64(Section::Words, mask.words.iter().flatten().copied());
         let ones = if plan.scores.test_every { mask.panel_keys } else { 0 };
         writer.words64(Section::Ones, std::iter::repeat_n(u64::MAX, ones));
@@ -176,6 +179,8 @@ impl Starts {
         }
         writer.words32(Section::Rows, rows);
         writer.words32(Section::Steps, steps);
+        // Hints look one piece further.
+        pieces.extend([0; ENTRY_WORDS]);
         writer.words32(Section::Pieces, pieces);
         writer.words32(Section::Runs, runs);
     }

@@ -196,6 +196,11 @@ impl KernelPlan {
         self.q_len.div_ceil(QUERY_BLOCK)
     }
 
+    /// The first part of a head whose rows wait in scratch until they are joined: an f32 output holds those of part 0.
+    pub fn first_part_apart(&self) -> usize {
+        usize::from(self.dtype.is_f32())
+    }
+
     /// Groups of 16 queries in the widest block row.
     pub fn groups(&self) -> usize {
         self.q_len.min(QUERY_BLOCK).div_ceil(LANES)

@@ -43,7 +43,7 @@ pub struct Scratch {
     pub inverse: usize,
     /// Shared: the two buffers of Z, `[q_len][acc_stride]`; the second exists from three hops on.
     pub z: [usize; 2],
-    /// Shared: outputs of a head's parts, `[parts][q_len][acc_stride]`.
+    /// Shared: outputs of a head's parts from [`KernelPlan::first_part_apart`] on, `[parts][q_len][acc_stride]`.
     pub partial: usize,
     /// Shared: what each part subtracted, `[parts][q_len]`.
     pub partial_max: usize,
@@ -95,7 +95,7 @@ impl Scratch {
             shared.take(if plan.hops.len() >= 3 { buffer } else { 0 }),
         ];
         let parts = if plan.parts > 1 { plan.parts } else { 0 };
-        let partial = shared.take(parts * plan.q_len * acc_stride * float);
+        let partial = shared.take(parts.saturating_sub(plan.first_part_apart()) * plan.q_len * acc_stride * float);
         let [partial_max, partial_sum] = std::array::from_fn(|_| shared.take(parts * plan.q_len * float));
         let stored_edges = shared.take(resident * mask.edges.keys.len() * float);
         let stored = shared.take(resident * mask.stored_bytes());

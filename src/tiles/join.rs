@@ -12,11 +12,13 @@ use half::{bf16, f16};
 use super::LANES;
 use crate::dtype::{Dtype, Element};
 
-/// Rows of several parts: `out[r][:] = Σ_p w_p[r] · partial[p][r][:]` for `r < rows`.
+/// Rows of several parts: `out[r][:] = Σ_p w_p[r] · partial[p][r][:]` for `r < rows`. An f32 output holds the first
+/// part's rows before, and is joined in place.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct JoinCall {
-    /// Row 0 of the first part's output. Where the output is stored in 16 bits, its rows are written too.
+    /// Row 0 of the first part's output; not read where that is `out`. Where the output is stored in 16 bits, its rows
+    /// are written too.
     pub partial: *mut f32,
     /// Floats from one row of a part to the next.
     pub row_stride: usize,
@@ -120,7 +122,6 @@ unsafe fn join_rows(c: &JoinCall) {
                 for r in 0..count {
                     // A row without any key is what the first part left: the restart term alone.
                     let factor = if total[r] == 0.0 { f32::from(part == 0) } else { weights[r] / total[r] };
-                    let from = c.partial.add(part * c.part_stride + (first + r) * c.row_stride);
                     // Sums in 16 bits would be rounded at every part: they go into the first part's own rows.
                     let to = match c.dtype {
                         Dtype::F32 => c.out.cast::<f32>().add((first + r) * c.out_stride),
@@ -128,9 +129,10 @@ unsafe fn join_rows(c: &JoinCall) {
                     };
                     if part == 0 {
                         for column in 0..c.dv {
-                            *to.add(column) = factor * *from.add(column);
+                            *to.add(column) *= factor;
                         }
                     } else if factor != 0.0 {
+                        let from = c.partial.wrapping_add(part * c.part_stride + (first + r) * c.row_stride);
                         for column in 0..c.dv {
                             *to.add(column) += factor * *from.add(column);
                         }
@@ -138,7 +140,7 @@ unsafe fn join_rows(c: &JoinCall) {
                 }
             }
             for r in first..first + count {
-                let from = c.partial.add(r * c.row_stride);
+                let from = c.partial.wrapping_add(r * c.row_stride);
                 match c.dtype {
                     Dtype::F32 => {}
                     Dtype::Bf16 => narrow::<bf16>(from, c.out.cast::<bf16>().add(r * c.out_stride), c.dv),

@@ -82,13 +82,21 @@ pub struct PackCall {
 pub struct Ahead {
     /// First byte.
     pub start: *const f32,
-    /// Cache lines; 0 for nothing.
-    pub lines: usize,
+    /// Pieces of [`AHEAD_LINES`] cache lines; 0 for nothing.
+    pub count: usize,
+    /// Bytes from one piece to the next, as a number that may wrap.
+    pub step: usize,
 }
+
+/// Cache lines of a piece of [`Ahead`]: a row of 64 floats.
+pub const AHEAD_LINES: usize = 4;
+
+/// Pieces that a score tile brings near every four columns.
+const AHEAD_PIECES: usize = 2;
 
 impl Ahead {
     /// Nothing.
-    pub const NONE: Self = Self { start: std::ptr::null(), lines: 0 };
+    pub const NONE: Self = Self { start: std::ptr::null(), count: 0, step: 0 };
 }
 
 /// Scores (SDDMM): `s[g][j][i] = Σ_x k[key(j)][x] · qt[g][x][i]`, and the running maximum per query.

@@ -6,10 +6,12 @@
 
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
-use super::{EdgeCall, LANES, ROW_CUTS, ScoreCall, ValueCall};
+use super::{AHEAD_PIECES, EdgeCall, LANES, ROW_CUTS, ScoreCall, ValueCall};
 
 /// Keys in a score register tile.
 pub(super) const SCORE_KEYS: usize = 6;
+/// Keys of a score register tile from which it fills the FMA pipes.
+const SHORT_KEYS: usize = 4;
 /// Rows in a value register tile.
 pub(super) const VALUE_ROWS: usize = 6;
 /// Keys of a contiguous run that all row blocks of a value call walk before the next keys are taken up. The hardware
@@ -40,9 +42,9 @@ pub(super) struct ScoreTile {
     pub words: *const u16,
     /// The first group's running maximum, or null.
     pub max: *mut f32,
-    /// Memory to bring into L2 on the way, one line after the other.
+    /// Memory to bring into L2 on the way, [`AHEAD_PIECES`] pieces every four columns.
     pub ahead: *const f32,
-    /// Floats from one of those lines to the next: a line's, or 0 where there is nothing to bring.
+    /// Bytes from a piece to the next; 0 where there is nothing to bring.
     pub ahead_step: usize,
 }
 
@@ -55,17 +57,22 @@ pub(super) type ScoreKernel = unsafe fn(&ScoreTile);
 /// `call` keeps the contract of [`super`], and the CPU has the kernels' instructions.
 pub(super) unsafe fn score<const BYTES: usize>(call: &ScoreCall, kernels: &[ScoreKernel; SCORE_KEYS]) {
     let mut first = 0;
-    let mut ahead = AheadCursor { regions: &call.ahead, line: 0 };
+    let mut ahead = AheadCursor { regions: &call.ahead, piece: 0 };
     while first < call.nkeys {
         let left = call.nkeys - first;
         // One or two keys alone do not fill the FMA pipes, so the last 7 or 8 are halved.
-        let count = if left == 7 || left == 8 { 4 } else { left.min(SCORE_KEYS) };
+        let mut count = if left == 7 || left == 8 { 4 } else { left.min(SCORE_KEYS) };
         let (mut group, mut end, mut masked) = (0, call.groups, false);
         if !call.words.is_null() {
             let (mut any, mut all) = (0, u64::MAX);
             for key in first..first + count {
                 // SAFETY: `words` holds `nkeys` words.
                 let word = unsafe { *call.words.add(key) };
+                // Keys that more groups see start a tile of their own, where enough are left for this one.
+                if key == first + SHORT_KEYS && groups_of(any | word) != groups_of(any) {
+                    count = SHORT_KEYS;
+                    break;
+                }
                 any |= word;
                 all &= word;
             }
@@ -95,8 +102,8 @@ pub(super) unsafe fn score<const BYTES: usize>(call: &ScoreCall, kernels: &[Scor
                 ahead: call.qt,
                 ahead_step: 0,
             };
-            if let Some(start) = ahead.next(call.d / 4 * 3) {
-                (tile.ahead, tile.ahead_step) = (start, LINE);
+            if let Some((start, step)) = ahead.next(call.d / 4 * AHEAD_PIECES) {
+                (tile.ahead, tile.ahead_step) = (start, step);
             }
             if !masked {
                 tile.words = std::ptr::null();
@@ -114,6 +121,13 @@ pub(super) unsafe fn score<const BYTES: usize>(call: &ScoreCall, kernels: &[Scor
     }
 }
 
+/// The groups of 16 queries that a word has bits of, as bits 0, 16, 32 and 48.
+const fn groups_of(word: u64) -> u64 {
+    const LOW: u64 = 0x7fff_7fff_7fff_7fff;
+    // A carry out of the low 15 bits says that one of them is set.
+    (((word & LOW) + LOW) | word) >> 15 & 0x0001_0001_0001_0001
+}
+
 /// Floats in a cache line.
 pub(super) const LINE: usize = 16;
 
@@ -121,19 +135,19 @@ pub(super) const LINE: usize = 16;
 /// arithmetic; the hardware's own prefetchers start anew with every row and come too late from beyond L2.
 struct AheadCursor<'a> {
     regions: &'a [super::Ahead],
-    line: usize,
+    piece: usize,
 }
 
 impl AheadCursor<'_> {
-    /// Where the next `lines` lines start; a portion may reach beyond its region.
-    fn next(&mut self, lines: usize) -> Option<*const f32> {
+    /// Where the next `pieces` pieces start, and the step between them; a portion may reach beyond its region.
+    fn next(&mut self, pieces: usize) -> Option<(*const f32, usize)> {
         while let Some((region, rest)) = self.regions.split_first() {
-            if self.line < region.lines {
-                let start = region.start.wrapping_add(self.line * LINE);
-                self.line += lines.max(1);
-                return Some(start);
+            if self.piece < region.count {
+                let start = region.start.wrapping_byte_add(self.piece.wrapping_mul(region.step));
+                self.piece += pieces.max(1);
+                return Some((start, region.step));
             }
-            (self.regions, self.line) = (rest, 0);
+            (self.regions, self.piece) = (rest, 0);
         }
         None
     }

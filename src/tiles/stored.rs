@@ -11,7 +11,7 @@ use half::{bf16, f16};
 
 use super::convert::{Convert, Plain, StoredRows};
 use super::exact::{ExactCall, value_exact};
-use super::{Ahead, BLOCK, EdgeCall, LANES, PackCall, ROW_BLOCKS, ScoreCall, Tile, ValueCall};
+use super::{AHEAD_PIECES, Ahead, BLOCK, EdgeCall, LANES, PackCall, ROW_BLOCKS, ScoreCall, Tile, ValueCall};
 use crate::dtype::Dtype;
 use crate::target::Isa;
 
@@ -235,17 +235,16 @@ unsafe extern "C" fn score<C: Convert>(call: *const StoredCall) {
     }
 }
 
-/// Takes from the hints what a score call of `keys` keys has brought near: three lines every four columns of a register
-/// tile. Hints may be taken wrongly without harm.
+/// Takes from the hints what a score call of `keys` keys has brought near: a few pieces every four columns of a
+/// register tile. Hints may be taken wrongly without harm.
 fn take(ahead: &mut [Ahead], keys: usize, d: usize) {
-    const LINE: usize = 16;
-    let portion = (d / 4 * 3).max(1);
+    let portion = (d / 4 * AHEAD_PIECES).max(1);
     let mut portions = keys.div_ceil(6);
     for region in ahead {
-        let taken = region.lines.div_ceil(portion).min(portions);
-        let lines = (taken * portion).min(region.lines);
-        region.start = region.start.wrapping_add(lines * LINE);
-        region.lines -= lines;
+        let taken = region.count.div_ceil(portion).min(portions);
+        let pieces = (taken * portion).min(region.count);
+        region.start = region.start.wrapping_byte_add(pieces.wrapping_mul(region.step));
+        region.count -= pieces;
         portions -= taken;
     }
 }
