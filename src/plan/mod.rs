@@ -110,6 +110,9 @@ pub struct KernelPlan {
     /// Masks that make up a head ([`crate::mask::BlockMask::parts`]); above 1, `flash` computes them one by one and
     /// joins their results.
     pub parts: usize,
+    /// Heads whose queries stand in one block row ([`crate::mask::BlockMask::stack`]): the caller's tensors have
+    /// `heads · stack` heads of `q_len / stack` queries.
+    pub stack: usize,
     /// For every query head and part, its index in `masks`: `[heads][parts]`.
     pub mask_of_head: Vec<u32>,
 }
@@ -191,6 +194,11 @@ pub struct MaskPlan {
 }
 
 impl KernelPlan {
+    /// Heads and queries of the caller's tensors.
+    pub const fn outer(&self) -> (usize, usize) {
+        (self.heads * self.stack, self.q_len / self.stack)
+    }
+
     /// Block rows.
     pub fn block_rows(&self) -> usize {
         self.q_len.div_ceil(QUERY_BLOCK)
@@ -288,6 +296,7 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
         restart_folded,
         masks,
         parts: schedule.neighbors.parts,
+        stack: schedule.neighbors.stack,
         mask_of_head: schedule.neighbors.mask_of_head.clone(),
     };
     if cfg!(debug_assertions) {

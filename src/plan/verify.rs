@@ -23,6 +23,9 @@ pub fn verify(plan: &KernelPlan) -> Result<()> {
     {
         return Err(broken("a head has no mask".to_owned()));
     }
+    if plan.stack == 0 || (plan.stack > 1 && plan.q_len != plan.stack) {
+        return Err(broken("rows of several heads have one query each".to_owned()));
+    }
     if plan.parts > 1 && plan.strategy != Strategy::Flash {
         return Err(broken("parts are joined by flash alone".to_owned()));
     }
