@@ -231,6 +231,11 @@ impl Axis {
         (residue + start * dilation, residue + (end - 1) * dilation + 1, dilation)
     }
 
+    /// Whether query and key always agree.
+    fn is_fixed(&self) -> bool {
+        self.rule == Rule::Same || self.len == 1
+    }
+
     /// Keys of at least one of the coordinates (not empty), and keys of all of them.
     fn bounds(&self, range: &Range<i64>) -> Cover {
         let (low, high) = (self.window(range.start), self.window(range.end - 1));
@@ -319,15 +324,22 @@ impl Grid {
         }
     }
 
-    fn keys(&self, queries: Range<i64>) -> Cover {
+    /// The axes up to the last on which query and key may differ, over the tokens of one class modulo the rest.
+    fn axes_of_class(&self, step: i64) -> Axes {
+        let kept = self.axes.iter().rposition(|axis| !axis.is_fixed()).map_or(0, |last| last + 1);
+        self.axes[..kept].iter().map(|&axis| Axis { stride: axis.stride / step, ..axis }).collect()
+    }
+
+    /// Bounds on the queries of a range of the tokens (not empty) of `axes`.
+    fn keys(axes: &[Axis], queries: Range<i64>) -> Cover {
         let mut cover: Option<Cover> = None;
-        Self::boxes(&self.axes, queries.start, queries.end, &mut Box3::new(), &mut |ranges| {
+        Self::boxes(axes, queries.start, queries.end, &mut Box3::new(), &mut |ranges| {
             let bounds: SmallVec<[Cover; 3]> =
-                self.axes.iter().zip(ranges).map(|(axis, range)| axis.bounds(range)).collect();
+                axes.iter().zip(ranges).map(|(axis, range)| axis.bounds(range)).collect();
             let product = |set: fn(&Cover) -> &KeySet| {
                 let mut out = KeySet::empty();
                 let sets: SmallVec<[&KeySet; 3]> = bounds.iter().map(set).collect();
-                Self::product(&self.axes, &sets, 0, &mut out);
+                Self::product(axes, &sets, 0, &mut out);
                 out
             };
             let (some, all) = (product(|bounds| &bounds.some), product(|bounds| &bounds.all));
@@ -357,13 +369,35 @@ impl Leaf for Grid {
         if inside.is_empty() {
             return Cover::default();
         }
-        let cover = self.keys(inside.clone());
+        let cover = Self::keys(&self.axes, inside.clone());
         if inside == queries { cover } else { Cover { all: KeySet::empty(), ..cover } }
+    }
+
+    fn cover_class(&self, head: usize, first: i64, count: i64, step: i64) -> Cover {
+        let last = first + (count - 1) * step;
+        if step == 1 || step != self.modulus() as i64 || first < 0 || last >= self.tokens {
+            return self.cover(head, first..last + 1);
+        }
+        // Without the trailing axes, on which a class is one point, its queries stand side by side.
+        let cover = Self::keys(&self.axes_of_class(step), first / step..last / step + 1);
+        let spread = |keys: KeySet| {
+            let mut out = KeySet::empty();
+            for &(lo, hi) in keys.intervals() {
+                out.push(lo * step, hi * step);
+            }
+            out
+        };
+        Cover { some: spread(cover.some), all: spread(cover.all) }
+    }
+
+    fn modulus(&self) -> u64 {
+        // Trailing axes on which query and key agree are the remainder modulo the tokens behind the last other axis.
+        self.axes.iter().rev().find(|axis| !axis.is_fixed()).map_or(1, |axis| axis.stride.max(1) as u64)
     }
 
     fn words(&self, _: usize, q: i64, blocks: &[u32], out: &mut [u64]) {
         if (0..self.tokens).contains(&q) {
-            fill_set(blocks, out, &self.keys(q..q + 1).some);
+            fill_set(blocks, out, &Self::keys(&self.axes, q..q + 1).some);
         }
     }
 

@@ -148,6 +148,35 @@ fn check_words(node: &str, pattern: &Pattern) {
     }
 }
 
+/// The modulus of every allowed pair, and bounds over residue classes on keys of the class. Where the step is the
+/// modulus, regrouping counts on bounds that are as exact as points.
+fn check_classes(node: &str, pattern: &Pattern, exact: bool) {
+    let (leaf, n) = (leaf_of(pattern), pattern.kv_len);
+    let (all, modulus) = (positions(pattern), leaf.modulus() as i64);
+    for (head, q, k) in (0..3).flat_map(|head| all.clone().flat_map(move |q| (0..n).map(move |k| (head, q, k)))) {
+        let congruent = (q - k as i64) % modulus == 0;
+        assert!(congruent || !leaf.allows(head, q, k), "{node}, n {n}, modulus {modulus}: {q}, {k}");
+    }
+    let steps = [modulus, modulus * 2, 3, 64].into_iter().filter(|&step| step <= n as i64 + 1);
+    for (step, first) in steps.flat_map(|step| all.clone().step_by(5).map(move |first| (step, first))) {
+        let members = (all.end - first - 1) / step + 1;
+        for count in [1, 2, 16, members].into_iter().filter(|&count| count <= members) {
+            let cover = leaf.cover_class(1, first, count, step);
+            for k in (first.rem_euclid(step) as usize..n).step_by(step as usize) {
+                let allowed = (0..count).filter(|i| leaf.allows(1, first + i * step, k)).count() as i64;
+                let (some, all) = (cover.some.contains(k as i64), cover.all.contains(k as i64));
+                let at = format!("{node}, n {n}, {count} from {first} by {step}, key {k}: {allowed} allowed, {cover:?}");
+                assert!(some || allowed == 0, "missing in some: {at}");
+                assert!(!all || allowed == count, "wrong in all: {at}");
+                if exact && step == modulus && first >= 0 && first + (count - 1) * step < n as i64 {
+                    assert!(!some || allowed > 0, "loose in some: {at}");
+                    assert!(all || allowed < count, "missing in all: {at}");
+                }
+            }
+        }
+    }
+}
+
 fn check_period(node: &str, pattern: &Pattern) {
     let (leaf, n) = (leaf_of(pattern), pattern.kv_len as i64);
     let Some(period) = leaf.period() else { return };
@@ -170,6 +199,7 @@ fn bounds_words_and_period_agree_with_the_definition() {
                 check_cover(node, &pattern, exact);
                 check_words(node, &pattern);
                 check_period(node, &pattern);
+                check_classes(node, &pattern, exact);
                 let leaf = leaf_of(&pattern);
                 let differ = (0..n).any(|q| (0..n).any(|k| leaf.allows(0, q as i64, k) != leaf.allows(1, q as i64, k)));
                 assert!(leaf.depends_on_head() || !differ, "{node} depends on the head");
@@ -189,6 +219,7 @@ fn lengths_that_differ_agree_with_the_definition() {
                     check_cover(&named, &pattern, exact);
                     check_words(&named, &pattern);
                     check_period(&named, &pattern);
+                    check_classes(&named, &pattern, exact);
                 }
             }
         }
@@ -267,6 +298,7 @@ fn grids_agree_with_the_definition() {
             check_cover(node, &pattern, true);
             check_words(node, &pattern);
             check_period(node, &pattern);
+            check_classes(node, &pattern, true);
             assert_eq!(parse_text(&pattern.print()).unwrap().print(), pattern.print());
         }
         let spec = spec_of(node);
