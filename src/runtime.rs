@@ -416,10 +416,7 @@ impl Task<'_> {
     fn call_part(&self, item: usize, part: usize, worker: usize, shared: usize, rows: std::ops::Range<usize>) {
         let plan = &self.inner.plan;
         let scratch = &self.inner.scratch[0];
-        let at = |offset: usize, floats: usize| {
-            let address = self.shared[shared] + offset + part * floats * size_of::<f32>();
-            address
-        };
+        let at = |offset: usize, floats: usize| self.shared[shared] + offset + part * floats * size_of::<f32>();
         let args = KernelArgs {
             out: std::ptr::with_exposed_provenance_mut(at(scratch.partial, plan.q_len * scratch.acc_stride)),
             out_stride: scratch.acc_stride,

@@ -14,7 +14,7 @@ const ENOUGH_HEADS: usize = 8;
 /// `None` where there are more queries, or where the heads of a group have different masks.
 pub fn stack_heads(mask: &BlockMask, group: usize) -> Option<BlockMask> {
     let alike = mask.mask_of_head.chunks(group).all(|heads| heads.iter().all(|number| *number == heads[0]));
-    if mask.q_len != 1 || mask.parts != 1 || group < 2 || group > QUERY_BLOCK || !alike {
+    if mask.q_len != 1 || mask.parts != 1 || !(2..=QUERY_BLOCK).contains(&group) || !alike {
         return None;
     }
     let all = u64::MAX >> (QUERY_BLOCK - group);

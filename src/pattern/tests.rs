@@ -165,7 +165,8 @@ fn check_classes(node: &str, pattern: &Pattern, exact: bool) {
             for k in (first.rem_euclid(step) as usize..n).step_by(step as usize) {
                 let allowed = (0..count).filter(|i| leaf.allows(1, first + i * step, k)).count() as i64;
                 let (some, all) = (cover.some.contains(k as i64), cover.all.contains(k as i64));
-                let at = format!("{node}, n {n}, {count} from {first} by {step}, key {k}: {allowed} allowed, {cover:?}");
+                let at =
+                    format!("{node}, n {n}, {count} from {first} by {step}, key {k}: {allowed} allowed, {cover:?}");
                 assert!(some || allowed == 0, "missing in some: {at}");
                 assert!(!all || allowed == count, "wrong in all: {at}");
                 if exact && step == modulus && first >= 0 && first + (count - 1) * step < n as i64 {
