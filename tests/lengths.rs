@@ -219,3 +219,22 @@ fn decoding_shares_rows_and_cuts_keys() {
         }
     }
 }
+
+#[test]
+fn score_mods_know_positions_in_any_order_and_at_any_alignment() {
+    // Rows by residue class, parts of a union, gathered globals, queries that stand at the end.
+    let score = "score={mods: [alibi, {expr: \"s + 0.01 * (k - 2 * q) + 0.1 * h\"}]}";
+    for pattern in [
+        "{window: {radius: 9, dilation: 4}}",
+        "{all: [causal, {any: [{window: {left: 20, right: 0}}, {strided: {step: 13, mode: diagonal}}]}]}",
+        "{any: [{axial: {shape: [20, 16], axes: [0]}}, {axial: {shape: [20, 16], axes: [1]}}]}",
+        MIXED,
+    ] {
+        for (lengths, align) in [((320, 320), "end"), ((77, 320), "end"), ((77, 320), "start"), ((1, 320), "end")] {
+            let spec = spec_of(pattern, 8, 5, "{hops: 1}");
+            let spec = spec_with(&spec.print(), &[&format!("align={align}"), score]);
+            assert_eq!(spec.mods.len(), 2);
+            conforms(&spec, lengths, &format!("{pattern} with mods, align {align}"));
+        }
+    }
+}
