@@ -314,7 +314,7 @@ fn choose(hops: usize, looped: bool, parts: usize, wish: Option<Strategy>) -> Re
     };
     let resident = match parts {
         1 => Ok("resident: legal, P is stored once and read by every hop"),
-        _ => Err("resident: no, the mask was split into parts with row orders of their own"),
+        _ => Err("resident: not with a mask in parts; asked for, it has the mask built whole"),
     };
     let strategy = match (wish, flash) {
         (Some(Strategy::Flash), Err(reason)) => {
