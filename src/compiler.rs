@@ -104,7 +104,12 @@ fn build_mask(spec: &PatternSpec, pattern: &Pattern, options: &Options) -> Resul
         && options.strategy != Some(Strategy::Resident)
         && !options.without.iter().any(|pass| pass == "drop_single_hop_loop");
     match flash {
-        true => mask::build_in_parts(pattern, options.memory_limit),
+        // Score mods count heads and positions, which rows of several heads mix, and a restart term reads values by
+        // the number of a query.
+        true if spec.mods.is_empty() && spec.diffusion.is_plain() => {
+            mask::build_in_parts(pattern, options.memory_limit, spec.heads / spec.kv_heads)
+        }
+        true => mask::build_in_parts(pattern, options.memory_limit, 1),
         false => mask::build(pattern, options.memory_limit),
     }
 }

@@ -115,8 +115,9 @@ impl Kernel {
     ) -> Result<Output<T>> {
         let plan = &self.inner.plan;
         let batch = q.dim().0;
-        let mut out = Array4::default((batch, plan.heads, plan.q_len, plan.value_dim));
-        let mut lse = Array3::zeros((batch, plan.heads, plan.q_len));
+        let (heads, q_len) = plan.outer();
+        let mut out = Array4::default((batch, heads, q_len, plan.value_dim));
+        let mut lse = Array3::zeros((batch, heads, q_len));
         self.forward_into_with(q, k, v, inputs, &mut out.view_mut(), Some(&mut lse.view_mut()))?;
         Ok(Output { out, lse })
     }
@@ -169,10 +170,11 @@ impl Kernel {
             })
         };
         let of = |(a, b, c, d): (usize, usize, usize, usize)| [a, b, c, d];
-        check("q", of(q.dim()), [batch, plan.heads, plan.q_len, plan.head_dim], [0, 1, 2, 3])?;
+        let (heads, q_len) = plan.outer();
+        check("q", of(q.dim()), [batch, heads, q_len, plan.head_dim], [0, 1, 2, 3])?;
         check("k", of(k.dim()), [batch, plan.kv_heads, plan.kv_len, plan.head_dim], [0, 6, 4, 3])?;
         check("v", of(v.dim()), [batch, plan.kv_heads, plan.kv_len, plan.value_dim], [0, 6, 4, 5])?;
-        check("out", of(out.dim()), [batch, plan.heads, plan.q_len, plan.value_dim], [0, 1, 2, 5])?;
+        check("out", of(out.dim()), [batch, heads, q_len, plan.value_dim], [0, 1, 2, 5])?;
         let given = inputs.check(plan.mods.as_ref().map(|mods| &mods.mods))?;
         if out.is_empty() || plan.q_len == 0 {
             return Ok(());
@@ -191,7 +193,7 @@ impl Kernel {
         let lse_slice = match &mut lse {
             None => None,
             Some(lse) => {
-                let dims = (batch, plan.heads, plan.q_len);
+                let dims = (batch, heads, q_len);
                 let found = lse.dim();
                 Some(lse.as_slice_mut().filter(|_| found == dims).ok_or_else(|| Error::Shape {
                     tensor: "lse".to_owned(),
@@ -206,14 +208,15 @@ impl Kernel {
         workspace.inputs_at.extend(given.into_iter().chain(constants).map(|table| table.as_ptr().expose_provenance()));
         let task = Task {
             inner: &self.inner,
-            q: Tensor::new(&q),
+            q: Tensor::new(&q).stacked(plan.stack),
             k: Tensor::new(&k),
             v: Tensor::new(&v),
             out: Tensor {
                 address: out.as_mut_ptr().expose_provenance(),
                 strides: out_strides,
                 element: T::DTYPE.bytes(),
-            },
+            }
+            .stacked(plan.stack),
             row_max: lse_slice.as_ref().map_or(0, |lse| lse.as_ptr().expose_provenance()),
             row_sum: workspace.row_sum.as_mut_ptr().expose_provenance(),
             local: &workspace.local_at,
@@ -267,6 +270,13 @@ impl Tensor {
     fn new<T: Element>(array: &CowArray<'_, T, Ix4>) -> Self {
         let strides = strides(array.strides(), array.dim().3).unwrap_or_default();
         Self { address: array.as_ptr().expose_provenance(), strides, element: T::DTYPE.bytes() }
+    }
+
+    /// The same seen as heads of `stack` rows, where it has `stack` times as many of one row each.
+    fn stacked(self, stack: usize) -> Self {
+        let [batch, head, row] = self.strides;
+        let strides = if stack == 1 { [batch, head, row] } else { [batch, head * stack, head] };
+        Self { strides, ..self }
     }
 
     fn head(&self, batch: usize, head: usize) -> usize {
@@ -406,10 +416,7 @@ impl Task<'_> {
     fn call_part(&self, item: usize, part: usize, worker: usize, shared: usize, rows: std::ops::Range<usize>) {
         let plan = &self.inner.plan;
         let scratch = &self.inner.scratch[0];
-        let at = |offset: usize, floats: usize| {
-            let address = self.shared[shared] + offset + part * floats * size_of::<f32>();
-            address
-        };
+        let at = |offset: usize, floats: usize| self.shared[shared] + offset + part * floats * size_of::<f32>();
         let args = self.args(item, part, worker, shared, rows, 0);
         let (out, out_stride) = match part.checked_sub(plan.first_part_apart()) {
             None => (args.out, args.out_stride),

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use ndarray::{Array2, Array3, Array4};
+use ndarray::{Array1, Array2, Array3, Array4, s};
 use ndarray_npy::{read_npy, write_npy};
 use tempfile::TempDir;
 
@@ -552,4 +552,45 @@ fn lengths_that_differ_reach_the_mask() {
     assert!(emit("pattern", &[]).starts_with("pattern q_len=2 kv_len=9 heads=2\n"));
     assert!(emit("pattern", &["--set", "align=start"]).starts_with("pattern q_len=2 kv_len=9 heads=2 align=start\n"));
     assert!(emit("mask", &[]).starts_with("mask q_len 2 kv_len 9 "));
+}
+
+#[test]
+fn padding_and_segments_come_from_files() {
+    let folder = Folder::new();
+    write_npy(folder.path("lengths.npy"), &Array1::from(vec![20_i64, 7, 0])).unwrap();
+    write_npy(folder.path("short.npy"), &Array1::from(vec![20_i32, 21, 0])).unwrap();
+    write_npy(folder.path("ids.npy"), &Array2::from_shape_fn((3, 20), |(b, k)| (k / (b + 3)) as i32)).unwrap();
+    let [lengths, short, lse] = ["lengths.npy", "short.npy", "lse.npy"].map(|name| folder.text(name));
+    let ids = format!("docs={}", folder.text("ids.npy"));
+    let both = |more: &[&str]| {
+        let outputs = ["jit", "interpreter"].map(|engine| {
+            let output = folder.run(&[more, &["--engine", engine, "--lse", &lse][..]].concat());
+            assert_eq!(code(&output), 0, "{}", stderr(&output));
+            let out: Array4<f32> = read_npy(folder.path("out.npy")).expect("an output");
+            let lse: Array3<f32> = read_npy(folder.path("lse.npy")).expect("the log-sum-exp");
+            (out, lse)
+        });
+        let [(out, lse), (exact, exact_lse)] = outputs;
+        assert!(out.iter().zip(&exact).all(|(x, y)| (x - y).abs() < 1e-5), "{more:?}");
+        assert!(lse.iter().zip(&exact_lse).all(|(x, y)| x == y || (x - y).abs() < 1e-5), "{more:?}");
+        (out, lse)
+    };
+    let (all, _) = both(&[]);
+    let (out, lse) = both(&["--key-lengths", &lengths]);
+    assert_eq!(out.slice(s![0, .., .., ..]), all.slice(s![0, .., .., ..]));
+    assert_ne!(out.slice(s![1, .., .., ..]), all.slice(s![1, .., .., ..]));
+    assert!(out.slice(s![2, .., .., ..]).iter().all(|&x| x == 0.0));
+    assert!(lse.slice(s![2, .., ..]).iter().all(|&x| x == f32::NEG_INFINITY));
+    refused(&folder.run(&["--key-lengths", &short]), "key_lengths: a key length is 21; expected at most 20");
+    refused(&folder.run(&["--key-lengths", &folder.text("q.npy")]), "holds elements of type `<f4`; expected integers");
+    refused(&folder.run(&["--input", &ids]), "is given as input `docs`");
+
+    let spec = WINDOW.split("pattern:").next().expect("a head").to_string()
+        + "pattern: {all: [causal, {segments: {input: docs}}]}\n";
+    folder.write("spec.yaml", spec.as_bytes());
+    refused(&folder.run(&[]), "docs: segment ids are not given; expected `--input docs=FILE.npy`");
+    both(&["--input", &ids]);
+    both(&["--input", &ids, "--key-lengths", &lengths]);
+    write_npy(folder.path("ids.npy"), &Array2::from_shape_fn((3, 20), |(_, k)| 20 - k as i32)).unwrap();
+    refused(&folder.run(&["--input", &ids]), "docs: the segment id at 1 is 19, after 20");
 }

@@ -7,7 +7,10 @@
 
 mod common;
 
-use common::{Oracle, Tensors, compile, families, options, pattern_files, spec_of, spec_with, strategies};
+use common::{
+    Oracle, Tensors, compile, families, fitting_length, options, pattern_files, small_spec, spec_of, spec_with,
+    strategies,
+};
 use hopweave::compiler::{self, Compiled, Options};
 use hopweave::half::{bf16, f16};
 use hopweave::plan::Strategy;
@@ -99,7 +102,8 @@ fn conform<T: Element>(lengths: &[usize], hops: &[usize]) {
                 let diffusion = format!("diffusion={{hops: {hops}, alpha: {}}}", if hops == 1 { 0.0 } else { 0.1 });
                 let dtype = format!("dtype={}", T::DTYPE);
                 // Wide enough for whole vectors of every family, and for a rest.
-                let spec = spec_with(&text, &["heads=2", "head_dim=20", &diffusion, &dtype]);
+                let spec = small_spec(&text, &["head_dim=20", &diffusion, &dtype]);
+                let n = fitting_length(&spec, n);
                 let (stored, oracle) = stored_oracle::<T>(&spec, 1, n, n as u64);
                 for isa in families() {
                     for &strategy in strategies(&spec) {

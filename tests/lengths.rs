@@ -192,3 +192,49 @@ fn kernels_are_kept_by_what_they_were_made_for() {
     ));
     assert!(!std::sync::Arc::ptr_eq(&first, &operator.kernel(&facts(8)).expect("a kernel")));
 }
+
+#[test]
+fn decoding_shares_rows_and_cuts_keys() {
+    // Heads of a group stand in one row; few heads over many keys are cut into parts.
+    let plan = |pattern: &str, heads: usize, kv_heads: usize, kv_len: usize| {
+        let spec = spec_of(pattern, 8, 8, "{hops: 1}");
+        let spec = spec_with(&spec.print(), &[&format!("heads={heads}"), &format!("kv_heads={kv_heads}")]);
+        let compiled = compiler::compile(&spec, 1, kv_len, &options(hopweave::target::Isa::Portable, None));
+        let plan = compiled.expect("a kernel").kernel.plan().clone();
+        (plan.stack, plan.heads, plan.q_len, plan.parts)
+    };
+    assert_eq!(plan("full", 12, 12, 20_000), (1, 12, 1, 1));
+    assert_eq!(plan("full", 12, 2, 20_000), (6, 2, 6, 4));
+    assert_eq!(plan("causal", 1, 1, 50_000), (1, 1, 1, 8));
+    assert_eq!(plan("causal", 1, 1, 5_000), (1, 1, 1, 1));
+    // Heads with random keys of their own do not share a row.
+    assert_eq!(plan("{random: {keys_per_query: 9, seed: 1, per_head: true}}", 4, 1, 100).0, 1);
+    for (heads, kv_heads) in [(4, 1), (12, 2), (1, 1), (3, 3)] {
+        for pattern in
+            ["full", "{any: [{sink: 3}, {window: {left: 9000, right: 0}}, {random: {keys_per_query: 40, seed: 2}}]}"]
+        {
+            let spec = spec_of(pattern, 16, 9, "{hops: 1}");
+            let spec = spec_with(&spec.print(), &[&format!("heads={heads}"), &format!("kv_heads={kv_heads}")]);
+            conforms(&spec, (1, 20_011), &format!("{pattern} {heads} heads over {kv_heads}"));
+        }
+    }
+}
+
+#[test]
+fn score_mods_know_positions_in_any_order_and_at_any_alignment() {
+    // Rows by residue class, parts of a union, gathered globals, queries that stand at the end.
+    let score = "score={mods: [alibi, {expr: \"s + 0.01 * (k - 2 * q) + 0.1 * h\"}]}";
+    for pattern in [
+        "{window: {radius: 9, dilation: 4}}",
+        "{all: [causal, {any: [{window: {left: 20, right: 0}}, {strided: {step: 13, mode: diagonal}}]}]}",
+        "{any: [{axial: {shape: [20, 16], axes: [0]}}, {axial: {shape: [20, 16], axes: [1]}}]}",
+        MIXED,
+    ] {
+        for (lengths, align) in [((320, 320), "end"), ((77, 320), "end"), ((77, 320), "start"), ((1, 320), "end")] {
+            let spec = spec_of(pattern, 8, 5, "{hops: 1}");
+            let spec = spec_with(&spec.print(), &[&format!("align={align}"), score]);
+            assert_eq!(spec.mods.len(), 2);
+            conforms(&spec, lengths, &format!("{pattern} with mods, align {align}"));
+        }
+    }
+}

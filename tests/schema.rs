@@ -77,6 +77,21 @@ fn every_node_and_argument_is_described() {
 }
 
 #[test]
+fn score_mods_are_described_and_their_examples_valid() {
+    let validator = Validator::new();
+    for def in hopweave::spec::score::SCORE_MODS {
+        let spec = json!({
+            "name": "x", "head_dim": 4, "pattern": "full",
+            "inputs": {"rel": {"shape": ["heads", "2*n - 1"]}},
+            "score": {"mods": [value(def.example)]},
+        });
+        validator.assert_valid(&spec, def.example);
+        let text = schema()["properties"]["score"]["properties"]["mods"].to_string();
+        assert!(text.contains(def.meaning), "{}", def.name);
+    }
+}
+
+#[test]
 fn wrong_specs_are_invalid() {
     let validator = Validator::new();
     let with = |more: &str| format!("name: x\nhead_dim: 4\n{more}\n");
@@ -102,6 +117,11 @@ fn wrong_specs_are_invalid() {
         with("pattern: full\ndiffusion: {hops: 3, tolerance: 0.1}"),
         with("pattern: full\nalign: middle"),
         with("pattern: full\nheads: 0"),
+        with("pattern: full\nscore: {mods: [softcap]}"),
+        with("pattern: full\nscore: {mods: [{softcap: 0}]}"),
+        with("pattern: full\nscore: {mods: [{alibi: {slope: [1]}}]}"),
+        with("pattern: full\nscore: {mods: [{bias: {input: rel}}]}"),
+        with("pattern: full\nscore: {mods: [tanh]}"),
     ] {
         assert!(validator.schemas.validate(&value(&text), validator.index).is_err(), "{text}");
         let refused = hopweave::spec::parse(&text, "x").and_then(|spec| hopweave::pattern::check(&spec)).is_err();

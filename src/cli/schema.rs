@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::print;
 use crate::error::Result;
 use crate::pattern::{ArgDef, COMBINATORS, Kind, NODES, NodeDef};
+use crate::spec::score::{SCORE_MODS, ScoreModDef};
 use crate::spec::{KEYS, MAX_DIM, MAX_HEADS, MAX_HOPS};
 
 /// Prints the schema.
@@ -80,7 +81,7 @@ fn key_schema(name: &str) -> Value {
                 "scale": {"type": "number", "description": "factor on every score; 1/sqrt(head_dim) when left out"},
                 "mods": {
                     "type": "array",
-                    "items": {"type": ["string", "object"]},
+                    "items": score_mod(),
                     "description": "what is done to the scaled score, in order",
                 },
             },
@@ -89,6 +90,48 @@ fn key_schema(name: &str) -> Value {
         "diffusion" => diffusion(),
         _ => json!({"type": "string"}),
     }
+}
+
+/// A score mod: the name of one that needs no arguments, or a mapping with one key.
+fn score_mod() -> Value {
+    let value_of = |mod_name: &str, arg: &str| match (mod_name, arg) {
+        ("softcap", "") => json!({"type": "number", "exclusiveMinimum": 0}),
+        ("alibi", "slopes") => json!({"type": "array", "items": {"type": "number"}, "minItems": 1}),
+        ("bias", "index") => json!({"type": "array", "items": {"type": ["string", "integer"]}, "minItems": 1}),
+        _ => json!({"type": "string"}),
+    };
+    let mut properties = Map::new();
+    for def in SCORE_MODS {
+        let mut value = match def.args {
+            [("", ..)] => value_of(def.name, ""),
+            args => {
+                let mut inner = Map::new();
+                for (arg, _, default, meaning) in args {
+                    let mut value = value_of(def.name, arg);
+                    let default = default.map(|default| format!("; {default} when left out")).unwrap_or_default();
+                    value["description"] = json!(format!("{meaning}{default}"));
+                    inner.insert((*arg).into(), value);
+                }
+                let required: Vec<&str> =
+                    args.iter().filter(|(_, _, default, _)| default.is_none()).map(|(arg, ..)| *arg).collect();
+                json!({"type": "object", "properties": inner, "required": required, "additionalProperties": false})
+            }
+        };
+        describe(&mut value, def.name, def.meaning, def.example);
+        properties.insert(def.name.into(), value);
+    }
+    let optional = |def: &&ScoreModDef| def.args.iter().all(|(_, _, default, _)| default.is_some());
+    let words: Vec<&str> = SCORE_MODS.iter().filter(optional).map(|def| def.name).collect();
+    json!({"anyOf": [
+        {"enum": words},
+        {
+            "type": "object",
+            "properties": properties,
+            "additionalProperties": false,
+            "minProperties": 1,
+            "maxProperties": 1,
+        },
+    ]})
 }
 
 fn diffusion() -> Value {

@@ -13,6 +13,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 use smallvec::SmallVec;
 
+use super::decode::{split_keys, stack_heads};
 use super::edge_rule::EdgeRule;
 use super::patches::patch_order;
 use super::row_runs::RowRuns;
@@ -44,6 +45,7 @@ pub fn build_with(pattern: &Pattern, memory_limit: u64, rule: &EdgeRule) -> Resu
         q_len: pattern.q_len,
         kv_len: pattern.kv_len,
         parts: 1,
+        stack: 1,
         masks: Vec::new(),
         mask_of_head: Vec::new(),
     };
@@ -66,13 +68,20 @@ pub fn build_with(pattern: &Pattern, memory_limit: u64, rule: &EdgeRule) -> Resu
 }
 
 /// [`build`] for kernels that can join parts: a union that is dense in no single order of rows is split, where that
-/// is cheaper than its scattered edges.
+/// is cheaper than its scattered edges. `group` neighboring heads share keys and values: their queries stand in one
+/// row where each has one.
 ///
 /// # Errors
 ///
 /// As [`build`].
-pub fn build_in_parts(pattern: &Pattern, memory_limit: u64) -> Result<BlockMask> {
-    let rule = EdgeRule::default();
+pub fn build_in_parts(pattern: &Pattern, memory_limit: u64, group: usize) -> Result<BlockMask> {
+    let mut rule = EdgeRule::default();
+    if pattern.q_len == 1 && group > rule.few_queries as usize {
+        // Enough queries once the heads stand together.
+        rule.few_queries = 0;
+        let mask = build_with(pattern, memory_limit, &rule)?;
+        return Ok(split_keys(stack_heads(&mask, group).unwrap_or(mask)));
+    }
     check_lengths(pattern)?;
     let mut failed = None;
     let parts = pattern.parts(|part| {
@@ -105,7 +114,7 @@ pub fn build_in_parts(pattern: &Pattern, memory_limit: u64) -> Result<BlockMask>
         }
     }
     joined.masks = built.into_iter().flat_map(|part| part.masks).collect();
-    Ok(joined)
+    Ok(split_keys(joined))
 }
 
 fn check_lengths(pattern: &Pattern) -> Result<()> {
@@ -188,10 +197,6 @@ const MANY_RANGES: usize = 128;
 
 /// Key blocks of a row from which its queries are shared out to threads.
 const MANY_BLOCKS: usize = 32;
-
-/// With so few queries every pair is an edge: the edge tiles read rows one behind the other, as fast as memory gives
-/// them, while a panel has 16 lanes whether they are used or not.
-const FEW_QUERIES: usize = 2;
 
 /// Keys of an interval that are scattered without asking whether every query has them.
 const SHORT_INTERVAL: i64 = 8;
@@ -527,7 +532,7 @@ impl<'a> HeadBuilder<'a> {
         self.edge_columns.clear();
         for piece in &self.pieces {
             let Piece { start, len, words } = *piece;
-            if self.pattern.q_len <= FEW_QUERIES {
+            if self.pattern.q_len <= self.rule.few_queries as usize {
                 let word = |at: u32| {
                     words.map_or(u64::MAX >> (QUERY_BLOCK - self.pattern.q_len), |from| {
                         self.row_words[from + at as usize]

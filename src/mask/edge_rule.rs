@@ -22,11 +22,14 @@ pub struct EdgeRule {
     pub run_cost: u32,
     /// What a query pays for each further part of its mask: a row of sums written, read and joined.
     pub part_cost: u32,
+    /// Up to so many queries in all, every pair is an edge: the edge tiles read rows one behind the other, as fast as
+    /// memory gives them, while a panel has 16 lanes whether they are used or not.
+    pub few_queries: u32,
 }
 
 impl Default for EdgeRule {
     fn default() -> Self {
-        Self { edge_cost: 6, column_cost: 32, run_cost: 64, part_cost: 32 }
+        Self { edge_cost: 6, column_cost: 32, run_cost: 64, part_cost: 32, few_queries: 2 }
     }
 }
 

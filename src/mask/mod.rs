@@ -8,6 +8,7 @@
 mod build;
 mod coalesce;
 mod count;
+mod decode;
 mod edge_rule;
 mod gather_columns;
 mod key_order;
@@ -24,6 +25,7 @@ mod verify;
 pub use build::{build, build_in_parts, build_with};
 pub use coalesce::coalesce;
 pub use count::Counts;
+pub use decode::{split_keys, stack_heads};
 pub use edge_rule::EdgeRule;
 pub use gather_columns::gather_columns;
 pub use key_order::KeyOrder;
@@ -43,6 +45,8 @@ pub struct BlockMask {
     /// Masks that make up a head: their pairs are disjoint, and each has an order of rows of its own. More than one
     /// where no single order keeps a union dense; a kernel computes them one by one and joins their softmax.
     pub parts: usize,
+    /// Heads whose queries stand in one block row: above 1, query `i` of head `h` here is that of head `h · stack + i`.
+    pub stack: usize,
     /// Distinct masks of heads with the same pattern.
     pub masks: Vec<HeadMask>,
     /// For every query head and part, its index in `masks`: `[heads][parts]`.

@@ -499,7 +499,7 @@ fn text_is_readable() {
     let text = mask.print();
     assert!(
         text.starts_with(
-            "mask q_len 640 kv_len 640 parts 1 heads 0*2\nhead mask 0\norder 0..600 601..640 600\nkeys identity\n"
+            "mask q_len 640 kv_len 640 parts 1 stack 1 heads 0*2\nhead mask 0\norder 0..600 601..640 600\nkeys identity\n"
         ),
         "{text}"
     );
@@ -519,6 +519,7 @@ fn broken_texts_are_refused_with_their_line() {
         ("order identity", "ordering", 3),
         ("parts 1", "parts 2x", 1),
         ("parts 1", "parts 0", 0),
+        ("stack 1", "stack 0", 0),
         ("keys identity", "keys residue", 4),
         ("keys identity", "keys residue 0", 0),
         ("[0 +", "[400 +", 0),

@@ -1,7 +1,7 @@
 //! The text form of a [`BlockMask`]: [`BlockMask::print`] and [`parse`], each the other's inverse.
 //!
 //! ```text
-//! mask q_len 4096 kv_len 4096 parts 1 heads 0*12
+//! mask q_len 4096 kv_len 4096 parts 1 stack 1 heads 0*12
 //! head mask 0
 //! order identity
 //! keys identity
@@ -23,7 +23,8 @@ use crate::error::{Error, Result};
 impl BlockMask {
     /// The mask as text that [`parse`] reads back.
     pub fn print(&self) -> String {
-        let mut text = format!("mask q_len {} kv_len {} parts {} heads", self.q_len, self.kv_len, self.parts);
+        let mut text =
+            format!("mask q_len {} kv_len {} parts {} stack {} heads", self.q_len, self.kv_len, self.parts, self.stack);
         text.push_str(&repeated(&self.mask_of_head));
         text.push('\n');
         for (number, mask) in self.masks.iter().enumerate() {
@@ -144,7 +145,7 @@ pub fn parse(text: &str) -> Result<BlockMask> {
             reader.line(line.trim()).map_err(|message| Error::Text { stage: "mask", line: last, message })?;
         }
     }
-    let mask = reader.mask.ok_or_else(|| "expected `mask q_len … kv_len … parts … heads …`".to_string());
+    let mask = reader.mask.ok_or_else(|| "expected `mask q_len … kv_len … parts … stack … heads …`".to_string());
     mask.and_then(|mut mask| {
         for head in &mut mask.masks {
             close_edges(&mut head.edges, mask.q_len);
@@ -178,14 +179,15 @@ impl Reader {
             }
             let (q_len, rest) = rest.split_once(" kv_len ").ok_or("expected ` kv_len `")?;
             let (kv_len, rest) = rest.split_once(" parts ").ok_or("expected ` parts `")?;
-            let (parts, heads) = rest.split_once(" heads").ok_or("expected ` heads`")?;
-            let parts = number(parts)?;
+            let (parts, rest) = rest.split_once(" stack ").ok_or("expected ` stack `")?;
+            let (stack, heads) = rest.split_once(" heads").ok_or("expected ` heads`")?;
+            let (parts, stack) = (number(parts)?, number(stack)?);
             let (q_len, kv_len) = (number::<u32>(q_len)? as usize, number::<u32>(kv_len)? as usize);
             let mask_of_head = self.repeated(heads, number)?;
-            self.mask = Some(BlockMask { q_len, kv_len, parts, masks: Vec::new(), mask_of_head });
+            self.mask = Some(BlockMask { q_len, kv_len, parts, stack, masks: Vec::new(), mask_of_head });
             return Ok(());
         }
-        let q_len = self.mask.as_ref().ok_or("expected `mask q_len … kv_len … parts … heads …` first")?.q_len;
+        let q_len = self.mask.as_ref().ok_or("expected `mask q_len … kv_len … parts … stack … heads …` first")?.q_len;
         if let Some(index) = line.strip_prefix("head mask ") {
             let masks = &mut self.mask.as_mut().ok_or("no mask")?.masks;
             if number::<usize>(index)? != masks.len() {

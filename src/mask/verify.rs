@@ -33,7 +33,10 @@ pub(super) fn check(mask: &BlockMask) -> Result<(), String> {
     if let Some(number) = mask.mask_of_head.iter().find(|&&number| number as usize >= mask.masks.len()) {
         return Err(format!("a head has mask {number} of {}", mask.masks.len()));
     }
-    if mask.parts == 0 || mask.mask_of_head.len() % mask.parts != 0 {
+    if mask.stack == 0 || (mask.stack > 1 && mask.q_len != mask.stack) {
+        return Err(format!("{} queries of {} heads in a row", mask.q_len, mask.stack));
+    }
+    if mask.parts == 0 || !mask.mask_of_head.len().is_multiple_of(mask.parts) {
         return Err(format!("{} masks of heads in {} parts", mask.mask_of_head.len(), mask.parts));
     }
     for (number, head) in mask.masks.iter().enumerate() {

@@ -110,6 +110,9 @@ pub struct KernelPlan {
     /// Masks that make up a head ([`crate::mask::BlockMask::parts`]); above 1, `flash` computes them one by one and
     /// joins their results.
     pub parts: usize,
+    /// Heads whose queries stand in one block row ([`crate::mask::BlockMask::stack`]): the caller's tensors have
+    /// `heads · stack` heads of `q_len / stack` queries.
+    pub stack: usize,
     /// For every query head and part, its index in `masks`: `[heads][parts]`.
     pub mask_of_head: Vec<u32>,
 }
@@ -191,6 +194,11 @@ pub struct MaskPlan {
 }
 
 impl KernelPlan {
+    /// Heads and queries of the caller's tensors.
+    pub const fn outer(&self) -> (usize, usize) {
+        (self.heads * self.stack, self.q_len / self.stack)
+    }
+
     /// Block rows.
     pub fn block_rows(&self) -> usize {
         self.q_len.div_ceil(QUERY_BLOCK)
@@ -293,6 +301,7 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
         restart_folded,
         masks,
         parts: schedule.neighbors.parts,
+        stack: schedule.neighbors.stack,
         mask_of_head: schedule.neighbors.mask_of_head.clone(),
     };
     if cfg!(debug_assertions) {
@@ -310,7 +319,7 @@ fn choose(hops: usize, looped: bool, parts: usize, wish: Option<Strategy>) -> Re
     };
     let resident = match parts {
         1 => Ok("resident: legal, P is stored once and read by every hop"),
-        _ => Err("resident: no, the mask was split into parts with row orders of their own"),
+        _ => Err("resident: not with a mask in parts; asked for, it has the mask built whole"),
     };
     let strategy = match (wish, flash) {
         (Some(Strategy::Flash), Err(reason)) => {

@@ -274,8 +274,11 @@ fn segments_in_row(run: &RowRun, row: u32) -> Vec<Segment> {
     shifted.filter(|segment| !matches!(segment.keys, Keys::Range { len: 0, .. })).collect()
 }
 
+/// Keys in memory, and their mask table with the first word there.
+type Located = (PieceKeys, Option<(u32, u32)>);
+
 /// A segment's keys where they lie in memory, with their first mask word: cut where a residue class ends.
-fn located(mask: &HeadMask, kv_len: usize, segment: &Segment) -> SmallVec<[(PieceKeys, Option<(u32, u32)>); 2]> {
+fn located(mask: &HeadMask, kv_len: usize, segment: &Segment) -> SmallVec<[Located; 2]> {
     let words = |first| segment.mask.map(|table| (table, first));
     match segment.keys {
         Keys::List { list } => {
@@ -316,7 +319,7 @@ fn plan_steps(
     }
     let step = mask.keys.step();
     let fixed: u64 = segments.iter().filter(|s| len_step(s) == 0).map(|s| mask.segment_len(s, 0) as u64).sum();
-    let mut joint: Vec<(PieceKeys, Option<(u32, u32)>)> = Vec::new();
+    let mut joint: Vec<Located> = Vec::new();
     let mut growing = None;
     for (keys, mask) in segments.iter().flat_map(|segment| located(mask, kv_len, segment)) {
         match (strategy, keys) {

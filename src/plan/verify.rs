@@ -23,10 +23,13 @@ pub fn verify(plan: &KernelPlan) -> Result<()> {
     {
         return Err(broken("a head has no mask".to_owned()));
     }
+    if plan.stack == 0 || (plan.stack > 1 && plan.q_len != plan.stack) {
+        return Err(broken("rows of several heads have one query each".to_owned()));
+    }
     if plan.parts > 1 && plan.strategy != Strategy::Flash {
         return Err(broken("parts are joined by flash alone".to_owned()));
     }
-    if plan.kv_heads == 0 || plan.heads % plan.kv_heads != 0 {
+    if plan.kv_heads == 0 || !plan.heads.is_multiple_of(plan.kv_heads) {
         return Err(broken("the key/value heads do not divide the heads".to_owned()));
     }
     if plan.bf16_dots && (plan.dtype != Dtype::Bf16 || plan.isa != Isa::Avx512 || plan.head_dim < 2) {

@@ -153,7 +153,7 @@ pub fn build(spec: &PatternSpec, neighbors: BlockMask) -> Result<Schedule> {
         Op::Hops { factors, restart_folded: false, looped: true },
     ]);
     Ok(Schedule {
-        heads: spec.heads,
+        heads: spec.heads / neighbors.stack,
         kv_heads: spec.kv_heads,
         head_dim: spec.head_dim,
         value_dim: spec.value_dim,

@@ -39,7 +39,7 @@ fn check(schedule: &Schedule) -> Result<()> {
     if schedule.neighbors.mask_of_head.len() != schedule.heads * schedule.neighbors.parts {
         return Err(schedule.broken("the neighbors are for another number of heads"));
     }
-    if schedule.kv_heads == 0 || schedule.heads % schedule.kv_heads != 0 {
+    if schedule.kv_heads == 0 || !schedule.heads.is_multiple_of(schedule.kv_heads) {
         return Err(schedule.broken("the key/value heads do not divide the heads"));
     }
     if let Some(mods) = schedule.mods() {

@@ -180,7 +180,9 @@ fn exp2(x: f32) -> f32 {
     let whole = (shifted.to_bits() as i32).wrapping_sub(12_582_912.0_f32.to_bits() as i32);
     let r = x - (shifted - 12_582_912.0);
     let mut p = 1.525_273_4e-5_f32;
-    for coefficient in [1.540_353e-4, 1.333_355_8e-3, 9.618_129e-3, 5.550_410_9e-2, 0.240_226_51, 0.693_147_2, 1.0] {
+    for coefficient in
+        [1.540_353e-4, 1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 0.240_226_5, std::f32::consts::LN_2, 1.0]
+    {
         p = p * r + coefficient;
     }
     let scale = f32::from_bits((whole.wrapping_add(127) as u32) << 23);

@@ -55,6 +55,9 @@ pub(super) type ScoreKernel = unsafe fn(&ScoreTile);
 ///
 /// # Safety
 /// `call` keeps the contract of [`super`], and the CPU has the kernels' instructions.
+/// How many keys ahead the rows of a small block are brought near.
+const NEAR_KEYS: usize = 18;
+
 pub(super) unsafe fn score<const BYTES: usize>(call: &ScoreCall, kernels: &[ScoreKernel; SCORE_KEYS]) {
     let mut first = 0;
     let mut ahead = AheadCursor { regions: &call.ahead, piece: 0 };
@@ -114,6 +117,15 @@ pub(super) unsafe fn score<const BYTES: usize>(call: &ScoreCall, kernels: &[Scor
             for (i, key) in tile.keys.iter_mut().take(count).enumerate() {
                 let row = if call.keys.is_null() { first + i } else { *call.keys.add(first + i) as usize };
                 *key = call.k.byte_add(row * call.k_stride * BYTES);
+            }
+            if call.groups == 1 && call.keys.is_null() {
+                // With so little to compute a key, memory is what is waited for.
+                for i in 0..count {
+                    let row = call.k.cast::<u8>().wrapping_add((first + NEAR_KEYS + i) * call.k_stride * BYTES);
+                    for line in 0..(call.d * BYTES).div_ceil(64) {
+                        _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(line * 64).cast());
+                    }
+                }
             }
             kernels[count - 1](&tile);
         }

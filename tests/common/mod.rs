@@ -48,7 +48,8 @@ pub fn small_spec(text: &str, sets: &[&str]) -> PatternSpec {
     let by_head = matches!(spec_with(text, &[]).pattern, spec::Node::PerHead(_));
     let mut all = vec!["head_dim=8"];
     if !by_head {
-        all.push("heads=2");
+        let spec = spec_with(text, &[]);
+        all.extend(["heads=2", if spec.kv_heads == spec.heads { "kv_heads=2" } else { "kv_heads=1" }]);
     }
     all.extend(sets);
     spec_with(text, &all)

@@ -161,7 +161,8 @@ fn input_shape(spec: &PatternSpec, input: &InputDef, env: &Env, positions: Posit
     let mut shape = Vec::new();
     for (dim, value) in &input.shape {
         let extent = match dim {
-            Dim::Heads | Dim::KvHeads => spec.heads as i64,
+            Dim::Heads => spec.heads as i64,
+            Dim::KvHeads => spec.kv_heads as i64,
             Dim::Expr(expr) => expr.eval_integer(env).map_err(|fault| value.fault(source, fault))?,
         };
         // Without pairs nothing is read, whatever an extent like 2n − 1 comes to.

@@ -91,7 +91,7 @@ pub enum Term {
     Var(Var),
     /// `-x`
     Neg(Box<Term>),
-    /// `x op y`; the right side of `**` is a whole number from 0 to [`MAX_EXPONENT`].
+    /// `x op y`; the right side of `**` is a whole number from 0 to 64.
     Binary(BinOp, Box<[Term; 2]>),
     /// `f(x, ...)`, at least one argument.
     Call(TermFunc, Vec<Term>),
