@@ -8,8 +8,7 @@
 mod common;
 
 use common::{
-    Oracle, Tensors, compile, families, fitting_length, options, pattern_files, small_spec, spec_of, spec_with,
-    strategies,
+    Oracle, Tensors, compile, families, fitting_length, options, pattern_files, small_spec, spec_of, strategies,
 };
 use hopweave::compiler::{self, Compiled, Options};
 use hopweave::half::{bf16, f16};

@@ -132,7 +132,8 @@ unsafe fn score_tile<const K: usize, const G: usize, const CHAINS: usize>(t: &Sc
     unsafe {
         let (mut qt, mut x, mut ahead) = (t.qt, 0, t.ahead);
         while x + UNROLL <= t.d {
-            if G >= 2 {
+            // Most tiles have nothing to bring, and a prefetch takes a load port whether it does or not.
+            if G >= 2 && t.ahead_step != 0 {
                 for _ in 0..AHEAD_PIECES {
                     for line in 0..AHEAD_LINES {
                         _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(line * LINE).cast());
