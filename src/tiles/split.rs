@@ -51,13 +51,13 @@ pub(super) struct ScoreTile {
 /// A score micro-kernel; its count of keys is its place in the table.
 pub(super) type ScoreKernel = unsafe fn(&ScoreTile);
 
+/// How many keys ahead the rows of a small block are brought near.
+const NEAR_KEYS: usize = 18;
+
 /// Runs a score call over `kernels[keys - 1]`, on keys whose elements have `BYTES` bytes.
 ///
 /// # Safety
 /// `call` keeps the contract of [`super`], and the CPU has the kernels' instructions.
-/// How many keys ahead the rows of a small block are brought near.
-const NEAR_KEYS: usize = 18;
-
 pub(super) unsafe fn score<const BYTES: usize>(call: &ScoreCall, kernels: &[ScoreKernel; SCORE_KEYS]) {
     let mut first = 0;
     let mut ahead = AheadCursor { regions: &call.ahead, piece: 0 };
