@@ -12,7 +12,7 @@ use std::arch::x86_64::*;
 use super::elementwise;
 use super::join::join_avx512;
 use super::split::{self, EdgeRange, LINE, SCORE_KEYS, ScoreKernel, ScoreTile, VALUE_ROWS, ValueKernel, ValueTile};
-use super::{AHEAD_LINES, AHEAD_PIECES, EdgeCall, ExpCall, Family, LANES, LEAST_POWER, PackCall, ScoreCall, ValueCall};
+use super::{AHEAD_LINES, EdgeCall, ExpCall, Family, LANES, LEAST_POWER, PackCall, ScoreCall, ValueCall};
 use crate::target::Isa;
 
 /// The family. Handed out only by [`super::family`], which asks the CPU.
@@ -134,12 +134,10 @@ unsafe fn score_tile<const K: usize, const G: usize, const CHAINS: usize>(t: &Sc
         while x + UNROLL <= t.d {
             // Most tiles have nothing to bring, and a prefetch takes a load port whether it does or not.
             if G >= 2 && t.ahead_step != 0 {
-                for _ in 0..AHEAD_PIECES {
-                    for line in 0..AHEAD_LINES {
-                        _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(line * LINE).cast());
-                    }
-                    ahead = ahead.wrapping_byte_add(t.ahead_step);
+                for line in 0..AHEAD_LINES {
+                    _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(line * LINE).cast());
                 }
+                ahead = ahead.wrapping_byte_add(t.ahead_step);
             }
             for u in 0..UNROLL {
                 score_step(&mut chains[u % CHAINS], qt.add(u * LANES), t.qt_stride, &keys, x + u);

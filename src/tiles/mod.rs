@@ -91,9 +91,6 @@ pub struct Ahead {
 /// Cache lines of a piece of [`Ahead`]: a row of 64 floats.
 pub const AHEAD_LINES: usize = 4;
 
-/// Pieces that a score tile brings near every four columns.
-const AHEAD_PIECES: usize = 2;
-
 impl Ahead {
     /// Nothing.
     pub const NONE: Self = Self { start: std::ptr::null(), count: 0, step: 0 };

@@ -6,12 +6,10 @@
 
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
-use super::{AHEAD_PIECES, EdgeCall, LANES, ROW_CUTS, ScoreCall, ValueCall};
+use super::{EdgeCall, LANES, ROW_CUTS, ScoreCall, ValueCall};
 
 /// Keys in a score register tile.
 pub(super) const SCORE_KEYS: usize = 6;
-/// Keys of a score register tile from which it fills the FMA pipes.
-const SHORT_KEYS: usize = 4;
 /// Rows in a value register tile.
 pub(super) const VALUE_ROWS: usize = 6;
 /// Keys of a contiguous run that all row blocks of a value call walk before the next keys are taken up. The hardware
@@ -42,7 +40,7 @@ pub(super) struct ScoreTile {
     pub words: *const u16,
     /// The first group's running maximum, or null.
     pub max: *mut f32,
-    /// Memory to bring into L2 on the way, [`AHEAD_PIECES`] pieces every four columns.
+    /// Memory to bring into L2 on the way, a piece every four columns.
     pub ahead: *const f32,
     /// Bytes from a piece to the next; 0 where there is nothing to bring.
     pub ahead_step: usize,
@@ -64,18 +62,13 @@ pub(super) unsafe fn score<const BYTES: usize>(call: &ScoreCall, kernels: &[Scor
     while first < call.nkeys {
         let left = call.nkeys - first;
         // One or two keys alone do not fill the FMA pipes, so the last 7 or 8 are halved.
-        let mut count = if left == 7 || left == 8 { 4 } else { left.min(SCORE_KEYS) };
+        let count = if left == 7 || left == 8 { 4 } else { left.min(SCORE_KEYS) };
         let (mut group, mut end, mut masked) = (0, call.groups, false);
         if !call.words.is_null() {
             let (mut any, mut all) = (0, u64::MAX);
             for key in first..first + count {
                 // SAFETY: `words` holds `nkeys` words.
                 let word = unsafe { *call.words.add(key) };
-                // Keys that more groups see start a tile of their own, where enough are left for this one.
-                if key == first + SHORT_KEYS && groups_of(any | word) != groups_of(any) {
-                    count = SHORT_KEYS;
-                    break;
-                }
                 any |= word;
                 all &= word;
             }
@@ -105,7 +98,7 @@ pub(super) unsafe fn score<const BYTES: usize>(call: &ScoreCall, kernels: &[Scor
                 ahead: call.qt,
                 ahead_step: 0,
             };
-            if let Some((start, step)) = ahead.next(call.d / 4 * AHEAD_PIECES) {
+            if let Some((start, step)) = ahead.next(call.d / 4) {
                 (tile.ahead, tile.ahead_step) = (start, step);
             }
             if !masked {
@@ -131,13 +124,6 @@ pub(super) unsafe fn score<const BYTES: usize>(call: &ScoreCall, kernels: &[Scor
         }
         first += count;
     }
-}
-
-/// The groups of 16 queries that a word has bits of, as bits 0, 16, 32 and 48.
-const fn groups_of(word: u64) -> u64 {
-    const LOW: u64 = 0x7fff_7fff_7fff_7fff;
-    // A carry out of the low 15 bits says that one of them is set.
-    (((word & LOW) + LOW) | word) >> 15 & 0x0001_0001_0001_0001
 }
 
 /// Floats in a cache line.

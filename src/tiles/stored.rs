@@ -11,7 +11,7 @@ use half::{bf16, f16};
 
 use super::convert::{Convert, Plain, StoredRows};
 use super::exact::{ExactCall, value_exact};
-use super::{AHEAD_PIECES, Ahead, BLOCK, EdgeCall, LANES, PackCall, ROW_BLOCKS, ScoreCall, Tile, ValueCall};
+use super::{Ahead, BLOCK, EdgeCall, LANES, PackCall, ROW_BLOCKS, ScoreCall, Tile, ValueCall};
 use crate::dtype::Dtype;
 use crate::target::Isa;
 
@@ -238,7 +238,7 @@ unsafe extern "C" fn score<C: Convert>(call: *const StoredCall) {
 /// Takes from the hints what a score call of `keys` keys has brought near: a few pieces every four columns of a
 /// register tile. Hints may be taken wrongly without harm.
 fn take(ahead: &mut [Ahead], keys: usize, d: usize) {
-    let portion = (d / 4 * AHEAD_PIECES).max(1);
+    let portion = (d / 4).max(1);
     let mut portions = keys.div_ceil(6);
     for region in ahead {
         let taken = region.count.div_ceil(portion).min(portions);
