@@ -122,16 +122,7 @@ fn score_mod() -> Value {
     }
     let optional = |def: &&ScoreModDef| def.args.iter().all(|(_, _, default, _)| default.is_some());
     let words: Vec<&str> = SCORE_MODS.iter().filter(optional).map(|def| def.name).collect();
-    json!({"anyOf": [
-        {"enum": words},
-        {
-            "type": "object",
-            "properties": properties,
-            "additionalProperties": false,
-            "minProperties": 1,
-            "maxProperties": 1,
-        },
-    ]})
+    word_or_mapping(&words, &properties)
 }
 
 fn diffusion() -> Value {
@@ -185,6 +176,11 @@ fn node(root: bool) -> Value {
         properties.insert(def.name.into(), value);
     }
     let words: Vec<&str> = NODES.iter().filter(|def| def.args.is_empty()).map(|def| def.name).collect();
+    word_or_mapping(&words, &properties)
+}
+
+/// One of the words, or a mapping with one of the properties as its only key.
+fn word_or_mapping(words: &[&str], properties: &Map<String, Value>) -> Value {
     json!({"anyOf": [
         {"enum": words},
         {

@@ -72,9 +72,7 @@ pub fn in_turn(
     mut between: impl FnMut(&str, usize),
 ) -> Result<Vec<Times>> {
     let mut taken: Vec<(Vec<f64>, Duration)> = vec![Default::default(); contenders.len()];
-    let wants = |(runs, spent): &(Vec<f64>, Duration)| {
-        runs.is_empty() || (runs.len() < LEAST && *spent < budget * PATIENCE) || (runs.len() < MOST && *spent < budget)
-    };
+    let wants = |(runs, spent): &(Vec<f64>, Duration)| wants_more(runs.len(), *spent, budget);
     while taken.iter().any(wants) {
         for (contender, taken) in contenders.iter_mut().zip(&mut taken) {
             if !wants(taken) {
@@ -97,6 +95,11 @@ pub fn in_turn(
     Ok(taken.into_iter().map(|(runs, _)| Times::new(runs)).collect())
 }
 
+/// Whether a contender that ran so often, in so much time, runs again.
+fn wants_more(runs: usize, spent: Duration, budget: Duration) -> bool {
+    runs == 0 || (runs < LEAST && spent < budget * PATIENCE) || (runs < MOST && spent < budget)
+}
+
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
@@ -109,6 +112,14 @@ mod tests {
         assert_eq!((times.median(), times.min(), times.max(), times.runs()), (2.5, 1.0, 4.0, 4));
         assert_eq!(Times::new(vec![5.0, 1.0, 2.0]).median(), 2.0);
         assert!(Times::new(Vec::new()).median().is_nan());
+    }
+
+    #[test]
+    fn slow_contenders_get_a_few_runs_and_a_limit() {
+        let budget = Duration::from_millis(10);
+        let wants = |runs, ms| wants_more(runs, Duration::from_millis(ms), budget);
+        assert!(wants(0, 999) && wants(LEAST - 1, 99) && wants(LEAST, 9) && wants(MOST - 1, 9));
+        assert!(!wants(LEAST - 1, 100) && !wants(LEAST, 10) && !wants(MOST, 0));
     }
 
     #[test]
