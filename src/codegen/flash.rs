@@ -2,25 +2,26 @@
 
 use std::mem::offset_of;
 
-use cranelift_codegen::ir::{InstBuilder, Value};
+use cranelift_codegen::ir::InstBuilder;
 
+use super::KernelArgs;
 use super::kernel::{Kernel, Row};
 use super::softmax::Output;
 use super::steps::{Panel, StepKind};
-use super::{KernelArgs, TileFn};
 use crate::plan::CHUNK_KEYS;
-use crate::tiles::{EdgeCall, ValueCall};
 
 /// Writes the function.
 pub(super) fn write(mut kernel: Kernel<'_, '_>) {
     kernel.fill_records();
     kernel.widen_parts();
     // Row by row: pack, then step by step scores, maxima, exponentials and values, then the output.
-    kernel.for_rows(|kernel, row, steps| {
-        let applies = kernel.plan.hops[0].step != 0.0;
+    let applies = kernel.plan.hops[0].step != 0.0;
+    let edges = |kernel: &mut Kernel<'_, '_>, first, end| kernel.flash_edges(first, end, applies);
+    kernel.for_rows(edges, |kernel, row, steps| {
         let redo = applies && kernel.has_masks(steps);
         kernel.redo_if_not_finite(redo, |kernel| {
-            kernel.begin_row(row);
+            kernel.begin_row(row, steps);
+            kernel.start_from_edges(row, applies, redo);
             let fused = applies && kernel.ends_in_run(steps);
             kernel.for_steps(row, steps, |kernel, step| kernel.flash_step(row, step, applies, redo, fused));
             if !fused {
@@ -41,16 +42,6 @@ impl<'p> Kernel<'_, 'p> {
         let v = self.arg(offset_of!(KernelArgs, v));
         let v_stride = self.arg(offset_of!(KernelArgs, v_stride));
         match step {
-            StepKind::Edges => {
-                let s = self.local(self.scratch.edges);
-                self.edge_scores(s);
-                self.update(row);
-                self.edge_exp();
-                if applies {
-                    // The first step of a row: sums start here.
-                    self.edge_values(s, v, v_stride);
-                }
-            }
             StepKind::Joint(source) => {
                 self.for_pieces(row, source, |kernel, piece| kernel.score_piece(row, panel, piece));
                 self.update(row);
@@ -92,44 +83,5 @@ impl<'p> Kernel<'_, 'p> {
         let out_stride = self.arg(offset_of!(KernelArgs, out_stride));
         let restart = self.e.b.ins().f32const(hop.restart as f32);
         Output { out, out_stride, restart }
-    }
-
-    /// Scores of the row's scattered edges into `s`, with the row maxima.
-    pub fn edge_scores(&mut self, s: Value) {
-        let record = self.records.edge;
-        let k = self.arg(offset_of!(KernelArgs, k));
-        let k_stride = self.arg(offset_of!(KernelArgs, k_stride));
-        // Score mods take the maximum after them; what the tile finds goes where the next update writes anyway.
-        let mods = self.plan.mods.is_some();
-        let max = self.local(if mods { self.scratch.correction } else { self.scratch.max });
-        self.set(record, offset_of!(EdgeCall, kv), k);
-        self.set(record, offset_of!(EdgeCall, kv_stride), k_stride);
-        self.set(record, offset_of!(EdgeCall, s), s);
-        self.set(record, offset_of!(EdgeCall, max), max);
-        self.call(TileFn::EdgeScore, record);
-        if mods {
-            self.mods_edges(s);
-        }
-    }
-
-    /// Probabilities of the edges scored last, and their sums.
-    pub fn edge_exp(&mut self) {
-        let record = self.records.edge;
-        let reference = self.local(self.scratch.reference);
-        let sum = self.local(self.scratch.sum);
-        self.set(record, offset_of!(EdgeCall, max), reference);
-        self.set(record, offset_of!(EdgeCall, sum), sum);
-        self.call(TileFn::EdgeExp, record);
-    }
-
-    /// Starts the row's sums with the values of its scattered edges.
-    pub fn edge_values(&mut self, s: Value, v: Value, v_stride: Value) {
-        let record = self.records.edge;
-        self.set(record, offset_of!(EdgeCall, s), s);
-        self.set(record, offset_of!(EdgeCall, kv), v);
-        self.set(record, offset_of!(EdgeCall, kv_stride), v_stride);
-        self.set_int(record, offset_of!(EdgeCall, accumulate), 0);
-        self.call(TileFn::EdgeValue, record);
-        self.set_int(self.records.value, offset_of!(ValueCall, accumulate), 1);
     }
 }

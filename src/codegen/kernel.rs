@@ -107,6 +107,8 @@ pub(super) struct Row {
     pub count: Value,
     /// Groups of 16 queries.
     pub groups: Value,
+    /// Its sums, `[64][acc_stride]`.
+    pub acc: Value,
 }
 
 /// Rows of a tensor, for [`Kernel::bring_near`].
@@ -370,15 +372,31 @@ impl<'a, 'p> Kernel<'a, 'p> {
         self.e.b.ins().iadd(base, bytes)
     }
 
-    /// Whether any mask has scattered edges.
-    pub fn has_edges(&self) -> bool {
-        self.plan.masks.iter().any(|mask| !mask.edges.keys.is_empty())
-    }
-
-    /// Walks the block rows of this call that the plan knows, in order.
-    pub fn for_rows(&mut self, body: impl Fn(&mut Self, Row, Steps<'p>)) {
+    /// Walks the block rows of this call that the plan knows, in order; where the kernel has scattered edges, batch by
+    /// batch, and `edges` comes before each, for the block rows from one to another.
+    pub fn for_rows(&mut self, edges: impl Fn(&mut Self, Value, Value), body: impl Fn(&mut Self, Row, Steps<'p>)) {
         let first = self.arg(offset_of!(KernelArgs, first_row));
         let end = self.arg(offset_of!(KernelArgs, end_row));
+        if !self.has_edges() {
+            self.for_rows_of(first, end, body);
+            return;
+        }
+        let batch = self.scratch.batch;
+        let shift = i64::from(batch.trailing_zeros());
+        let first_batch = self.e.b.ins().ushr_imm_u(first, shift);
+        let up = self.e.b.ins().iadd_imm_s(end, batch as i64 - 1);
+        let end_batch = self.e.b.ins().ushr_imm_u(up, shift);
+        self.for_range(first_batch, end_batch, 1, |kernel, number| {
+            let from = kernel.e.b.ins().ishl_imm_u(number, shift);
+            let to = kernel.e.b.ins().iadd_imm_s(from, batch as i64);
+            let from = kernel.e.b.ins().smax(from, first);
+            let to = kernel.e.b.ins().smin(to, end);
+            edges(kernel, from, to);
+            kernel.for_rows_of(from, to, body);
+        });
+    }
+
+    fn for_rows_of(&mut self, first: Value, end: Value, body: impl Fn(&mut Self, Row, Steps<'p>)) {
         // A kernel of several masks has only table rows, the same for each.
         let rows: &'p [RowPlan] = &self.plan.masks[0].rows;
         for group in rows.chunk_by(|a, b| a.table && b.table) {
@@ -396,7 +414,8 @@ impl<'a, 'p> Kernel<'a, 'p> {
         }
     }
 
-    fn row(&mut self, t: Value, run_first: Value) -> Row {
+    /// Block row `t` of a run that starts at `run_first`.
+    pub fn row(&mut self, t: Value, run_first: Value) -> Row {
         let place = self.e.b.ins().ishl_imm_u(t, i64::from(QUERY_BLOCK.trailing_zeros()));
         let in_run = self.e.b.ins().isub(t, run_first);
         let block = self.e.int(QUERY_BLOCK as i64);
@@ -409,7 +428,8 @@ impl<'a, 'p> Kernel<'a, 'p> {
         };
         let up = self.e.b.ins().iadd_imm_s(count, LANES as i64 - 1);
         let groups = self.e.b.ins().ushr_imm_u(up, i64::from(LANES.trailing_zeros()));
-        Row { t, place, in_run, count, groups }
+        let acc = self.sums_of(t);
+        Row { t, place, in_run, count, groups, acc }
     }
 
     /// Where the row's queries (or outputs) start, and the list of their row numbers or null.
@@ -424,23 +444,33 @@ impl<'a, 'p> Kernel<'a, 'p> {
     }
 
     /// Packs the row's queries, and sets the fields that hold its number of queries and groups.
-    pub fn begin_row(&mut self, row: Row) {
-        let Records { pack, score, exp, edge, .. } = self.records;
+    pub fn begin_row(&mut self, row: Row, steps: Steps<'p>) {
+        let Records { pack, score, exp, .. } = self.records;
         let q = self.arg(offset_of!(KernelArgs, q));
         let q_stride = self.arg(offset_of!(KernelArgs, q_stride));
         let (q, rows) = self.rows_of(row, q, q_stride, self.element);
         self.set(pack, offset_of!(PackCall, q), q);
         self.set(pack, offset_of!(PackCall, rows), rows);
         self.set(pack, offset_of!(PackCall, count), row.count);
-        self.call(TileFn::Pack, pack);
+        if self.has_edges() {
+            // Edges read their queries in place.
+            let dense = self.has_joint_steps(row, steps);
+            let call = |kernel: &mut Self| {
+                kernel.call(TileFn::Pack, pack);
+            };
+            self.if_else(dense, call, |_| {});
+        } else {
+            self.call(TileFn::Pack, pack);
+        }
         self.set(score, offset_of!(ScoreCall, groups), row.groups);
         self.set(exp, offset_of!(ExpCall, groups), row.groups);
         self.begin_values(row);
-        if self.has_edges() {
-            self.set(edge, offset_of!(EdgeCall, q), q);
-            self.set(edge, offset_of!(EdgeCall, q_rows), rows);
-        }
         self.begin_mods(row);
+        self.begin_statistics();
+    }
+
+    /// Maxima and sums of a row that has met no key.
+    pub fn begin_statistics(&mut self) {
         let lowest = self.e.constant(f32::NEG_INFINITY);
         let zero = self.e.constant(0.0);
         let max = self.local(self.scratch.max);
@@ -546,15 +576,13 @@ impl<'a, 'p> Kernel<'a, 'p> {
 
     /// Sets the fields of the value records that hold the row's number of queries, and starts sums at zero.
     pub fn begin_values(&mut self, row: Row) {
-        let Records { value, exact, edge, .. } = self.records;
+        let Records { value, exact, .. } = self.records;
         self.set(value, offset_of!(ValueCall, rows), row.count);
         self.set(exact, offset_of!(ExactCall, rows), row.count);
         self.set_int(value, offset_of!(ValueCall, accumulate), 0);
-        if self.has_edges() {
-            self.set(edge, offset_of!(EdgeCall, rows), row.count);
-            let offsets = self.section(Section::EdgeOffsets);
-            let offsets = self.e.offset(offsets, row.place, size_of::<u32>() as i64);
-            self.set(edge, offset_of!(EdgeCall, offsets), offsets);
+        if self.scratch.batch > 1 {
+            self.set(value, offset_of!(ValueCall, acc), row.acc);
+            self.set(exact, offset_of!(ExactCall, acc), row.acc);
         }
     }
 

@@ -12,6 +12,7 @@ use cranelift_frontend::FunctionBuilderContext;
 use crate::plan::{KernelPlan, Strategy};
 
 mod args;
+mod edges;
 pub mod emit;
 mod flash;
 mod join;

@@ -15,23 +15,20 @@ use crate::tiles::LANES;
 /// Writes the function that stores P, unnormalised, and 1 / its row sums.
 pub(super) fn write_probabilities(mut kernel: Kernel<'_, '_>) {
     kernel.fill_records();
-    kernel.for_rows(|kernel, row, steps| {
-        kernel.begin_row(row);
+    kernel.for_rows(Kernel::stored_edge_scores, |kernel, row, steps| {
+        kernel.begin_row(row, steps);
+        kernel.start_from_edge_maxima(row);
         let panel = kernel.stored_panel(row);
         // The whole row's maximum first: nothing of P is corrected later.
         kernel.for_steps(row, steps, |kernel, step| match step {
-            StepKind::Edges => {
-                let s = kernel.stored_edges(row);
-                kernel.edge_scores(s);
-            }
             StepKind::Joint(source) => {
                 kernel.for_pieces(row, source, |kernel, piece| kernel.score_piece(row, panel, piece));
             }
             StepKind::Stream(_) => {}
         });
         kernel.update(row);
+        kernel.stored_edge_exp(row);
         kernel.for_steps(row, steps, |kernel, step| match step {
-            StepKind::Edges => kernel.edge_exp(),
             StepKind::Joint(source) => {
                 kernel.for_pieces(row, source, |kernel, piece| kernel.exp_piece(panel, piece));
             }
@@ -56,7 +53,10 @@ pub(super) fn write_hop(mut kernel: Kernel<'_, '_>) {
     let source = kernel.hop_source(hop);
     let target = kernel.hop_target(hop);
     kernel.widen_hop(hop);
-    kernel.for_rows(|kernel, row, steps| {
+    let edges = |kernel: &mut Kernel<'_, '_>, first, end| {
+        kernel.if_else(applies, |kernel| kernel.stored_edge_values(first, end, source), |_| {});
+    };
+    kernel.for_rows(edges, |kernel, row, steps| {
         let redo = kernel.has_masks(steps);
         let factor = kernel.local(kernel.scratch.factor);
         let inverse = kernel.inverse(row);
@@ -69,11 +69,8 @@ pub(super) fn write_hop(mut kernel: Kernel<'_, '_>) {
             kernel.if_else(
                 applies,
                 |kernel| {
+                    kernel.start_from_edge_values(row, source, redo);
                     kernel.for_steps(row, steps, |kernel, step| match step {
-                        StepKind::Edges => {
-                            let s = kernel.stored_edges(row);
-                            kernel.edge_values(s, source.0, source.1);
-                        }
                         StepKind::Joint(runs) => {
                             let output = (fused && runs.is_last()).then_some(output);
                             kernel.values(row, panel, runs, source, redo, output);
@@ -112,7 +109,7 @@ impl Kernel<'_, '_> {
     }
 
     /// Where the row's edge probabilities are stored.
-    fn stored_edges(&mut self, row: Row) -> Value {
+    pub fn stored_edges(&mut self, row: Row) -> Value {
         let offsets = self.section(Section::EdgeOffsets);
         let at = self.e.offset(offsets, row.place, 4);
         let first = self.e.load_u32(at, 0);

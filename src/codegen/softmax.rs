@@ -86,7 +86,7 @@ impl Kernel<'_, '_> {
         let moved = self.e.load(types::I8, self.moved, 0);
         let moved = self.e.b.ins().uextend(types::I64, moved);
         let started = self.e.b.ins().band(started, moved);
-        let acc = self.local(self.scratch.acc);
+        let acc = row.acc;
         let correction = self.local(self.scratch.correction);
         let stride = self.scratch.acc_stride;
         self.if_else(

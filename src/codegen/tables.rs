@@ -48,8 +48,6 @@ const HEADER_WORDS: usize = 16;
 pub(super) const ENTRY_WORDS: usize = 6;
 /// No list, no mask, no trims.
 pub(super) const NONE: u32 = u32::MAX;
-/// Marks, as its number of pieces, the step of scattered edges.
-pub(super) const EDGE_STEP: u32 = u32::MAX;
 
 /// The tables of one mask.
 #[derive(Debug, Clone)]
@@ -80,7 +78,9 @@ impl Tables {
         writer.words64(Section::Ones, std::iter::repeat_n(u64::MAX, ones));
         writer.words32(Section::Lists, mask.lists.iter().flatten().copied());
         writer.words32(Section::Trims, mask.trims.iter().flatten().flatten().copied());
-        writer.words32(Section::EdgeOffsets, mask.edges.offsets.iter().copied());
+        // Masks of one kernel share its code, which looks for edges in every row if any of them has some.
+        let bare = if mask.edges.offsets.is_empty() { plan.q_len + 1 } else { 0 };
+        writer.words32(Section::EdgeOffsets, mask.edges.offsets.iter().copied().chain(std::iter::repeat_n(0, bare)));
         writer.words32(Section::EdgeKeys, mask.edges.keys.iter().copied());
         let starts = Starts::new(mask);
         starts.write_rows(plan, mask, &mut writer);
@@ -155,14 +155,15 @@ impl Starts {
         let (mut steps, mut pieces, mut runs) = (Vec::<u32>::new(), Vec::<u32>::new(), Vec::<u32>::new());
         let mut rows = if mask.rows.iter().any(|row| row.table) { vec![0; 2 * plan.block_rows()] } else { Vec::new() };
         for row in mask.rows.iter().filter(|row| row.table) {
-            let entry = [(steps.len() / 4) as u32, row.steps.len() as u32];
+            let joint = row.steps.iter().filter(|step| !matches!(step, Step::Edges)).count();
+            let entry = [(steps.len() / 4) as u32, joint as u32];
             for t in row.first..row.first + row.count {
                 rows[2 * t as usize..][..2].copy_from_slice(&entry);
             }
             for step in &row.steps {
                 let place = ((pieces.len() / ENTRY_WORDS) as u32, (runs.len() / ENTRY_WORDS) as u32);
                 match step {
-                    Step::Edges => steps.extend([0, EDGE_STEP, 0, 0]),
+                    Step::Edges => {}
                     Step::Joint { pieces: of_step, runs: runs_of_step } => {
                         let lens = (of_step.len() as u32, runs_of_step.len() as u32);
                         steps.extend([place.0, lens.0, place.1, lens.1]);

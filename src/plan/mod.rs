@@ -26,7 +26,7 @@ mod text;
 mod verify;
 
 pub use rows::{CHUNK_KEYS, JOINT_KEYS, Piece, PieceKeys, RowPlan, Step, Stretch, ValueRun};
-pub use scratch::Scratch;
+pub use scratch::{EDGE_STATISTICS, Scratch};
 pub use text::parse;
 pub use verify::verify;
 
@@ -187,8 +187,6 @@ pub struct MaskPlan {
     pub rows: Vec<RowPlan>,
     /// Keys of the widest panel.
     pub panel_keys: usize,
-    /// Scattered edges of the fullest block row.
-    pub block_edges: usize,
     /// Keys of all panels together: what `resident` stores.
     pub stored_keys: u64,
 }
@@ -346,17 +344,6 @@ fn plan_mask(mask: &HeadMask, neighbors: &BlockMask, strategy: Strategy) -> Mask
     let kv_len = neighbors.kv_len;
     let rows = rows::plan_rows(mask, kv_len, neighbors.masks.len() == 1, strategy, &mut trims);
     let keys_of = |numbers: &[u32]| numbers.iter().map(|&number| mask.keys.key_at(number, kv_len)).collect();
-    let block_edges = mask
-        .edges
-        .offsets
-        .chunks(QUERY_BLOCK)
-        .enumerate()
-        .map(|(t, chunk)| {
-            let end = mask.edges.offsets.get((t + 1) * QUERY_BLOCK).or(mask.edges.offsets.last());
-            end.map_or(0, |&end| (end - chunk[0]) as usize)
-        })
-        .max()
-        .unwrap_or(0);
     MaskPlan {
         order: match &mask.order {
             RowOrder::Identity => None,
@@ -370,6 +357,5 @@ fn plan_mask(mask: &HeadMask, neighbors: &BlockMask, strategy: Strategy) -> Mask
         panel_keys: rows.iter().map(RowPlan::widest_panel).max().unwrap_or(0),
         stored_keys: rows.iter().map(RowPlan::keys).sum(),
         rows,
-        block_edges,
     }
 }

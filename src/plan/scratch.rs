@@ -25,12 +25,16 @@ pub struct Scratch {
     pub factor: usize,
     /// Packed queries, `[4][head_dim][16]`.
     pub qt: usize,
-    /// Sums of the value tile, `[64][acc_stride]`.
+    /// Block rows whose scattered edges are computed together, a power of two; 1 where there are none.
+    pub batch: usize,
+    /// Sums of the value tile, `[batch][64][acc_stride]`.
     pub acc: usize,
     /// Floats from one row of `acc`, and of Z, to the next.
     pub acc_stride: usize,
-    /// Edge scores of a block row (`flash`).
+    /// Edge scores of a batch (`flash`).
     pub edges: usize,
+    /// Statistics of a batch's rows behind their edges, `[batch][EDGE_STATISTICS][64]`.
+    pub edge_state: usize,
     /// Scores of a step (`flash`), `[4][panel_stride]`.
     pub panel: usize,
     /// Floats from one group's panel to the next (`flash`).
@@ -57,6 +61,13 @@ pub struct Scratch {
     pub shared: usize,
 }
 
+/// Block rows whose scattered edges are computed together at most: 4,096 queries.
+const EDGE_BATCH: usize = 64;
+
+/// Arrays over the queries of a block row that its scattered edges leave to its other keys: maximum, maximum at the last
+/// update, what was subtracted, sum.
+pub const EDGE_STATISTICS: usize = 4;
+
 /// Keys from one group's panel to the next: odd, so that the four groups of a key do not fall into the same
 /// sets of a cache.
 pub const fn padded_keys(keys: u64) -> u64 {
@@ -75,13 +86,16 @@ impl Scratch {
         };
         // Masks of one plan share its code, so local offsets are those of the widest.
         let panel_keys = plan.masks.iter().map(|mask| mask.panel_keys).max().unwrap_or(0);
-        let block_edges = plan.masks.iter().map(|mask| mask.block_edges).max().unwrap_or(0);
+        let batch = plan.edge_batch();
+        let batch_edges = plan.masks.iter().map(|mask| mask.edges_together(batch)).max().unwrap_or(0);
+        let with_edges = usize::from(batch_edges > 0);
         let panel_stride = padded_keys(panel_keys as u64) as usize * LANES;
         let mut local = Layout(0);
         let [max, old, reference, sum, correction, factor] = std::array::from_fn(|_| local.take(lanes));
         let qt = local.take(BLOCK * plan.head_dim * float);
-        let acc = local.take(BLOCK * acc_stride * float);
-        let edges = local.take(flash * block_edges * float);
+        let acc = local.take(batch * BLOCK * acc_stride * float);
+        let edges = local.take(flash * batch_edges * float);
+        let edge_state = local.take(with_edges * batch * EDGE_STATISTICS * lanes);
         let panel = local.take(flash * (BLOCK / LANES) * panel_stride * float);
         let widened = local.take(match plan.dtype {
             Dtype::F32 => 0,
@@ -107,9 +121,11 @@ impl Scratch {
             correction,
             factor,
             qt,
+            batch,
             acc,
             acc_stride,
             edges,
+            edge_state,
             panel,
             panel_stride,
             widened,
@@ -126,7 +142,35 @@ impl Scratch {
     }
 }
 
+impl KernelPlan {
+    /// Block rows whose scattered edges are computed together: many where most have edges, so that K, and then V, stays
+    /// in the cache over all of them; 1 where few have, since the sums of all wait in scratch meanwhile.
+    pub fn edge_batch(&self) -> usize {
+        let rows = self.block_rows();
+        let pays = |mask: &MaskPlan| {
+            let spans = mask.edge_spans(1);
+            2 * spans.filter(|&edges| edges > 0).count() >= rows
+        };
+        if self.masks.iter().any(pays) { EDGE_BATCH.min(rows.next_power_of_two()) } else { 1 }
+    }
+}
+
 impl MaskPlan {
+    /// Scattered edges of every `batch` block rows, in order.
+    fn edge_spans(&self, batch: usize) -> impl Iterator<Item = usize> {
+        let offsets = &self.edges.offsets;
+        let starts = (0..offsets.len().saturating_sub(1)).step_by(batch * BLOCK);
+        starts.map(move |start| {
+            let end = (start + batch * BLOCK).min(offsets.len() - 1);
+            (offsets[end] - offsets[start]) as usize
+        })
+    }
+
+    /// Scattered edges of the fullest `batch` block rows.
+    fn edges_together(&self, batch: usize) -> usize {
+        self.edge_spans(batch).max().unwrap_or(0)
+    }
+
     /// Bytes of all stored panels.
     fn stored_bytes(&self) -> usize {
         let panels = self.stored_panels().last().map_or(0, |(start, keys)| start + stored_floats(keys));
