@@ -11,7 +11,9 @@ use std::arch::x86_64::*;
 
 use super::elementwise;
 use super::join::join_avx512;
-use super::split::{self, EdgeRange, LINE, SCORE_KEYS, ScoreKernel, ScoreTile, VALUE_ROWS, ValueKernel, ValueTile};
+use super::split::{
+    self, AHEAD_STEP, EdgeRange, LINE, SCORE_KEYS, ScoreKernel, ScoreTile, VALUE_ROWS, ValueKernel, ValueTile,
+};
 use super::{AHEAD_LINES, EdgeCall, ExpCall, Family, LANES, LEAST_POWER, PackCall, ScoreCall, ValueCall};
 use crate::target::Isa;
 
@@ -344,16 +346,22 @@ unsafe fn value_tile<const R: usize, const C: usize, const CUT: bool>(t: &ValueT
             }
         }
         if t.offsets.is_null() {
-            let (mut p, mut v) = (t.p, t.v);
+            let (mut p, mut v, mut v_ahead) = (t.p, t.v, t.v_ahead);
             for _ in 0..t.nkeys / UNROLL {
                 for _ in 0..UNROLL {
                     if R == VALUE_ROWS {
                         // Once per group: its first row block is the one with most rows.
-                        _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(t.p_ahead).cast());
+                        _mm_prefetch::<_MM_HINT_T1>(p.wrapping_add(t.p_ahead).cast());
                     }
                     value_step::<R, C, CUT>(&mut sums, p, v, tail);
                     p = p.wrapping_add(LANES);
                     v = v.wrapping_add(t.v_stride);
+                }
+                if R == VALUE_ROWS {
+                    for line in 0..AHEAD_STEP / LINE {
+                        _mm_prefetch::<_MM_HINT_T1>(v_ahead.wrapping_add(line * LINE).cast());
+                    }
+                    v_ahead = v_ahead.wrapping_add(t.v_ahead_step);
                 }
             }
             for _ in 0..t.nkeys % UNROLL {
@@ -364,6 +372,11 @@ unsafe fn value_tile<const R: usize, const C: usize, const CUT: bool>(t: &ValueT
         } else {
             let (mut p, mut offset) = (t.p, t.offsets);
             for _ in 0..t.nkeys / 2 {
+                if R == VALUE_ROWS {
+                    for line in 0..2 {
+                        _mm_prefetch::<_MM_HINT_T1>(p.wrapping_add(t.p_ahead + line * LANES).cast());
+                    }
+                }
                 value_step::<R, C, CUT>(&mut sums, p, t.v.add(*offset), tail);
                 value_step::<R, C, CUT>(&mut sums, p.add(LANES), t.v.add(*offset.add(1)), tail);
                 p = p.add(2 * LANES);
@@ -446,6 +459,16 @@ unsafe extern "C" fn edge_score(call: *const EdgeCall) {
             let row = if c.q_rows.is_null() { r } else { *c.q_rows.add(r) as usize };
             let q = c.q.add(row * c.q_stride);
             let mut max = _mm512_set1_ps(*c.max.add(r));
+            if c.d == WIDTH {
+                let q: [__m512; WIDTH / LANES] = std::array::from_fn(|x| _mm512_loadu_ps(q.add(x * LANES)));
+                let scale = _mm512_set1_ps(c.scale);
+                while edge + LANES <= end {
+                    let dots = _mm512_mul_ps(dots_of_width(c, q, edge), scale);
+                    _mm512_storeu_ps(c.s.add(edge - base), dots);
+                    max = _mm512_max_ps(dots, max);
+                    edge += LANES;
+                }
+            }
             while edge < end {
                 let count = (end - edge).min(LANES);
                 let mut keys = [c.kv; LANES];
@@ -454,11 +477,10 @@ unsafe extern "C" fn edge_score(call: *const EdgeCall) {
                     let at = edge + if i < count { i } else { 0 };
                     keys[i] = c.kv.add(*c.edge_keys.add(at) as usize * c.kv_stride);
                 }
-                let dots = match (c.d, count) {
-                    (_, ..=4) => dots::<0, 4>(q, &keys, c.d, c.scale),
-                    (_, ..=8) => dots::<0, 8>(q, &keys, c.d, c.scale),
-                    (64, _) => dots::<64, 16>(q, &keys, 64, c.scale),
-                    _ => dots::<0, 16>(q, &keys, c.d, c.scale),
+                let dots = match count {
+                    ..=4 => dots::<4>(q, &keys, c.d, c.scale),
+                    ..=8 => dots::<8>(q, &keys, c.d, c.scale),
+                    _ => dots::<16>(q, &keys, c.d, c.scale),
                 };
                 let keep = first(count);
                 _mm512_mask_storeu_ps(c.s.add(edge - base), keep, dots);
@@ -470,19 +492,37 @@ unsafe extern "C" fn edge_score(call: *const EdgeCall) {
     }
 }
 
-/// `scale · q · keys[i]` in lane `i < N`, 0 beyond. `D` is `d` where known when compiled, else 0.
+/// The width of keys that has code of its own.
+const WIDTH: usize = 64;
+
+/// `q · key(edge + i)` in lane `i`: the query stays in registers, and so do the keys' addresses.
+///
+/// # Safety
+/// As [`edge_score`], with `d` of [`WIDTH`] and 16 edges from `edge` on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl,avx512dq")]
+unsafe fn dots_of_width(c: &EdgeCall, q: [__m512; WIDTH / LANES], edge: usize) -> __m512 {
+    let mut sums = [_mm512_setzero_ps(); LANES];
+    for i in 0..LANES {
+        // SAFETY: the caller's.
+        unsafe {
+            let key = c.kv.add(*c.edge_keys.add(edge + i) as usize * c.kv_stride);
+            sums[i] = _mm512_mul_ps(_mm512_loadu_ps(key), q[0]);
+            for x in 1..WIDTH / LANES {
+                sums[i] = _mm512_fmadd_ps(_mm512_loadu_ps(key.add(x * LANES)), q[x], sums[i]);
+            }
+        }
+    }
+    add_across(&sums)
+}
+
+/// `scale · q · keys[i]` in lane `i < N`, 0 beyond.
 ///
 /// # Safety
 /// `q` and every key point at `d` floats.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,avx512dq")]
-unsafe fn dots<const D: usize, const N: usize>(
-    q: *const f32,
-    keys: &[*const f32; LANES],
-    d: usize,
-    scale: f32,
-) -> __m512 {
-    let d = if D == 0 { d } else { D };
+unsafe fn dots<const N: usize>(q: *const f32, keys: &[*const f32; LANES], d: usize, scale: f32) -> __m512 {
     let scale = _mm512_set1_ps(scale);
     let mut sums = [_mm512_setzero_ps(); LANES];
     // SAFETY: reads stay below column `d`.
@@ -503,7 +543,13 @@ unsafe fn dots<const D: usize, const N: usize>(
             }
         }
     }
-    // Transpose and add: 16 vectors to 8, 4, 2, 1.
+    add_across(&sums)
+}
+
+/// The sum of vector `i` in lane `i`: transpose and add, 16 vectors to 8, 4, 2, 1.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl,avx512dq")]
+fn add_across(sums: &[__m512; LANES]) -> __m512 {
     let mut four = [_mm512_setzero_ps(); 4];
     for i in 0..4 {
         let mut two = [_mm512_setzero_pd(); 2];

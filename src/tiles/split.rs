@@ -155,8 +155,13 @@ impl AheadCursor<'_> {
 pub(super) struct ValueTile {
     /// The first row's probability of the first key; the next key's comes 16 floats later.
     pub p: *const f32,
-    /// Floats from the first key's probability to one that is needed soon: the next group's.
+    /// Floats from a key's probability to one that is needed soon, as a number that may wrap: the next group's, or where
+    /// the last group would be followed by another: that of the next keys, or of the next block row's panel.
     pub p_ahead: usize,
+    /// Values that are needed soon: those behind the run, which the next block row adds.
+    pub v_ahead: *const f32,
+    /// Floats by which that moves on every four keys: [`AHEAD_STEP`], or 0 where rows lie apart.
+    pub v_ahead_step: usize,
     /// First column of row 0 of the values.
     pub v: *const f32,
     /// Floats from one value row to the next.
@@ -189,6 +194,12 @@ pub(super) struct ValueTile {
     pub restart: f32,
 }
 
+/// Floats of values brought near every four keys. Both hints go to L2: into L1 they would push out the values that the
+/// group's other rows read again, and wait in its few buffers for beyond L2 (one hop of a ±64 window over stored
+/// probabilities: 82 % of the FMA peak with the next group's into L1, 85 % with exactly those that it reads into L2,
+/// 87 % with the next row's values).
+pub(super) const AHEAD_STEP: usize = 2 * LINE;
+
 /// A value micro-kernel; tells whether it wrote a value to the output that is not finite.
 pub(super) type ValueKernel = unsafe fn(&ValueTile) -> bool;
 
@@ -203,6 +214,12 @@ pub(super) unsafe fn value<const C: usize, const W: usize>(
     let mut bad = false;
     let mut from = 0;
     let mut offsets = [0; GATHERED_KEYS];
+    let groups = call.rows.div_ceil(LANES);
+    // SAFETY: `trims` has three entries a group.
+    let front_of =
+        |group: usize| if call.trims.is_null() { 0 } else { unsafe { (*call.trims.add(3 * group))[0] as usize } };
+    let place = |group: usize, key: usize| group * call.p_stride + key * LANES;
+    let v_ahead_step = if call.v_stride < call.dv.next_multiple_of(LINE) + LINE { AHEAD_STEP } else { 0 };
     loop {
         let most = if call.keys.is_null() { RUN_KEYS } else { GATHERED_KEYS };
         let to = call.nkeys.min(from + most);
@@ -228,7 +245,7 @@ pub(super) unsafe fn value<const C: usize, const W: usize>(
             };
             let column = vector * W;
             let tail = if count == left { call.dv - (vectors - 1) * W } else { W };
-            for block in 0..call.rows.div_ceil(LANES) * 3 {
+            for block in 0..groups * 3 {
                 let (group, cut) = (block / 3, block % 3);
                 let row = group * LANES + ROW_CUTS[cut];
                 let rows = (group * LANES + ROW_CUTS[cut + 1]).min(call.rows).saturating_sub(row);
@@ -243,6 +260,14 @@ pub(super) unsafe fn value<const C: usize, const W: usize>(
                 if begin == end && keep && (!last || call.out.is_null()) {
                     continue;
                 }
+                let next = if group + 1 < groups {
+                    (group + 1, from.max(front_of(group + 1)).min(to))
+                } else if last {
+                    (groups, front_of(0))
+                } else {
+                    (0, to.max(front_of(0)))
+                };
+                let turn = vector / C * groups + group;
                 // SAFETY: `row < rows`, `column < dv` and `begin < nkeys` (or no key is read), so that every pointer
                 // stays in the record's arrays.
                 bad |= unsafe {
@@ -254,7 +279,11 @@ pub(super) unsafe fn value<const C: usize, const W: usize>(
                     let at = if call.out_rows.is_null() { row } else { 0 };
                     let tile = ValueTile {
                         p: call.p.wrapping_add(group * call.p_stride + begin * LANES + ROW_CUTS[cut]),
-                        p_ahead: call.p_stride,
+                        p_ahead: place(next.0, next.1).wrapping_sub(place(group, begin)),
+                        v_ahead: call
+                            .v
+                            .wrapping_add(call.nkeys * call.v_stride + turn * (to - from) / 4 * v_ahead_step),
+                        v_ahead_step,
                         v,
                         v_stride: call.v_stride,
                         offsets,
