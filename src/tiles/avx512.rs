@@ -462,11 +462,14 @@ unsafe extern "C" fn edge_score(call: *const EdgeCall) {
             if c.d == WIDTH {
                 let q: [__m512; WIDTH / LANES] = std::array::from_fn(|x| _mm512_loadu_ps(q.add(x * LANES)));
                 let scale = _mm512_set1_ps(c.scale);
-                while edge + LANES <= end {
-                    let dots = _mm512_mul_ps(dots_of_width(c, q, edge), scale);
-                    _mm512_storeu_ps(c.s.add(edge - base), dots);
-                    max = _mm512_max_ps(dots, max);
-                    edge += LANES;
+                // A few edges at the end are left to shorter code.
+                while edge < end && end - edge > LANES / 2 {
+                    let count = (end - edge).min(LANES);
+                    let dots = _mm512_mul_ps(dots_of_width(c, q, edge, count - 1), scale);
+                    let keep = first(count);
+                    _mm512_mask_storeu_ps(c.s.add(edge - base), keep, dots);
+                    max = _mm512_mask_max_ps(max, keep, dots, max);
+                    edge += count;
                 }
             }
             while edge < end {
@@ -495,18 +498,18 @@ unsafe extern "C" fn edge_score(call: *const EdgeCall) {
 /// The width of keys that has code of its own.
 const WIDTH: usize = 64;
 
-/// `q · key(edge + i)` in lane `i`: the query stays in registers, and so do the keys' addresses.
+/// `q · key(edge + i)` in lane `i`, and that of edge `edge + last` in lanes beyond `last`: the query stays in registers.
 ///
 /// # Safety
-/// As [`edge_score`], with `d` of [`WIDTH`] and 16 edges from `edge` on.
+/// As [`edge_score`], with `d` of [`WIDTH`]; `edge + last` is an edge of the block.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,avx512dq")]
-unsafe fn dots_of_width(c: &EdgeCall, q: [__m512; WIDTH / LANES], edge: usize) -> __m512 {
+unsafe fn dots_of_width(c: &EdgeCall, q: [__m512; WIDTH / LANES], edge: usize, last: usize) -> __m512 {
     let mut sums = [_mm512_setzero_ps(); LANES];
     for i in 0..LANES {
         // SAFETY: the caller's.
         unsafe {
-            let key = c.kv.add(*c.edge_keys.add(edge + i) as usize * c.kv_stride);
+            let key = c.kv.add(*c.edge_keys.add(edge + i.min(last)) as usize * c.kv_stride);
             sums[i] = _mm512_mul_ps(_mm512_loadu_ps(key), q[0]);
             for x in 1..WIDTH / LANES {
                 sums[i] = _mm512_fmadd_ps(_mm512_loadu_ps(key.add(x * LANES)), q[x], sums[i]);
