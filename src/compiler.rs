@@ -98,10 +98,25 @@ pub fn emit(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Options, 
     }
 }
 
+/// Every strategy for a spec at its lengths, with why it is legal or why not.
+///
+/// # Errors
+/// Those of [`compile`].
+pub fn strategies(
+    spec: &PatternSpec,
+    q_len: usize,
+    kv_len: usize,
+    options: &Options,
+) -> Result<Vec<(Strategy, std::result::Result<String, String>)>> {
+    let pattern = pattern::resolve(spec, q_len, kv_len)?;
+    let schedule = schedule::build(spec, mask::build(&pattern, options.memory_limit)?)?;
+    Ok(plan::verdicts(&schedule::verify(passes::run(schedule, &options.without)?)?))
+}
+
 /// Parts of a head are joined by `flash` alone, so a mask is split only where that is what will run.
 fn build_mask(spec: &PatternSpec, pattern: &Pattern, options: &Options) -> Result<BlockMask> {
     let flash = spec.diffusion.hops.len() <= 1
-        && options.strategy != Some(Strategy::Resident)
+        && options.strategy.is_none_or(|strategy| strategy == Strategy::Flash)
         && !options.without.iter().any(|pass| pass == "drop_single_hop_loop");
     match flash {
         // Score mods count heads and positions, which rows of several heads mix, and a restart term reads values by
