@@ -53,9 +53,7 @@ pub fn compile_pattern(spec: &PatternSpec, pattern: Pattern, options: &Options) 
     let schedule = clock.time("schedule", || schedule::build(spec, mask.clone()))?;
     let schedule = clock.time("passes", || passes::run(schedule, &options.without))?;
     let schedule = clock.time("verify", || schedule::verify(schedule))?;
-    let plan = clock.time("plan", || {
-        plan::build(&schedule, options.isa, Wishes { strategy: options.strategy, bf16_dots: options.bf16_dots })
-    })?;
+    let plan = clock.time("plan", || plan::build(&schedule, options.isa, options.wishes()))?;
     let isa = jit::target_isa()?;
     let functions = clock.time("lower", || codegen::lower(&plan, &*isa));
     let code = clock.time("link", || jit::link(&plan, functions, &isa))?;
@@ -85,8 +83,7 @@ pub fn emit(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Options, 
     if stage == Stage::Fused {
         return Ok(schedule.print());
     }
-    let plan =
-        plan::build(&schedule, options.isa, Wishes { strategy: options.strategy, bf16_dots: options.bf16_dots })?;
+    let plan = plan::build(&schedule, options.isa, options.wishes())?;
     if stage == Stage::Plan {
         return Ok(plan.print());
     }
@@ -152,6 +149,13 @@ pub struct Options {
     pub without: Vec<String>,
     /// Bytes that masks, tables and scratch may take.
     pub memory_limit: u64,
+}
+
+impl Options {
+    /// What concerns the plan.
+    fn wishes(&self) -> Wishes {
+        Wishes { strategy: self.strategy, bf16_dots: self.bf16_dots, exact_store: false }
+    }
 }
 
 impl Default for Options {

@@ -205,6 +205,8 @@ pub struct Wishes {
     pub strategy: Option<Strategy>,
     /// Scores of bf16 by dot products of pairs; where nothing is wished, they are taken if they are faster here.
     pub bf16_dots: Option<bool>,
+    /// P stays in f32, though the schedule allows bf16.
+    pub exact_store: bool,
 }
 
 /// Plans a kernel.
@@ -255,6 +257,13 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
     scores.panel_scale = (panel_scale != 1.0).then_some(panel_scale as f32);
     let situation = Situation { neighbors: &schedule.neighbors, hops: hops.len(), looped, wish: wishes.strategy };
     let (strategy, reach, mut reasons) = strategy::choose(&situation)?;
+    let store = match strategy.stores_p() && !wishes.exact_store {
+        true => schedule.store,
+        false => Dtype::F32,
+    };
+    if !store.is_f32() {
+        reasons.push(format!("P is stored in {store}"));
+    }
     let (d, dtype) = (schedule.head_dim, schedule.dtype);
     let bf16_dots = wishes.bf16_dots.unwrap_or_else(|| dots_pay(isa, dtype, d));
     if bf16_dots && !dots_serve(isa, dtype, d) {
@@ -283,7 +292,7 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
         mods,
         hops,
         restart_folded,
-        store: Dtype::F32,
+        store,
         reach,
         masks,
         parts: schedule.neighbors.parts,
