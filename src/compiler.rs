@@ -53,9 +53,7 @@ pub fn compile_pattern(spec: &PatternSpec, pattern: Pattern, options: &Options) 
     let schedule = clock.time("schedule", || schedule::build(spec, mask.clone()))?;
     let schedule = clock.time("passes", || passes::run(schedule, &options.without))?;
     let schedule = clock.time("verify", || schedule::verify(schedule))?;
-    let plan = clock.time("plan", || {
-        plan::build(&schedule, options.isa, Wishes { strategy: options.strategy, bf16_dots: options.bf16_dots })
-    })?;
+    let plan = clock.time("plan", || plan::build(&schedule, options.isa, options.wishes()))?;
     let isa = jit::target_isa()?;
     let functions = clock.time("lower", || codegen::lower(&plan, &*isa));
     let code = clock.time("link", || jit::link(&plan, functions, &isa))?;
@@ -85,8 +83,7 @@ pub fn emit(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Options, 
     if stage == Stage::Fused {
         return Ok(schedule.print());
     }
-    let plan =
-        plan::build(&schedule, options.isa, Wishes { strategy: options.strategy, bf16_dots: options.bf16_dots })?;
+    let plan = plan::build(&schedule, options.isa, options.wishes())?;
     if stage == Stage::Plan {
         return Ok(plan.print());
     }
@@ -98,10 +95,25 @@ pub fn emit(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Options, 
     }
 }
 
+/// Every strategy for a spec at its lengths, with why it is legal or why not.
+///
+/// # Errors
+/// Those of [`compile`].
+pub fn strategies(
+    spec: &PatternSpec,
+    q_len: usize,
+    kv_len: usize,
+    options: &Options,
+) -> Result<Vec<(Strategy, std::result::Result<String, String>)>> {
+    let pattern = pattern::resolve(spec, q_len, kv_len)?;
+    let schedule = schedule::build(spec, mask::build(&pattern, options.memory_limit)?)?;
+    Ok(plan::verdicts(&schedule::verify(passes::run(schedule, &options.without)?)?))
+}
+
 /// Parts of a head are joined by `flash` alone, so a mask is split only where that is what will run.
 fn build_mask(spec: &PatternSpec, pattern: &Pattern, options: &Options) -> Result<BlockMask> {
     let flash = spec.diffusion.hops.len() <= 1
-        && options.strategy != Some(Strategy::Resident)
+        && options.strategy.is_none_or(|strategy| strategy == Strategy::Flash)
         && !options.without.iter().any(|pass| pass == "drop_single_hop_loop");
     match flash {
         // Score mods count heads and positions, which rows of several heads mix, and a restart term reads values by
@@ -137,6 +149,13 @@ pub struct Options {
     pub without: Vec<String>,
     /// Bytes that masks, tables and scratch may take.
     pub memory_limit: u64,
+}
+
+impl Options {
+    /// What concerns the plan.
+    fn wishes(&self) -> Wishes {
+        Wishes { strategy: self.strategy, bf16_dots: self.bf16_dots, exact_store: false }
+    }
 }
 
 impl Default for Options {

@@ -25,7 +25,7 @@ const MAP: &[(&str, &[&str])] = &[
     ("plan", &["error", "target", "dtype", "spec", "mask", "schedule", "tiles"]),
     ("codegen", &["error", "target", "spec", "mask", "plan", "tiles"]),
     ("jit", &["error", "target", "tiles", "plan", "codegen"]),
-    ("runtime", &["error", "target", "dtype", "spec", "plan", "codegen", "jit"]),
+    ("runtime", &["error", "target", "dtype", "spec", "mask", "plan", "codegen", "jit"]),
     (
         "compiler",
         &[

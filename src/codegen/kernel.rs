@@ -15,6 +15,7 @@ use super::{KernelArgs, TileFn, is_ordered};
 use crate::mask::QUERY_BLOCK;
 use crate::plan::{KernelPlan, RowPlan, Scratch, Step, Strategy};
 use crate::tiles::exact::ExactCall;
+use crate::tiles::half_panel::PanelCall;
 use crate::tiles::stored::{StoredCall, WIDE_OUT};
 use crate::tiles::{
     AHEAD_LINES, Ahead, EdgeCall, EdgeModCall, ExpCall, LANES, ModCall, PackCall, ScoreCall, ValueCall,
@@ -89,6 +90,7 @@ pub(super) struct Records {
     pub value: Value,
     pub exact: Value,
     pub edge: Value,
+    pub panel: Value,
     /// Where the kernel has score mods: the records of their passes over panels and over edges, and the positions
     /// of the row's queries, i32 `[64]`.
     pub mods: Option<[Value; 3]>,
@@ -147,6 +149,7 @@ impl<'a, 'p> Kernel<'a, 'p> {
             TileFn::Pack => none,
             // Nothing calls them.
             TileFn::Mods | TileFn::EdgeMods if plan.mods.is_none() => none,
+            TileFn::NarrowPanel | TileFn::WidenPanel if plan.store.is_f32() => none,
             tile => import(function, isa, tile, index),
         });
         let wrappers = (!plan.dtype.is_f32()).then(|| {
@@ -169,6 +172,7 @@ impl<'a, 'p> Kernel<'a, 'p> {
             value: record(size_of::<ValueCall>()),
             exact: record(size_of::<ExactCall>()),
             edge: record(size_of::<EdgeCall>()),
+            panel: record(if plan.store.is_f32() { 8 } else { size_of::<PanelCall>() }),
             mods: mod_records,
         };
         let exact = record(size_of::<u64>());
@@ -207,12 +211,12 @@ impl<'a, 'p> Kernel<'a, 'p> {
         self.e.field(self.args, offset)
     }
 
-    /// The address of a section of the tables, or the offset that stands in its place in the header.
+    /// The address of a section of the tables, or the number that stands in its place in the header.
     pub fn section(&mut self, section: Section) -> Value {
         let tables = self.arg(offset_of!(KernelArgs, tables));
         let offset = self.e.load(types::I64, tables, (section as usize * size_of::<u64>()) as i32);
         match section {
-            Section::SharedEdges | Section::SharedPanels | Section::KeyStep => offset,
+            Section::KeyStep => offset,
             _ => self.e.b.ins().iadd(tables, offset),
         }
     }
@@ -372,23 +376,33 @@ impl<'a, 'p> Kernel<'a, 'p> {
         self.e.b.ins().iadd(base, bytes)
     }
 
-    /// Walks the block rows of this call that the plan knows, in order; where the kernel has scattered edges, batch by
-    /// batch, and `edges` comes before each, for the block rows from one to another.
-    pub fn for_rows(&mut self, edges: impl Fn(&mut Self, Value, Value), body: impl Fn(&mut Self, Row, Steps<'p>)) {
+    /// Whether any mask has scattered edges.
+    pub fn has_edges(&self) -> bool {
+        self.plan.masks.iter().any(|mask| !mask.edges.keys.is_empty())
+    }
+
+    /// Walks the block rows of this call that the plan knows, in order.
+    pub fn for_rows(&mut self, body: impl Fn(&mut Self, Row, Steps<'p>)) {
         let first = self.arg(offset_of!(KernelArgs, first_row));
         let end = self.arg(offset_of!(KernelArgs, end_row));
-        if !self.has_edges() {
-            self.for_rows_of(first, end, body);
-            return;
-        }
-        let batch = self.scratch.batch;
+        self.for_rows_of(first, end, body);
+    }
+
+    /// The same in batches, whose scattered edges come first: `edges` takes the block rows from one to another.
+    pub fn for_batches(
+        &mut self,
+        edges: impl FnOnce(&mut Self, Value, Value),
+        body: impl Fn(&mut Self, Row, Steps<'p>),
+    ) {
+        let first = self.arg(offset_of!(KernelArgs, first_row));
+        let end = self.arg(offset_of!(KernelArgs, end_row));
+        let batch = self.scratch.batch as i64;
         let shift = i64::from(batch.trailing_zeros());
-        let first_batch = self.e.b.ins().ushr_imm_u(first, shift);
-        let up = self.e.b.ins().iadd_imm_s(end, batch as i64 - 1);
-        let end_batch = self.e.b.ins().ushr_imm_u(up, shift);
+        let up = self.e.b.ins().iadd_imm_s(end, batch - 1);
+        let [first_batch, end_batch] = [first, up].map(|row| self.e.b.ins().ushr_imm_u(row, shift));
         self.for_range(first_batch, end_batch, 1, |kernel, number| {
             let from = kernel.e.b.ins().ishl_imm_u(number, shift);
-            let to = kernel.e.b.ins().iadd_imm_s(from, batch as i64);
+            let to = kernel.e.b.ins().iadd_imm_s(from, batch);
             let from = kernel.e.b.ins().smax(from, first);
             let to = kernel.e.b.ins().smin(to, end);
             edges(kernel, from, to);
@@ -443,28 +457,27 @@ impl<'a, 'p> Kernel<'a, 'p> {
         (at, self.e.int(0))
     }
 
-    /// Packs the row's queries, and sets the fields that hold its number of queries and groups.
+    /// Packs the row's queries where a step needs them so, and sets the fields that hold its number of queries and groups.
     pub fn begin_row(&mut self, row: Row, steps: Steps<'p>) {
-        let Records { pack, score, exp, .. } = self.records;
+        let Records { pack, score, exp, edge, .. } = self.records;
         let q = self.arg(offset_of!(KernelArgs, q));
         let q_stride = self.arg(offset_of!(KernelArgs, q_stride));
         let (q, rows) = self.rows_of(row, q, q_stride, self.element);
         self.set(pack, offset_of!(PackCall, q), q);
         self.set(pack, offset_of!(PackCall, rows), rows);
         self.set(pack, offset_of!(PackCall, count), row.count);
-        if self.has_edges() {
-            // Edges read their queries in place.
-            let dense = self.has_joint_steps(row, steps);
-            let call = |kernel: &mut Self| {
-                kernel.call(TileFn::Pack, pack);
-            };
-            self.if_else(dense, call, |_| {});
-        } else {
+        // Edges read their queries in place.
+        let only_edges = matches!(steps, Steps::Constant(steps) if steps.iter().all(|step| *step == Step::Edges));
+        if !only_edges {
             self.call(TileFn::Pack, pack);
         }
         self.set(score, offset_of!(ScoreCall, groups), row.groups);
         self.set(exp, offset_of!(ExpCall, groups), row.groups);
         self.begin_values(row);
+        if self.has_edges() {
+            self.set(edge, offset_of!(EdgeCall, q), q);
+            self.set(edge, offset_of!(EdgeCall, q_rows), rows);
+        }
         self.begin_mods(row);
         self.begin_statistics();
     }
@@ -525,8 +538,8 @@ impl<'a, 'p> Kernel<'a, 'p> {
         let (element, width) = (self.element, self.plan.head_dim);
         self.bring_near(2, Rows { base: q, stride: q_stride, first, apart, element, width }, row.count);
         if self.plan.strategy == Strategy::Flash {
-            let out = self.arg(offset_of!(KernelArgs, out));
-            let out_stride = self.arg(offset_of!(KernelArgs, out_stride));
+            let out = self.arg(offset_of!(KernelArgs, target));
+            let out_stride = self.arg(offset_of!(KernelArgs, target_stride));
             let (first, apart) = self.order_at(row.place);
             let (element, width) = (self.out_element, self.plan.value_dim);
             self.bring_near(3, Rows { base: out, stride: out_stride, first, apart, element, width }, row.count);
@@ -576,13 +589,18 @@ impl<'a, 'p> Kernel<'a, 'p> {
 
     /// Sets the fields of the value records that hold the row's number of queries, and starts sums at zero.
     pub fn begin_values(&mut self, row: Row) {
-        let Records { value, exact, .. } = self.records;
+        let Records { value, exact, edge, .. } = self.records;
         self.set(value, offset_of!(ValueCall, rows), row.count);
         self.set(exact, offset_of!(ExactCall, rows), row.count);
         self.set_int(value, offset_of!(ValueCall, accumulate), 0);
-        if self.scratch.batch > 1 {
+        if self.batches_edges() {
             self.set(value, offset_of!(ValueCall, acc), row.acc);
             self.set(exact, offset_of!(ExactCall, acc), row.acc);
+        } else if self.has_edges() {
+            self.set(edge, offset_of!(EdgeCall, rows), row.count);
+            let offsets = self.section(Section::EdgeOffsets);
+            let offsets = self.e.offset(offsets, row.place, size_of::<u32>() as i64);
+            self.set(edge, offset_of!(EdgeCall, offsets), offsets);
         }
     }
 

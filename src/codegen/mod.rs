@@ -15,11 +15,12 @@ mod args;
 mod edges;
 pub mod emit;
 mod flash;
+mod hops;
 mod join;
 mod kernel;
 mod mods;
 pub mod portable;
-mod resident;
+mod recompute;
 mod softmax;
 mod steps;
 mod tables;
@@ -52,12 +53,16 @@ pub enum TileFn {
     Mods,
     /// [`crate::tiles::EdgeModCall`]
     EdgeMods,
+    /// [`crate::tiles::half_panel::PanelCall`]
+    NarrowPanel,
+    /// [`crate::tiles::half_panel::PanelCall`]
+    WidenPanel,
 }
 
 impl TileFn {
     /// All of them; the position is the index in the external names of lowered functions, where the wrappers for
     /// 16-bit tensors follow in the same order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Pack,
         Self::Score,
         Self::Exp,
@@ -69,6 +74,8 @@ impl TileFn {
         Self::Join,
         Self::Mods,
         Self::EdgeMods,
+        Self::NarrowPanel,
+        Self::WidenPanel,
     ];
 
     /// Symbol name.
@@ -85,6 +92,8 @@ impl TileFn {
             Self::Join => "join",
             Self::Mods => "mods",
             Self::EdgeMods => "edge_mods",
+            Self::NarrowPanel => "narrow_panel",
+            Self::WidenPanel => "widen_panel",
         }
     }
 
@@ -114,7 +123,11 @@ pub struct Lowered {
     pub function: Function,
 }
 
-/// Lowers a plan: one function for `flash` (a second, `join_parts`, where heads have parts), two (`probabilities`, `hop`) for `resident`.
+/// Lowers a plan, to functions that [`crate::runtime`] calls in the order of the strategy.
+///
+/// `flash`: one of this name, and `join_parts` where heads have parts. Where P is stored: `probabilities` and `hop`, and
+/// `slide` for the buffers of a sweep. `recompute`: `first_hop`, which is that of `flash` and keeps the row statistics,
+/// and `hop`.
 pub fn lower(plan: &KernelPlan, isa: &dyn TargetIsa) -> Vec<Lowered> {
     let mut context = FunctionBuilderContext::new();
     let mut function = |name: &'static str, index: u32, write: fn(kernel::Kernel<'_, '_>)| {
@@ -130,9 +143,17 @@ pub fn lower(plan: &KernelPlan, isa: &dyn TargetIsa) -> Vec<Lowered> {
             vec![function("flash", 0, flash::write), function("join_parts", 1, join::write)]
         }
         Strategy::Flash => vec![function("flash", 0, flash::write)],
-        Strategy::Resident => {
-            vec![function("probabilities", 0, resident::write_probabilities), function("hop", 1, resident::write_hop)]
+        Strategy::Recompute => {
+            vec![function("first_hop", 0, flash::write), function("hop", 1, recompute::write_hop)]
         }
+        Strategy::Resident => {
+            vec![function("probabilities", 0, hops::write_probabilities), function("hop", 1, hops::write_hop)]
+        }
+        Strategy::Wavefront | Strategy::Triangular => vec![
+            function("probabilities", 0, hops::write_probabilities),
+            function("hop", 1, hops::write_hop),
+            function("slide", 2, hops::write_slide),
+        ],
     }
 }
 

@@ -7,7 +7,7 @@ use cranelift_codegen::ir::{InstBuilder, Value, types};
 
 use super::kernel::{Kernel, Records, Row, Steps};
 use super::softmax::Output;
-use super::tables::{ENTRY_WORDS, NONE, Section};
+use super::tables::{EDGE_STEP, ENTRY_WORDS, NONE, Section};
 use super::{KernelArgs, TileFn};
 use crate::plan::{Piece, PieceKeys, Step, Stretch, ValueRun};
 use crate::tiles::exact::ExactCall;
@@ -82,6 +82,7 @@ pub(super) struct Panel {
 /// What a step is, with where its pieces are.
 #[derive(Clone, Copy)]
 pub(super) enum StepKind<'p> {
+    Edges,
     Joint(Source<'p>),
     Stream(Stretch),
 }
@@ -103,15 +104,14 @@ impl Source<'_> {
 }
 
 impl<'p> Kernel<'_, 'p> {
-    /// Runs `body` for every step of the row but its scattered edges.
+    /// Runs `body` for every step of the row.
     pub fn for_steps(&mut self, row: Row, steps: Steps<'p>, body: impl Fn(&mut Self, StepKind<'p>)) {
         match steps {
             Steps::Constant(steps) => {
                 for (index, step) in steps.iter().enumerate() {
                     let last = index + 1 == steps.len();
                     let kind = match step {
-                        // A batch's come first.
-                        Step::Edges => continue,
+                        Step::Edges => StepKind::Edges,
                         Step::Joint { pieces, runs } => StepKind::Joint(Source::Constant(pieces, runs, last)),
                         Step::Stream(stretch) => StepKind::Stream(*stretch),
                     };
@@ -125,25 +125,21 @@ impl<'p> Kernel<'_, 'p> {
                 let count = self.e.load_u32(entry, 4);
                 let end = self.e.b.ins().iadd(first, count);
                 let table = self.section(Section::Steps);
+                let has_edges = self.has_edges();
                 self.for_range(first, end, 1, |kernel, index| {
                     let step = kernel.e.offset(table, index, 16);
-                    body(kernel, StepKind::Joint(Source::Table(step)));
+                    if !has_edges {
+                        body(kernel, StepKind::Joint(Source::Table(step)));
+                        return;
+                    }
+                    let pieces = kernel.e.load_u32(step, 4);
+                    let is_edges = kernel.e.b.ins().icmp_imm_u(IntCC::Equal, pieces, i64::from(EDGE_STEP));
+                    kernel.if_else(
+                        is_edges,
+                        |kernel| body(kernel, StepKind::Edges),
+                        |kernel| body(kernel, StepKind::Joint(Source::Table(step))),
+                    );
                 });
-            }
-        }
-    }
-
-    /// Whether the row has keys besides scattered edges; not 0 if so.
-    pub fn has_joint_steps(&mut self, row: Row, steps: Steps<'p>) -> Value {
-        match steps {
-            Steps::Constant(steps) => {
-                let some = steps.iter().any(|step| !matches!(step, Step::Edges));
-                self.e.int(i64::from(some))
-            }
-            Steps::Table => {
-                let rows = self.section(Section::Rows);
-                let entry = self.e.offset(rows, row.t, 8);
-                self.e.load_u32(entry, 4)
             }
         }
     }

@@ -1,7 +1,7 @@
 //! What a kernel reads of its plan at run time: one buffer per mask, a header of section offsets in front.
 
 use crate::mask::QUERY_BLOCK;
-use crate::plan::{KernelPlan, MaskPlan, Piece, PieceKeys, Scratch, Step, ValueRun};
+use crate::plan::{KernelPlan, MaskPlan, Piece, PieceKeys, Step, ValueRun};
 
 /// Sections of the buffer, each 64-byte aligned; the header holds their byte offsets in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,10 +33,6 @@ pub(super) enum Section {
     StoredPanels,
     /// `[step, restart]` f32 a hop.
     Hops,
-    /// Not a section: byte offset of stored edge probabilities in the shared scratch.
-    SharedEdges,
-    /// Not a section: byte offset of stored panels in the shared scratch.
-    SharedPanels,
     /// Not a section: rows of K and V from one key of a range to the next.
     KeyStep,
 }
@@ -48,6 +44,8 @@ const HEADER_WORDS: usize = 16;
 pub(super) const ENTRY_WORDS: usize = 6;
 /// No list, no mask, no trims.
 pub(super) const NONE: u32 = u32::MAX;
+/// Marks, as its number of pieces, the step of scattered edges.
+pub(super) const EDGE_STEP: u32 = u32::MAX;
 
 /// The tables of one mask.
 #[derive(Debug, Clone)]
@@ -84,14 +82,11 @@ impl Tables {
         writer.words32(Section::EdgeKeys, mask.edges.keys.iter().copied());
         let starts = Starts::new(mask);
         starts.write_rows(plan, mask, &mut writer);
-        if plan.strategy == crate::plan::Strategy::Resident {
+        if plan.strategy.stores_p() {
             writer.words64(Section::StoredPanels, mask.stored_panels().flat_map(|(start, keys)| [start, keys]));
         }
         let hops = plan.hops.iter().flat_map(|hop| [hop.step as f32, hop.restart as f32]);
         writer.words32(Section::Hops, hops.map(f32::to_bits));
-        let scratch = Scratch::new(plan, mask);
-        writer.buffer[Section::SharedEdges as usize] = scratch.stored_edges as u64;
-        writer.buffer[Section::SharedPanels as usize] = scratch.stored as u64;
         writer.buffer[Section::KeyStep as usize] = u64::from(mask.key_step);
         Self { buffer: writer.buffer }
     }
@@ -155,15 +150,14 @@ impl Starts {
         let (mut steps, mut pieces, mut runs) = (Vec::<u32>::new(), Vec::<u32>::new(), Vec::<u32>::new());
         let mut rows = if mask.rows.iter().any(|row| row.table) { vec![0; 2 * plan.block_rows()] } else { Vec::new() };
         for row in mask.rows.iter().filter(|row| row.table) {
-            let joint = row.steps.iter().filter(|step| !matches!(step, Step::Edges)).count();
-            let entry = [(steps.len() / 4) as u32, joint as u32];
+            let entry = [(steps.len() / 4) as u32, row.steps.len() as u32];
             for t in row.first..row.first + row.count {
                 rows[2 * t as usize..][..2].copy_from_slice(&entry);
             }
             for step in &row.steps {
                 let place = ((pieces.len() / ENTRY_WORDS) as u32, (runs.len() / ENTRY_WORDS) as u32);
                 match step {
-                    Step::Edges => {}
+                    Step::Edges => steps.extend([0, EDGE_STEP, 0, 0]),
                     Step::Joint { pieces: of_step, runs: runs_of_step } => {
                         let lens = (of_step.len() as u32, runs_of_step.len() as u32);
                         steps.extend([place.0, lens.0, place.1, lens.1]);

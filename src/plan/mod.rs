@@ -5,9 +5,6 @@
 //! keys for the value tile with their trims), and the scratch that a call needs. Code generation adds no
 //! decision to it.
 
-use std::fmt;
-use std::str::FromStr;
-
 use serde::{Deserialize, Serialize};
 
 use crate::dtype::Dtype;
@@ -22,52 +19,16 @@ use crate::tiles::{LANES, ROW_BLOCKS};
 
 mod rows;
 mod scratch;
+mod strategy;
 mod text;
 mod verify;
 
 pub use rows::{CHUNK_KEYS, JOINT_KEYS, Piece, PieceKeys, RowPlan, Step, Stretch, ValueRun};
 pub use scratch::{EDGE_STATISTICS, Scratch};
+use strategy::Situation;
+pub use strategy::{Reach, Strategy, verdicts};
 pub use text::parse;
 pub use verify::verify;
-
-/// How the hops of a block row follow each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Strategy {
-    /// One hop, online softmax, P never leaves the panel of its block row.
-    Flash,
-    /// P is stored once per head, then read by one SpMM per hop.
-    Resident,
-}
-
-impl Strategy {
-    /// Every strategy.
-    pub const ALL: [Self; 2] = [Self::Flash, Self::Resident];
-
-    /// Name on the command line and in every text form.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Flash => "flash",
-            Self::Resident => "resident",
-        }
-    }
-}
-
-impl fmt::Display for Strategy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Strategy {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|strategy| strategy.name() == name).ok_or_else(|| {
-            Error::unsupported(format!("strategy `{name}`"), "the strategies are flash, resident".to_owned())
-        })
-    }
-}
 
 /// How one kernel computes all heads of one problem size.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -105,6 +66,12 @@ pub struct KernelPlan {
     pub hops: Vec<HopFactors>,
     /// The value tile adds the restart term.
     pub restart_folded: bool,
+    /// Storage of P where the strategy keeps it: f32, or bf16.
+    #[serde(default, skip_serializing_if = "Dtype::is_f32")]
+    pub store: Dtype,
+    /// How far block rows reach, where the strategy goes by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reach: Option<Reach>,
     /// One plan per distinct block mask.
     pub masks: Vec<MaskPlan>,
     /// Masks that make up a head ([`crate::mask::BlockMask::parts`]); above 1, `flash` computes them one by one and
@@ -187,6 +154,8 @@ pub struct MaskPlan {
     pub rows: Vec<RowPlan>,
     /// Keys of the widest panel.
     pub panel_keys: usize,
+    /// Scattered edges of the fullest block row.
+    pub block_edges: usize,
     /// Keys of all panels together: what `resident` stores.
     pub stored_keys: u64,
 }
@@ -195,6 +164,22 @@ impl KernelPlan {
     /// Heads and queries of the caller's tensors.
     pub const fn outer(&self) -> (usize, usize) {
         (self.heads * self.stack, self.q_len / self.stack)
+    }
+
+    /// Rows of P that a sweep keeps.
+    pub fn ring_slots(&self) -> usize {
+        self.reach.unwrap_or_default().ring_slots(self.hops.len())
+    }
+
+    /// Rows of a buffer of Z. In a sweep over queries in order a buffer holds twice what is alive at once, so that each
+    /// row is moved once at most; otherwise it holds every query.
+    pub fn z_rows(&self) -> usize {
+        match self.reach {
+            Some(reach) if self.masks.iter().all(|mask| mask.order.is_none()) => {
+                self.q_len.min(2 * reach.window() * QUERY_BLOCK)
+            }
+            _ => self.q_len,
+        }
     }
 
     /// Block rows.
@@ -220,6 +205,8 @@ pub struct Wishes {
     pub strategy: Option<Strategy>,
     /// Scores of bf16 by dot products of pairs; where nothing is wished, they are taken if they are faster here.
     pub bf16_dots: Option<bool>,
+    /// P stays in f32, though the schedule allows bf16.
+    pub exact_store: bool,
 }
 
 /// Plans a kernel.
@@ -268,7 +255,15 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
         restart_folded = true;
     }
     scores.panel_scale = (panel_scale != 1.0).then_some(panel_scale as f32);
-    let (strategy, mut reasons) = choose(hops.len(), looped, schedule.neighbors.parts, wishes.strategy)?;
+    let situation = Situation { neighbors: &schedule.neighbors, hops: hops.len(), looped, wish: wishes.strategy };
+    let (strategy, reach, mut reasons) = strategy::choose(&situation)?;
+    let store = match strategy.stores_p() && !wishes.exact_store {
+        true => schedule.store,
+        false => Dtype::F32,
+    };
+    if !store.is_f32() {
+        reasons.push(format!("P is stored in {store}"));
+    }
     let (d, dtype) = (schedule.head_dim, schedule.dtype);
     let bf16_dots = wishes.bf16_dots.unwrap_or_else(|| dots_pay(isa, dtype, d));
     if bf16_dots && !dots_serve(isa, dtype, d) {
@@ -297,6 +292,8 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
         mods,
         hops,
         restart_folded,
+        store,
+        reach,
         masks,
         parts: schedule.neighbors.parts,
         stack: schedule.neighbors.stack,
@@ -308,42 +305,22 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
     Ok(plan)
 }
 
-/// The strategy, with a sentence on each one.
-fn choose(hops: usize, looped: bool, parts: usize, wish: Option<Strategy>) -> Result<(Strategy, Vec<String>)> {
-    let flash = match (hops, looped) {
-        (1, false) => Ok("flash: legal, the only hop needs no P after its block row"),
-        (1, true) => Err("flash: no, the schedule still loops over its hop (drop_single_hop_loop is off)"),
-        _ => Err("flash: no, every hop but the last needs P again"),
-    };
-    let resident = match parts {
-        1 => Ok("resident: legal, P is stored once and read by every hop"),
-        _ => Err("resident: not with a mask in parts; asked for, it has the mask built whole"),
-    };
-    let strategy = match (wish, flash) {
-        (Some(Strategy::Flash), Err(reason)) => {
-            return Err(Error::unsupported("strategy flash", format!("{reason}; resident serves any schedule")));
-        }
-        (Some(Strategy::Resident), _) if let Err(reason) = resident => {
-            return Err(Error::unsupported("strategy resident", format!("{reason}; flash serves one hop")));
-        }
-        (Some(wish), _) => wish,
-        (None, Ok(_)) => Strategy::Flash,
-        (None, Err(_)) => Strategy::Resident,
-    };
-    let chosen = match wish {
-        Some(_) => format!("{strategy}: asked for"),
-        None if strategy == Strategy::Flash => "flash: chosen, it stores no P".to_owned(),
-        None => "resident: chosen, the only legal one".to_owned(),
-    };
-    let sentence = |reason: std::result::Result<&str, &str>| reason.unwrap_or_else(|reason| reason).to_owned();
-    Ok((strategy, vec![sentence(flash), sentence(resident), chosen]))
-}
-
 fn plan_mask(mask: &HeadMask, neighbors: &BlockMask, strategy: Strategy) -> MaskPlan {
     let mut trims = rows::Trims::default();
     let kv_len = neighbors.kv_len;
     let rows = rows::plan_rows(mask, kv_len, neighbors.masks.len() == 1, strategy, &mut trims);
     let keys_of = |numbers: &[u32]| numbers.iter().map(|&number| mask.keys.key_at(number, kv_len)).collect();
+    let block_edges = mask
+        .edges
+        .offsets
+        .chunks(QUERY_BLOCK)
+        .enumerate()
+        .map(|(t, chunk)| {
+            let end = mask.edges.offsets.get((t + 1) * QUERY_BLOCK).or(mask.edges.offsets.last());
+            end.map_or(0, |&end| (end - chunk[0]) as usize)
+        })
+        .max()
+        .unwrap_or(0);
     MaskPlan {
         order: match &mask.order {
             RowOrder::Identity => None,
@@ -357,5 +334,6 @@ fn plan_mask(mask: &HeadMask, neighbors: &BlockMask, strategy: Strategy) -> Mask
         panel_keys: rows.iter().map(RowPlan::widest_panel).max().unwrap_or(0),
         stored_keys: rows.iter().map(RowPlan::keys).sum(),
         rows,
+        block_edges,
     }
 }

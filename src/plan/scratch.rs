@@ -1,7 +1,8 @@
 //! Where everything stands in a call's scratch memory.
 //!
 //! *Local* scratch belongs to one worker and one block row at a time; *shared* scratch to one (batch, head) in
-//! flight, and exists only where P is stored. All offsets are in bytes and multiples of 64.
+//! flight (in a sweep, to one stretch of its rows), and exists only where something is kept between the functions of a
+//! kernel. All offsets are in bytes and multiples of 64.
 
 use super::{KernelPlan, MaskPlan, Strategy};
 use crate::dtype::Dtype;
@@ -25,52 +26,53 @@ pub struct Scratch {
     pub factor: usize,
     /// Packed queries, `[4][head_dim][16]`.
     pub qt: usize,
-    /// Block rows whose scattered edges are computed together, a power of two; 1 where there are none.
+    /// Block rows whose scattered edges are computed together (`flash`), a power of two; else 1.
     pub batch: usize,
     /// Sums of the value tile, `[batch][64][acc_stride]`.
     pub acc: usize,
     /// Floats from one row of `acc`, and of Z, to the next.
     pub acc_stride: usize,
-    /// Edge scores of a batch (`flash`).
+    /// Edge scores of a batch, where P is not stored.
     pub edges: usize,
-    /// Statistics of a batch's rows behind their edges, `[batch][EDGE_STATISTICS][64]`.
-    pub edge_state: usize,
-    /// Scores of a step (`flash`), `[4][panel_stride]`.
+    /// What the edges of a batch's rows leave to their other keys, `[batch][EDGE_STATISTICS][64]`.
+    pub edge_statistics: usize,
+    /// Scores of a step, where P is not stored, `[4][panel_stride]`.
     pub panel: usize,
-    /// Floats from one group's panel to the next (`flash`).
+    /// Floats from one group's panel to the next: those of a step, or those of a row in a ring of P.
     pub panel_stride: usize,
     /// Rows of 16-bit tensors in f32 ([`crate::tiles::stored`]).
     pub widened: usize,
     /// Local bytes in all.
     pub local: usize,
-    /// Shared: 1 / row sum, by place.
+    /// Shared: 1 / row sum, by place, or by slot of the ring and place in the row.
     pub inverse: usize,
-    /// Shared: the two buffers of Z, `[q_len][acc_stride]`; the second exists from three hops on.
-    pub z: [usize; 2],
+    /// Shared: what was subtracted from the scores of every row, by place (`recompute`).
+    pub references: usize,
+    /// Shared: buffers of Z, `[z_rows][acc_stride]` each.
+    pub z: usize,
+    /// How many: two that hops write in turn, the second from three hops on, or one for every hop but the last.
+    pub z_buffers: usize,
+    /// Rows of a buffer of Z.
+    pub z_rows: usize,
     /// Shared: outputs of a head's parts from [`KernelPlan::first_part_apart`] on, `[parts][q_len][acc_stride]`.
     pub partial: usize,
     /// Shared: what each part subtracted, `[parts][q_len]`.
     pub partial_max: usize,
     /// Shared: sums of each part, `[parts][q_len]`.
     pub partial_sum: usize,
-    /// Shared: edge probabilities, in the order of the edge list.
+    /// Shared: edge probabilities, in the order of the edge list, or by slot of the ring.
     pub stored_edges: usize,
-    /// Shared: panels of P, one block row behind the other.
+    /// Floats from one slot's edge probabilities to the next.
+    pub edge_slot: usize,
+    /// Shared: panels of P, one block row behind the other, or by slot of the ring.
     pub stored: usize,
     /// Shared bytes in all.
     pub shared: usize,
 }
 
-/// Block rows whose scattered edges are computed together, at most. `flash` reads K and then V: it takes 4,096 queries, so
-/// that each comes into L2 once. `resident` reads one tensor in each of its functions, and a few rows are enough to keep
-/// their sums in the cache until they are taken up (64 random keys a query, one thread, n 4,096: `flash` 30.6, 28.5, 24.7
-/// and 22.4 ms at 1, 4, 16 and 64, `resident` with five hops 60.8, 58.6, 59.8 and 59.1 ms).
-const fn edge_batch(strategy: Strategy) -> usize {
-    match strategy {
-        Strategy::Flash => 64,
-        Strategy::Resident => 4,
-    }
-}
+/// Block rows whose scattered edges `flash` computes together, at most: 4,096 queries read K, and then V, as long as it
+/// is in L2 (64 random keys a query, n 4,096, one thread: 30.6, 28.5, 24.7 and 22.4 ms at 1, 4, 16 and 64 rows).
+const EDGE_BATCH: usize = 64;
 
 /// Arrays over the queries of a block row that its scattered edges leave to its other keys: maximum, maximum at the last
 /// update, what was subtracted, sum.
@@ -88,39 +90,67 @@ impl Scratch {
         let float = size_of::<f32>();
         let lanes = BLOCK * float;
         let acc_stride = plan.value_dim.next_multiple_of(LANES);
-        let (flash, resident) = match plan.strategy {
-            Strategy::Flash => (1, 0),
-            Strategy::Resident => (0, 1),
+        let hops = plan.hops.len();
+        // Masks of one plan share its code, so every offset is that of the widest.
+        let most = |size: fn(&MaskPlan) -> usize| plan.masks.iter().map(size).max().unwrap_or(0);
+        let block_edges = most(|mask| mask.block_edges);
+        let panel_stride = padded_keys(most(|mask| mask.panel_keys) as u64) as usize * LANES;
+        let panel_floats = (BLOCK / LANES) * panel_stride;
+        let padded_rows = plan.q_len.next_multiple_of(BLOCK);
+        let keeps = match plan.strategy {
+            Strategy::Flash => Keeps::default(),
+            Strategy::Recompute => Keeps {
+                statistics: padded_rows,
+                references: padded_rows,
+                z_buffers: (hops - 1).min(2),
+                ..Keeps::default()
+            },
+            Strategy::Resident => Keeps {
+                statistics: padded_rows,
+                z_buffers: (hops - 1).min(2),
+                edges: most(|mask| mask.edges.keys.len()),
+                panel_floats: mask
+                    .stored_panels()
+                    .last()
+                    .map_or(0, |(start, keys)| (start + stored_floats(keys)) as usize),
+                ..Keeps::default()
+            },
+            Strategy::Wavefront | Strategy::Triangular => {
+                let slots = plan.ring_slots();
+                Keeps {
+                    statistics: slots * BLOCK,
+                    z_buffers: hops - 1,
+                    edges: slots * block_edges,
+                    panel_floats: slots * panel_floats,
+                    ..Keeps::default()
+                }
+            }
         };
-        // Masks of one plan share its code, so local offsets are those of the widest.
-        let panel_keys = plan.masks.iter().map(|mask| mask.panel_keys).max().unwrap_or(0);
-        let batch = plan.edge_batch();
-        let batch_edges = plan.masks.iter().map(|mask| mask.edges_together(batch)).max().unwrap_or(0);
-        let with_edges = usize::from(batch_edges > 0);
-        let panel_stride = padded_keys(panel_keys as u64) as usize * LANES;
+        // A row of P that is not stored, or not in f32, is computed in the worker's own scratch.
+        let in_place = plan.strategy.stores_p() && plan.store.is_f32();
         let mut local = Layout(0);
         let [max, old, reference, sum, correction, factor] = std::array::from_fn(|_| local.take(lanes));
         let qt = local.take(BLOCK * plan.head_dim * float);
+        let batch = plan.edge_batch();
+        let batch_edges = plan.masks.iter().map(|mask| mask.edge_spans(batch).max().unwrap_or(0)).max().unwrap_or(0);
         let acc = local.take(batch * BLOCK * acc_stride * float);
-        let edges = local.take(flash * batch_edges * float);
-        let edge_state = local.take(with_edges * batch * EDGE_STATISTICS * lanes);
-        let panel = local.take(flash * (BLOCK / LANES) * panel_stride * float);
+        let edges = local.take(if plan.strategy.stores_p() { 0 } else { batch_edges * float });
+        let edge_statistics = local.take(if batch > 1 { batch * EDGE_STATISTICS * lanes } else { 0 });
+        let panel = local.take(if in_place { 0 } else { panel_floats * float });
         let widened = local.take(match plan.dtype {
             Dtype::F32 => 0,
             Dtype::Bf16 | Dtype::F16 => buffer_floats(plan.head_dim, plan.value_dim) * float,
         });
         let mut shared = Layout(0);
-        let inverse = shared.take(resident * plan.q_len.next_multiple_of(BLOCK) * float);
-        let buffer = resident * plan.q_len * acc_stride * float;
-        let z = [
-            shared.take(if plan.hops.len() >= 2 { buffer } else { 0 }),
-            shared.take(if plan.hops.len() >= 3 { buffer } else { 0 }),
-        ];
+        let inverse = shared.take(keeps.statistics * float);
+        let references = shared.take(keeps.references * float);
+        let z_rows = plan.z_rows();
+        let z = shared.take(keeps.z_buffers * z_rows * acc_stride * float);
         let parts = if plan.parts > 1 { plan.parts } else { 0 };
         let partial = shared.take(parts.saturating_sub(plan.first_part_apart()) * plan.q_len * acc_stride * float);
         let [partial_max, partial_sum] = std::array::from_fn(|_| shared.take(parts * plan.q_len * float));
-        let stored_edges = shared.take(resident * mask.edges.keys.len() * float);
-        let stored = shared.take(resident * mask.stored_bytes());
+        let stored_edges = shared.take(keeps.edges * float);
+        let stored = shared.take(keeps.panel_floats * plan.store.bytes());
         Self {
             max,
             old,
@@ -133,33 +163,45 @@ impl Scratch {
             acc,
             acc_stride,
             edges,
-            edge_state,
+            edge_statistics,
             panel,
             panel_stride,
             widened,
             local: local.0,
             inverse,
+            references,
             z,
+            z_buffers: keeps.z_buffers,
+            z_rows,
             partial,
             partial_max,
             partial_sum,
             stored_edges,
+            edge_slot: block_edges,
             stored,
             shared: shared.0,
         }
     }
 }
 
+impl Scratch {
+    /// Bytes of a buffer of Z.
+    pub const fn z_bytes(&self) -> usize {
+        self.z_rows * self.acc_stride * size_of::<f32>()
+    }
+}
+
 impl KernelPlan {
-    /// Block rows whose scattered edges are computed together: many where most have edges, so that K, and then V, stays
-    /// in the cache over all of them; 1 where few have, since the sums of all wait in scratch meanwhile.
+    /// Block rows whose scattered edges are computed together: many in `flash` where most rows have edges; else 1, since
+    /// the sums of all wait in scratch meanwhile.
     pub fn edge_batch(&self) -> usize {
         let rows = self.block_rows();
-        let pays = |mask: &MaskPlan| {
-            let spans = mask.edge_spans(1);
-            2 * spans.filter(|&edges| edges > 0).count() >= rows
-        };
-        if self.masks.iter().any(pays) { edge_batch(self.strategy).min(rows.next_power_of_two()) } else { 1 }
+        let pays = |mask: &MaskPlan| 2 * mask.edge_spans(1).filter(|&edges| edges > 0).count() >= rows;
+        if self.strategy == Strategy::Flash && self.masks.iter().any(pays) {
+            EDGE_BATCH.min(rows.next_power_of_two())
+        } else {
+            1
+        }
     }
 }
 
@@ -167,22 +209,11 @@ impl MaskPlan {
     /// Scattered edges of every `batch` block rows, in order.
     fn edge_spans(&self, batch: usize) -> impl Iterator<Item = usize> {
         let offsets = &self.edges.offsets;
-        let starts = (0..offsets.len().saturating_sub(1)).step_by(batch * BLOCK);
-        starts.map(move |start| {
-            let end = (start + batch * BLOCK).min(offsets.len() - 1);
+        let places = offsets.len().saturating_sub(1);
+        (0..places).step_by(batch * BLOCK).map(move |start| {
+            let end = (start + batch * BLOCK).min(places);
             (offsets[end] - offsets[start]) as usize
         })
-    }
-
-    /// Scattered edges of the fullest `batch` block rows.
-    fn edges_together(&self, batch: usize) -> usize {
-        self.edge_spans(batch).max().unwrap_or(0)
-    }
-
-    /// Bytes of all stored panels.
-    fn stored_bytes(&self) -> usize {
-        let panels = self.stored_panels().last().map_or(0, |(start, keys)| start + stored_floats(keys));
-        panels as usize * size_of::<f32>()
     }
 
     /// For every block row in order, where its panel starts (in floats) and how many keys it holds.
@@ -204,6 +235,16 @@ impl MaskPlan {
 
 const fn stored_floats(keys: u64) -> u64 {
     padded_keys(keys) * BLOCK as u64
+}
+
+/// What is kept from one function of a kernel to the next, in elements.
+#[derive(Default)]
+struct Keeps {
+    statistics: usize,
+    references: usize,
+    z_buffers: usize,
+    edges: usize,
+    panel_floats: usize,
 }
 
 struct Layout(usize);
