@@ -60,6 +60,13 @@ fn decoding_conforms_with_grouped_heads() {
     }
 }
 
+/// `flash` computes the edges of 64 block rows together.
+#[test]
+fn edges_of_more_than_one_batch_conform() {
+    let pattern = "{any: [{random: {keys_per_query: 5, seed: 4}}, {global: {tokens: {first: 9}, axis: keys}}]}";
+    conforms(&spec_of(pattern, 4, 4, "{hops: 1}"), (4200, 70), "edges in two batches");
+}
+
 #[test]
 fn hops_need_as_many_queries_as_keys() {
     for diffusion in ["{hops: 2, alpha: 0}", "{hops: 1, alpha: 0.1}", "{hops: 0}"] {
