@@ -484,8 +484,8 @@ unsafe extern "C" fn edge_score(call: *const EdgeCall) {
                     keys[i] = c.kv.add(*c.edge_keys.add(at) as usize * c.kv_stride);
                 }
                 let dots = match count {
-                    ..=4 => dots::<4>(q, &keys, c.d, c.scale),
-                    ..=8 => dots::<8>(q, &keys, c.d, c.scale),
+                    1..=4 => dots::<4>(q, &keys, c.d, c.scale),
+                    5..=8 => dots::<8>(q, &keys, c.d, c.scale),
                     _ => dots::<16>(q, &keys, c.d, c.scale),
                 };
                 let keep = first(count);
