@@ -268,40 +268,41 @@ unsafe extern "C" fn exp(call: *const ExpCall) {
 #[target_feature(enable = "avx512f,avx512vl,avx512dq")]
 unsafe fn exp_panel<const MASKED: bool>(panel: *mut f32, nkeys: usize, words: *const u16, max: __m512) -> __m512 {
     let mut sums = [_mm512_setzero_ps(); 4];
-    let mut key = 0;
-    while key < nkeys {
-        let count = (nkeys - key).min(4);
-        let mut keep = [0; 4];
-        let mut any = 0;
-        for i in 0..4 {
-            if i < count {
-                // SAFETY: `key + i < nkeys`.
-                keep[i] = if MASKED { unsafe { *words.add(4 * (key + i)) } } else { u16::MAX };
-                any |= keep[i];
-            }
-        }
-        // SAFETY: as above.
+    // A loop of its own for whole fours: with the rest in it, the compiler keeps the sums in memory.
+    let whole = nkeys / 4 * 4;
+    for key in (0..whole).step_by(4) {
+        // SAFETY: `key + 3 < nkeys`.
         unsafe {
             let at = panel.add(key * LANES);
-            if MASKED && any == 0 {
-                for i in 0..count {
-                    _mm512_store_ps(at.add(i * LANES), _mm512_setzero_ps());
-                }
-            } else if count == 4 {
+            let mut keep = [u16::MAX; 4];
+            if MASKED {
                 for i in 0..4 {
-                    let p = exp2(_mm512_sub_ps(_mm512_load_ps(at.add(i * LANES)), max), keep[i]);
-                    _mm512_store_ps(at.add(i * LANES), p);
-                    sums[i] = _mm512_add_ps(sums[i], p);
+                    keep[i] = *words.add(4 * (key + i));
                 }
-            } else {
-                for i in 0..count {
-                    let p = exp2(_mm512_sub_ps(_mm512_load_ps(at.add(i * LANES)), max), keep[i]);
-                    _mm512_store_ps(at.add(i * LANES), p);
-                    sums[0] = _mm512_add_ps(sums[0], p);
+                if keep == [0; 4] {
+                    for i in 0..4 {
+                        _mm512_store_ps(at.add(i * LANES), _mm512_setzero_ps());
+                    }
+                    continue;
                 }
             }
+            for i in 0..4 {
+                let p = exp2(_mm512_sub_ps(_mm512_load_ps(at.add(i * LANES)), max), keep[i]);
+                _mm512_store_ps(at.add(i * LANES), p);
+                sums[i] = _mm512_add_ps(sums[i], p);
+            }
         }
-        key += count;
+    }
+    for key in whole..nkeys {
+        // SAFETY: `key < nkeys`.
+        unsafe {
+            let at = panel.add(key * LANES);
+            let keep = if MASKED { *words.add(4 * key) } else { u16::MAX };
+            // What no query sees may hold anything, subnormal numbers too.
+            let p = if keep == 0 { _mm512_setzero_ps() } else { exp2(_mm512_sub_ps(_mm512_load_ps(at), max), keep) };
+            _mm512_store_ps(at, p);
+            sums[0] = _mm512_add_ps(sums[0], p);
+        }
     }
     _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3]))
 }
