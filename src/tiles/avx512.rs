@@ -12,8 +12,10 @@ use std::arch::x86_64::*;
 use super::elementwise;
 use super::half_panel;
 use super::join::join_avx512;
-use super::split::{self, EdgeRange, LINE, SCORE_KEYS, ScoreKernel, ScoreTile, VALUE_ROWS, ValueKernel, ValueTile};
-use super::{AHEAD_LINES, EdgeCall, ExpCall, Family, LANES, LEAST_POWER, PackCall, ScoreCall, ValueCall};
+use super::split::{
+    self, EdgeRange, FETCH_KEYS, SCORE_KEYS, ScoreKernel, ScoreTile, VALUE_ROWS, ValueKernel, ValueTile,
+};
+use super::{EdgeCall, ExpCall, Family, LANES, LEAST_POWER, PackCall, ScoreCall, ValueCall};
 use crate::target::Isa;
 
 /// The family. Handed out only by [`super::family`], which asks the CPU.
@@ -135,12 +137,13 @@ unsafe fn score_tile<const K: usize, const G: usize, const CHAINS: usize>(t: &Sc
     unsafe {
         let (mut qt, mut x, mut ahead) = (t.qt, 0, t.ahead);
         while x + UNROLL <= t.d {
-            // Most tiles have nothing to bring, and a prefetch takes a load port whether it does or not.
-            if G >= 2 && t.ahead_step != 0 {
-                for line in 0..AHEAD_LINES {
-                    _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(line * LINE).cast());
-                }
-                ahead = ahead.wrapping_byte_add(t.ahead_step);
+            if G >= 2 {
+                ahead.some();
+            }
+            // Two lines every four columns, and six keys are three lines of each eight columns.
+            if !t.next.is_null() && x < t.d / 4 * 3 {
+                _mm_prefetch::<_MM_HINT_T0>(t.next.wrapping_add(8 * x).cast());
+                _mm_prefetch::<_MM_HINT_T0>(t.next.wrapping_add(8 * x + LANES).cast());
             }
             for u in 0..UNROLL {
                 score_step(&mut chains[u % CHAINS], qt.add(u * LANES), t.qt_stride, &keys, x + u);
@@ -348,9 +351,10 @@ unsafe fn value_tile<const R: usize, const C: usize, const CUT: bool>(t: &ValueT
             }
         }
         if t.offsets.is_null() {
-            let (mut p, mut v) = (t.p, t.v);
-            for _ in 0..t.nkeys / UNROLL {
-                for _ in 0..UNROLL {
+            let (mut p, mut v, mut ahead) = (t.p, t.v, t.ahead);
+            for _ in 0..t.nkeys / FETCH_KEYS {
+                ahead.some();
+                for _ in 0..FETCH_KEYS {
                     if R == VALUE_ROWS {
                         // Once per group: its first row block is the one with most rows.
                         _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(t.p_ahead).cast());
@@ -360,7 +364,7 @@ unsafe fn value_tile<const R: usize, const C: usize, const CUT: bool>(t: &ValueT
                     v = v.wrapping_add(t.v_stride);
                 }
             }
-            for _ in 0..t.nkeys % UNROLL {
+            for _ in 0..t.nkeys % FETCH_KEYS {
                 value_step::<R, C, CUT>(&mut sums, p, v, tail);
                 p = p.wrapping_add(LANES);
                 v = v.wrapping_add(t.v_stride);
