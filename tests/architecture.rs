@@ -40,6 +40,7 @@ const MAP: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "runtime",
             "error",
             "target",
             "dtype",

@@ -3,11 +3,13 @@
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::compiler::Options;
 use crate::error::{Error, Result};
 use crate::machine;
 use crate::plan::Strategy;
+use crate::runtime;
 use crate::spec::{self, PatternSpec, Source};
 use crate::target::Isa;
 
@@ -68,12 +70,9 @@ impl Global {
     /// A pool of [`threads`](Self::threads) threads for what does not bring its own.
     ///
     /// # Errors
-    /// [`Error::Internal`] when the system gives no threads.
-    pub fn pool(&self) -> Result<rayon::ThreadPool> {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(self.threads())
-            .build()
-            .map_err(|error| Error::internal("thread pool", error.to_string(), format!("{} threads", self.threads())))
+    /// [`Error::Unsupported`] when the system gives no threads.
+    pub fn pool(&self) -> Result<Arc<rayon::ThreadPool>> {
+        runtime::pool(self.threads())
     }
 
     /// Reads a spec, with the values of `--set` in place.
