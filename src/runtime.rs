@@ -21,7 +21,7 @@ use crate::mask::QUERY_BLOCK;
 use crate::plan::{KernelPlan, Scratch, Strategy};
 use crate::spec::Inputs;
 
-/// Block rows that a worker takes at least.
+/// Block rows for which another worker pays.
 const LEAST_ROWS: usize = 4;
 /// Block rows after which the parts of a head are joined.
 const JOINED_ROWS: usize = 4;
@@ -316,7 +316,7 @@ impl Task<'_> {
                 let next = AtomicUsize::new(0);
                 let take = |first: usize| match total - first {
                     0 => None,
-                    left => Some(first + (left / (2 * workers)).max(LEAST_ROWS).min(left)),
+                    left => Some(first + (left / (2 * workers)).max(1)),
                 };
                 self.on_workers(total.div_ceil(LEAST_ROWS), |worker| {
                     while let Ok(first) = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
