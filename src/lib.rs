@@ -5,6 +5,7 @@
 
 pub mod analysis;
 pub mod baselines;
+pub mod cache;
 pub mod cli;
 pub mod codegen;
 pub mod compiler;

@@ -16,6 +16,7 @@ mod emit;
 mod explain;
 mod import;
 mod inputs;
+mod machine;
 mod options;
 mod patterns;
 mod run;
@@ -50,6 +51,8 @@ enum Command {
     Schema,
     /// Print a spec that is equivalent to the configuration of another library
     Import(import::Args),
+    /// Say what this machine is, and the measured numbers that plans are chosen by
+    Machine(machine::Args),
     /// Say what a pattern costs, how far it reaches, and which plan was chosen
     Explain(explain::Args),
 }
@@ -65,6 +68,7 @@ pub fn main() -> ExitCode {
         Command::Patterns => patterns::run(),
         Command::Schema => schema::run(),
         Command::Import(args) => import::run(&args),
+        Command::Machine(args) => machine::run(&args),
         Command::Explain(args) => explain::run(&args, &options),
     };
     match done {
@@ -80,6 +84,11 @@ pub fn main() -> ExitCode {
 fn report(error: &crate::error::Error) {
     // Where standard error is closed there is nobody left to tell.
     let _ = writeln!(io::stderr(), "error: {error}");
+}
+
+/// Writes to standard error what was wrong with something that could be done without.
+fn warn(error: &crate::error::Error) {
+    remark(&format!("warning: {error}"));
 }
 
 /// Writes a remark to standard error.

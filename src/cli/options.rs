@@ -4,9 +4,11 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use super::warn;
+use crate::cache::Cache;
 use crate::compiler::Options;
 use crate::error::{Error, Result};
-use crate::machine;
+use crate::machine::{self, Facts};
 use crate::plan::Strategy;
 use crate::spec::{self, PatternSpec, Source};
 use crate::target::Isa;
@@ -92,6 +94,24 @@ impl Global {
         let source = Source { allow_files: self.allow_files, ..Source::new(text, shown(path)) };
         spec::parse_source(source, &self.sets)
     }
+}
+
+/// The numbers of this machine: those of the cache, or new ones, which are kept there. Where the cache is of no use,
+/// standard error says so.
+pub fn facts() -> Facts {
+    let Some(cache) = Cache::of_user() else {
+        return Facts::measure();
+    };
+    match Facts::cached(&cache) {
+        Ok(Some(facts)) => return facts,
+        Ok(None) => {}
+        Err(error) => warn(&error),
+    }
+    let (facts, kept) = Facts::measure_into(&cache);
+    if let Err(error) = kept {
+        warn(&error);
+    }
+    facts
 }
 
 /// The text of a spec: a file, or standard input for `-`.
