@@ -9,6 +9,7 @@ pub mod cache;
 pub mod cli;
 pub mod codegen;
 pub mod compiler;
+pub mod cost;
 pub mod dtype;
 pub mod error;
 pub mod import;

@@ -23,6 +23,7 @@ const MAP: &[(&str, &[&str])] = &[
     ("mask", &["error", "spec", "pattern"]),
     ("schedule", &["error", "dtype", "spec", "pattern", "mask"]),
     ("passes", &["error", "mask", "schedule"]),
+    ("cost", &["target", "machine", "spec", "pattern", "mask", "tiles"]),
     ("plan", &["error", "target", "dtype", "spec", "mask", "schedule", "tiles"]),
     ("codegen", &["error", "target", "spec", "mask", "plan", "tiles"]),
     ("jit", &["error", "target", "tiles", "plan", "codegen"]),

@@ -117,7 +117,7 @@ impl Facts {
         let words = vec![1_u64; (most / 8) as usize];
         // Level 3 at what several times the cores' level 2 hold, well below all of it.
         let sizes = [l1 / 2, l2 / 2, (4 * l2).max(l2 / 2 + l3 / 8).min(l3 / 2), most].map(|bytes| bytes.min(most));
-        let read = |threads: usize| sizes.map(|bytes| read_words(&words, bytes, threads));
+        let read = |threads: usize| sizes.map(|bytes| rounded(read_words(&words, bytes, threads)));
         Self {
             measured: true,
             cores,
@@ -227,7 +227,14 @@ fn tile_facts(isa: Isa, cores: usize) -> TileFacts {
         Some(times) => (times.exp_ns, times.call_ns),
         None => (typical.exp_ns * scale, typical.call_ns * scale),
     };
-    TileFacts { fma_gflops, fma_gflops_all: fma_peak(isa, cores, SECONDS), exp_ns, call_ns }
+    let [fma_gflops, fma_gflops_all, exp_ns, call_ns] =
+        [fma_gflops, fma_peak(isa, cores, SECONDS), exp_ns, call_ns].map(rounded);
+    TileFacts { fma_gflops, fma_gflops_all, exp_ns, call_ns }
+}
+
+/// To four significant digits: more was not measured, and texts keep so many.
+fn rounded(number: f64) -> f64 {
+    format!("{number:.3e}").parse().unwrap_or(number)
 }
 
 #[cfg(test)]

@@ -1,0 +1,317 @@
+//! How long a kernel will take, without running it.
+//!
+//! In: the [`Work`] of every mask, a [`Problem`] around it, a [`Walk`] over its block rows, and [`Facts`] of the
+//! machine. Out: a [`Forecast`] in seconds, by what the time goes to. It is made to compare walks over one mask: what
+//! all of them share need not be right to the percent, what tells them apart must be. Times are sums of products with
+//! [`Coefficients`], which were fitted to a table of measured cases; the largest of arithmetic and memory counts in
+//! full, the other by the share that does not hide behind it.
+
+use serde::Serialize;
+
+use crate::machine::Facts;
+use crate::target::Isa;
+use crate::tiles::{BLOCK, LANES};
+
+#[cfg(test)]
+mod tests;
+mod work;
+
+pub use work::Work;
+
+/// How the hops of a block row follow each other, as far as it costs time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Walk {
+    /// One hop; P stays in the panel of its block row.
+    Once,
+    /// P stored whole, in elements of so many bytes, then one product a hop.
+    Stored {
+        /// Bytes of an element of P.
+        element: usize,
+    },
+    /// P computed anew in every hop.
+    Again,
+    /// All hops in one sweep over the rows, each `lag` rows behind the one before (0: all hops of a row at once).
+    Sweep {
+        /// Block rows from one hop to the next.
+        lag: usize,
+        /// Bytes of an element of P.
+        element: usize,
+    },
+}
+
+/// What is computed, besides the masks.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Problem {
+    /// Tile family.
+    pub isa: Isa,
+    /// Threads of a call.
+    pub threads: usize,
+    /// Width of a query.
+    pub head_dim: usize,
+    /// Width of a value.
+    pub value_dim: usize,
+    /// Hops, at least 1.
+    pub hops: usize,
+    /// Bytes of an element of q, k, v and the output.
+    pub element: usize,
+    /// Vector operations that score mods take for a score.
+    pub mod_operations: usize,
+}
+
+/// Seconds by what they go to, of all threads together; and how long the call takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Forecast {
+    /// From the first row to the last on all threads.
+    pub seconds: f64,
+    /// Thread seconds in score tiles.
+    pub scores: f64,
+    /// Thread seconds in exponentials.
+    pub exponentials: f64,
+    /// Thread seconds in score mods.
+    pub mods: f64,
+    /// Thread seconds in value tiles.
+    pub values: f64,
+    /// Thread seconds on scattered edges.
+    pub edges: f64,
+    /// Thread seconds around tiles: packing, row statistics, calls, outputs.
+    pub rows: f64,
+    /// Thread seconds in which memory delivers, hidden or not.
+    pub memory: f64,
+}
+
+/// What the parts of a forecast are multiplied with.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Coefficients {
+    /// On the peak's time for a score.
+    score: f64,
+    /// On the measured time of an exponential.
+    exponential: f64,
+    /// On the peak's time for a product of the value tile.
+    value: f64,
+    /// Peak times of one multiply-add over a vector of a family's width, for an operation of a score mod.
+    mod_operation: f64,
+    /// Multiples of a dense element for an edge's score, and for its values.
+    edge: f64,
+    /// Share of the memory's time for the row of an edge that is waited for.
+    edge_wait: f64,
+    /// Nanoseconds at 176 GF/s for a block row when P is computed, besides its arithmetic.
+    row: f64,
+    /// The same for a hop.
+    hop_row: f64,
+    /// The same for a piece of keys when P is computed.
+    piece: f64,
+    /// The same for a run of keys in a hop.
+    run: f64,
+    /// Share of the shorter one of arithmetic and memory that does not hide behind the other.
+    unhidden: f64,
+    /// Microseconds until all threads have passed a barrier.
+    barrier: f64,
+    /// Share of its time that a sweep takes longer for its slots and windows.
+    sweep: f64,
+    /// Multiples of the peak's time for a multiply-add to widen an element of P in 16 bits.
+    widen: f64,
+}
+
+const COEFFICIENTS: Coefficients = Coefficients {
+    score: 1.07,
+    exponential: 1.1,
+    value: 1.05,
+    mod_operation: 4.0,
+    edge: 3.0,
+    edge_wait: 0.3,
+    row: 900.0,
+    hop_row: 250.0,
+    piece: 60.0,
+    run: 40.0,
+    unhidden: 0.15,
+    barrier: 8.0,
+    sweep: 0.01,
+    widen: 1.0,
+};
+
+/// Predicts a call over one sequence. `masks` holds the work of every mask with the number of heads (or parts of
+/// heads) that have it.
+pub fn forecast(problem: &Problem, masks: &[(Work, usize)], walk: Walk, facts: &Facts) -> Forecast {
+    let threads = problem.threads.max(1);
+    let heads: usize = masks.iter().map(|(_, heads)| heads).sum();
+    let mut sum = Forecast::default();
+    let mut busy = 0.0;
+    for (work, count) in masks {
+        let head = Head { problem, work, walk, facts, threads, in_flight: threads.min(heads).max(1) };
+        let (forecast, seconds) = head.forecast();
+        let count = *count as f64;
+        for (total, part) in sum.parts_mut().into_iter().zip(forecast.parts()) {
+            *total += count * part;
+        }
+        busy += count * seconds;
+    }
+    sum.seconds = busy * spread(walk, heads, threads) + barriers(problem, walk, heads, threads);
+    sum
+}
+
+/// Time of the call for a second of thread time: heads are dealt out whole where there are enough of them.
+fn spread(walk: Walk, heads: usize, threads: usize) -> f64 {
+    let (heads, threads) = (heads.max(1), threads.max(1));
+    match walk {
+        Walk::Once => 1.0 / threads as f64,
+        // Rows are dealt out in four units a thread, the last of which may be alone.
+        Walk::Stored { .. } | Walk::Again if heads < threads => 1.0 / threads as f64,
+        Walk::Stored { .. } | Walk::Again => heads.div_ceil(threads) as f64 / heads as f64,
+        Walk::Sweep { .. } => {
+            let chunks = chunks(heads, threads);
+            (heads * chunks).div_ceil(threads) as f64 / (heads * chunks) as f64
+        }
+    }
+}
+
+/// Stretches of rows that a sweep cuts a head into, so that every thread has one.
+fn chunks(heads: usize, threads: usize) -> usize {
+    if heads >= threads { 1 } else { threads.div_ceil(heads.max(1)) }
+}
+
+fn barriers(problem: &Problem, walk: Walk, heads: usize, threads: usize) -> f64 {
+    if threads == 1 {
+        return 0.0;
+    }
+    let passes = match walk {
+        Walk::Stored { .. } if heads < threads => heads * (problem.hops + 1),
+        Walk::Again if heads < threads => heads * problem.hops,
+        Walk::Once | Walk::Stored { .. } | Walk::Again | Walk::Sweep { .. } => 1,
+    };
+    passes as f64 * COEFFICIENTS.barrier * 1e-6
+}
+
+impl Forecast {
+    fn parts(&self) -> [f64; 7] {
+        [self.scores, self.exponentials, self.mods, self.values, self.edges, self.rows, self.memory]
+    }
+
+    fn parts_mut(&mut self) -> [&mut f64; 7] {
+        let Self { seconds: _, scores, exponentials, mods, values, edges, rows, memory } = self;
+        [scores, exponentials, mods, values, edges, rows, memory]
+    }
+}
+
+/// One head on one thread, beside others on the other threads.
+struct Head<'a> {
+    problem: &'a Problem,
+    work: &'a Work,
+    walk: Walk,
+    facts: &'a Facts,
+    threads: usize,
+    /// Heads that are computed at the same time.
+    in_flight: usize,
+}
+
+impl Head<'_> {
+    /// The parts, and the seconds that they take together.
+    fn forecast(&self) -> (Forecast, f64) {
+        let Self { problem, work, facts, .. } = self;
+        let c = &COEFFICIENTS;
+        let hops = problem.hops.max(1) as f64;
+        let (scored, products) = match self.walk {
+            Walk::Once => (1.0, 1.0),
+            Walk::Stored { .. } | Walk::Sweep { .. } => (1.0, hops),
+            Walk::Again => (hops, hops),
+        };
+        // Threads that share cores share their peak.
+        let flops = facts.fma_gflops(problem.isa, self.threads) * 1e9 / self.threads as f64;
+        let slower = facts.tiles(problem.isa).fma_gflops * 1e9 / flops;
+        // What was fitted in nanoseconds at one speed scales with the family's.
+        let fitted = 1e-9 * 176e9 / flops;
+        let (d, dv) = (problem.head_dim as f64, problem.value_dim as f64);
+
+        let element_score = 2.0 * d / flops;
+        let element_value = 2.0 * dv / flops;
+        let mut forecast = Forecast {
+            seconds: 0.0,
+            scores: scored * c.score * work.score_elements * element_score,
+            exponentials: scored
+                * c.exponential
+                * (work.exp_elements + work.edges)
+                * (facts.tiles(problem.isa).exp_ns * 1e-9 * slower),
+            mods: scored * c.mod_operation * (work.exp_elements + work.edges) * problem.mod_operations as f64 * 2.0
+                / flops,
+            values: products * c.value * work.value_elements * element_value,
+            edges: work.edges * c.edge * (scored * element_score + products * element_value),
+            rows: work.block_rows * fitted * (scored * c.row + products * c.hop_row)
+                + fitted * (scored * c.piece * work.pieces + products * c.run * work.runs),
+            memory: 0.0,
+        };
+        if problem.element < size_of::<f32>() {
+            // Rows of K, and of V in the first hop, are widened once a block row.
+            forecast.rows += scored * work.keys * (d + dv) * c.widen * 2.0 / flops;
+        }
+        if let Walk::Stored { element: 2 } | Walk::Sweep { element: 2, .. } = self.walk {
+            forecast.values += products * work.panel_elements * c.widen * 2.0 / flops;
+        }
+        forecast.edges += c.edge_wait * self.edge_rows(scored, products);
+        forecast.memory = self.stream(scored, products);
+        if let Walk::Sweep { lag, .. } = self.walk {
+            let chunks = chunks(self.in_flight, self.threads) as f64;
+            let halo = (lag as f64 * hops / (work.block_rows / chunks).max(1.0)).min(chunks - 1.0);
+            let more = (1.0 + halo) * (1.0 + c.sweep);
+            forecast.parts_mut().into_iter().for_each(|part| *part *= more);
+        }
+        let memory = forecast.memory;
+        let compute = forecast.parts().iter().sum::<f64>() - memory;
+        (forecast, compute.max(memory) + c.unhidden * compute.min(memory))
+    }
+
+    /// Seconds in which the cache that holds all rows delivers those of the edges.
+    fn edge_rows(&self, scored: f64, products: f64) -> f64 {
+        let Self { problem, work, .. } = self;
+        let row = |width: usize, element: usize| width.next_multiple_of(LANES) * element;
+        let one = |row: usize| {
+            let reached = (work.edge_reach * row as f64) as u64;
+            work.edges * row as f64 / self.speed(reached.saturating_mul(self.shared(reached)))
+        };
+        scored * one(row(problem.head_dim, problem.element)) + products * one(row(problem.value_dim, size_of::<f32>()))
+    }
+
+    /// Seconds in which memory delivers what streams through: q, k, v and the output, Z, and P where it is kept.
+    fn stream(&self, scored: f64, products: f64) -> f64 {
+        let Self { problem, work, .. } = self;
+        let float = size_of::<f32>() as f64;
+        let (d, dv, element) = (problem.head_dim as f64, problem.value_dim as f64, problem.element as f64);
+        let queries = work.block_rows * BLOCK as f64;
+        // A row of K or V is fetched once where neighboring block rows share it in a core's own caches, else by each.
+        let fetched = |width: f64| {
+            let own = (work.row_keys * width * float) as u64;
+            if self.facts.level(own) <= 1 { work.new_keys } else { work.keys }
+        };
+        let tensors = queries * (d + dv) * element + scored * fetched(d) * d * element + fetched(dv) * dv * element;
+        let all = (queries * (d + 2.0 * dv) * element) as u64;
+        let mut seconds = tensors / self.speed(all.saturating_mul(self.in_flight as u64));
+
+        let (p, z, kept) = match self.walk {
+            Walk::Once => (0.0, 0.0, 0.0),
+            Walk::Stored { element } => {
+                let p = (work.panel_elements + work.edges) * element as f64;
+                // Written, which fetches the line first, then read by each hop.
+                (p * (2.0 + products), 3.0 * (products - 1.0) * queries * dv * float, p + 2.0 * queries * dv * float)
+            }
+            Walk::Again => (0.0, 3.0 * (products - 1.0) * queries * dv * float, 2.0 * queries * dv * float),
+            Walk::Sweep { lag, element } => {
+                let p = (work.panel_elements + work.edges) * element as f64;
+                let rows = (lag * problem.hops + 1) as f64;
+                let window = (work.row_keys + (lag * BLOCK) as f64) * dv * float;
+                let ring = p / work.block_rows.max(1.0) * rows + products * window;
+                (p * (2.0 + products), 3.0 * (products - 1.0) * queries * dv * float, ring)
+            }
+        };
+        let kept = kept as u64;
+        seconds += (p + z) / self.speed(kept.saturating_mul(self.shared(kept)));
+        seconds
+    }
+
+    /// How many heads share the level that holds `bytes` of one.
+    fn shared(&self, bytes: u64) -> u64 {
+        if self.facts.level(bytes) <= 1 { 1 } else { self.in_flight as u64 }
+    }
+
+    /// Bytes a second that one of the threads reads out of the level that holds `bytes`.
+    fn speed(&self, bytes: u64) -> f64 {
+        self.facts.read_gb_per_s(self.facts.level(bytes), self.threads) * 1e9 / self.threads as f64
+    }
+}
