@@ -90,26 +90,40 @@ impl Cache {
         serde_json::from_str(&text).map(Some).map_err(|error| wrong(format!("is no whole cache entry: {error}")))
     }
 
+    /// Whether entries can be written; makes the folder where it is missing.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn check_writable(&self) -> Result<()> {
+        self.temporary().map(drop)
+    }
+
+    /// A file in the folder that is gone when it is dropped.
+    fn temporary(&self) -> Result<NamedTempFile> {
+        if self.folder.exists() && !self.folder.is_dir() {
+            return Err(not_a_folder(&self.folder));
+        }
+        let made = fs::create_dir_all(&self.folder).and_then(|()| NamedTempFile::new_in(&self.folder));
+        made.map_err(|error| refused(&self.folder, &error))
+    }
+
     /// Writes an entry in place of any other of its name, whole or not at all. The folder is made where it is missing.
     ///
     /// # Errors
     /// [`Error::Input`] that names the folder or the file, where the system refuses.
     pub fn write(&self, name: &str, entry: &impl Serialize) -> Result<PathBuf> {
         let path = self.path(name);
-        let refused = |path: &Path, error: &dyn std::fmt::Display| Error::Input {
-            path: path.into(),
-            message: format!("cannot be written: {error}; {FOLDER_VARIABLE} may name another folder for the cache"),
-        };
-        if self.folder.exists() && !self.folder.is_dir() {
-            return Err(not_a_folder(&self.folder));
-        }
         let text = serde_json::to_string_pretty(entry).map_err(|error| refused(&path, &error))?;
-        fs::create_dir_all(&self.folder).map_err(|error| refused(&self.folder, &error))?;
-        let mut file = NamedTempFile::new_in(&self.folder).map_err(|error| refused(&self.folder, &error))?;
+        let mut file = self.temporary()?;
         writeln!(file, "{text}").map_err(|error| refused(&path, &error))?;
         file.persist(&path).map_err(|error| refused(&path, &error.error))?;
         Ok(path)
     }
+}
+
+fn refused(path: &Path, error: &dyn std::fmt::Display) -> Error {
+    let message = format!("cannot be written: {error}; {FOLDER_VARIABLE} may name another folder for the cache");
+    Error::Input { path: path.into(), message }
 }
 
 fn not_a_folder(path: &Path) -> Error {

@@ -17,6 +17,7 @@ pub mod interpreter;
 pub mod jit;
 pub mod machine;
 pub mod mask;
+pub mod measure;
 pub mod npy;
 pub mod operator;
 pub mod passes;
@@ -27,6 +28,8 @@ pub mod schedule;
 pub mod spec;
 pub mod target;
 pub mod tiles;
+pub mod tune;
+pub mod tuned;
 
 pub use dtype::{Dtype, Element};
 pub use error::{Error, Result};

@@ -36,7 +36,8 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     let (q_len, kv_len) = args.lengths.get();
     let start = Instant::now();
     let spec = options.parse(&args.spec.spec, &text)?;
-    let compiled = compiler::compile(&spec, q_len, kv_len, &options.compiler()?)?;
+    let compiled = compiler::compile(&spec, q_len, kv_len, &options.predicting_compiler()?)?;
+    super::warn_of(&compiled);
     let compile_time = start.elapsed();
     let analysis =
         options.pool()?.install(|| analysis::analyse(&compiled.pattern, &compiled.mask, &spec, options.memory_limit()));
@@ -55,6 +56,8 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
                 ("threads".into(), json!(options.threads())),
                 ("isa".into(), json!(plan.isa)),
                 ("strategy".into(), json!(plan.strategy.to_string())),
+                ("tuned_by".into(), json!(compiled.tuned_by)),
+                ("predicted_ms".into(), json!(compiled.forecast.map(|forecast| forecast.seconds * 1e3))),
                 ("reasons".into(), json!(plan.reasons)),
                 ("scratch_bytes".into(), json!(scratch)),
                 ("score_mods".into(), json!(mod_names(plan.mods.as_ref()))),
@@ -115,7 +118,10 @@ fn human(analysis: &Analysis, compiled: &Compiled, scratch: u64, compile_time: D
         table.row(["score mods".to_string(), describe_mods(mods, analysis.nnz)]);
     }
     table.row(["tiles".to_string(), plan.isa.to_string()]);
-    table.row(["strategy".to_string(), plan.strategy.to_string()]);
+    table.row(["strategy".to_string(), plan.choice().to_string()]);
+    if let Some(path) = &compiled.tuned_by {
+        table.row(["".to_string(), format!("tuned: {}", path.display())]);
+    }
     for reason in &plan.reasons {
         table.row(["", reason.as_str()]);
     }

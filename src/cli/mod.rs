@@ -3,10 +3,11 @@
 //! Results go to standard output, errors and remarks to standard error. Exit status 0: done; 1: the input is
 //! wrong; 2: the command line is wrong. Each command is a file with its arguments and one `run`.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use indicatif::ProgressBar;
 
 use crate::error::Result;
 
@@ -24,6 +25,7 @@ mod run_time;
 mod schema;
 mod table;
 mod tensors;
+mod tune;
 
 /// Compiles sparse, multi-hop attention for this CPU, from a YAML pattern to machine code in milliseconds.
 #[derive(Debug, Parser)]
@@ -45,6 +47,8 @@ enum Command {
     Run(run::Args),
     /// Measure the compiled kernel against baselines
     Bench(bench::Args),
+    /// Search for the fastest plan at given lengths by measuring, and keep it
+    Tune(tune::Args),
     /// List the nodes that a pattern may be made of
     Patterns,
     /// Print a JSON Schema of specs, for editors
@@ -65,6 +69,7 @@ pub fn main() -> ExitCode {
         Command::Emit(args) => emit::run(&args, &options),
         Command::Run(args) => run::run(&args, &options),
         Command::Bench(args) => bench::run(&args, &options),
+        Command::Tune(args) => tune::run(&args, &options),
         Command::Patterns => patterns::run(),
         Command::Schema => schema::run(),
         Command::Import(args) => import::run(&args),
@@ -91,9 +96,20 @@ fn warn(error: &crate::error::Error) {
     remark(&format!("warning: {error}"));
 }
 
+/// Writes to standard error what a compilation has passed over.
+fn warn_of(compiled: &crate::compiler::Compiled) {
+    compiled.warnings.iter().for_each(|warning| remark(&format!("warning: {warning}")));
+}
+
 /// Writes a remark to standard error.
 fn remark(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// A progress bar that is drawn on a terminal, and nowhere in a pipe. No thread of its own draws it: that would disturb
+/// what is measured.
+fn progress(bar: ProgressBar) -> ProgressBar {
+    if io::stderr().is_terminal() { bar } else { ProgressBar::hidden() }
 }
 
 /// Writes a result to standard output. A reader that has left (`| head`) is no error.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::warn;
 use crate::cache::Cache;
-use crate::compiler::Options;
+use crate::compiler::{Options, TuningSource};
 use crate::error::{Error, Result};
 use crate::machine::{self, Facts};
 use crate::plan::Strategy;
@@ -39,6 +39,9 @@ pub struct Global {
     /// Strategy for the hops; the planner chooses where it is not given
     #[arg(long, global = true, value_name = "NAME", value_parser = strategy)]
     strategy: Option<Strategy>,
+    /// Leave to the cost model what `tune` has found
+    #[arg(long, global = true)]
+    no_tuning: bool,
 }
 
 impl Global {
@@ -54,7 +57,22 @@ impl Global {
             bf16_dots: None,
             without: self.without.clone(),
             memory_limit: self.memory_limit(),
+            tuning: self.tuning(),
+            facts: Cache::of_user().and_then(|cache| Facts::cached(&cache).ok().flatten()),
         })
+    }
+
+    fn tuning(&self) -> TuningSource {
+        if self.no_tuning { TuningSource::Nothing } else { TuningSource::User }
+    }
+
+    /// The same for a command that shows predictions: a machine that was never measured is measured now.
+    ///
+    /// # Errors
+    /// As [`compiler`](Self::compiler).
+    pub fn predicting_compiler(&self) -> Result<Options> {
+        let options = self.compiler()?;
+        Ok(Options { facts: Some(options.facts.unwrap_or_else(facts)), ..options })
     }
 
     /// Threads to use, at least 1.
@@ -93,6 +111,18 @@ impl Global {
     pub fn parse(&self, path: &Path, text: &str) -> Result<PatternSpec> {
         let source = Source { allow_files: self.allow_files, ..Source::new(text, shown(path)) };
         spec::parse_source(source, &self.sets)
+    }
+
+    /// The same with another number of hops, where one is given.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn parse_with_hops(&self, path: &Path, text: &str, hops: Option<usize>) -> Result<PatternSpec> {
+        let Some(hops) = hops else { return self.parse(path, text) };
+        let source = Source { allow_files: self.allow_files, ..Source::new(text, shown(path)) };
+        let mut sets = self.sets.clone();
+        sets.push(("diffusion.hops".into(), hops.to_string()));
+        spec::parse_source(source, &sets)
     }
 }
 

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::machine::Facts;
 use crate::mask::{BlockMask, Edges, HeadMask, QUERY_BLOCK, RowOrder};
 use crate::schedule::{Base, BlockTest, Op, VerifiedSchedule};
 use crate::spec::HopFactors;
@@ -20,14 +21,18 @@ use crate::target::Isa;
 use crate::tiles::stored::{dots_pay, dots_serve};
 use crate::tiles::{LANES, ROW_BLOCKS};
 
+mod predict;
 mod rows;
 mod scratch;
 mod text;
+mod tuning;
 mod verify;
 
-pub use rows::{CHUNK_KEYS, JOINT_KEYS, Piece, PieceKeys, RowPlan, Step, Stretch, ValueRun};
+pub use predict::Model;
+pub use rows::{Piece, PieceKeys, RowPlan, Step, Stretch, ValueRun};
 pub use scratch::Scratch;
 pub use text::parse;
+pub use tuning::{CHUNK_KEYS, Choice, JOINT_KEYS, Tuning};
 pub use verify::verify;
 
 /// How the hops of a block row follow each other.
@@ -105,6 +110,9 @@ pub struct KernelPlan {
     pub hops: Vec<HopFactors>,
     /// The value tile adds the restart term.
     pub restart_folded: bool,
+    /// The sizes that it is cut by; the default ones where the text form has none.
+    #[serde(default, skip_serializing_if = "Tuning::is_default")]
+    pub tuning: Tuning,
     /// One plan per distinct block mask.
     pub masks: Vec<MaskPlan>,
     /// Masks that make up a head ([`crate::mask::BlockMask::parts`]); above 1, `flash` computes them one by one and
@@ -209,6 +217,24 @@ impl KernelPlan {
         usize::from(self.dtype.is_f32())
     }
 
+    /// What of the plan was chosen rather than given.
+    pub fn choice(&self) -> Choice {
+        Choice { strategy: self.strategy, store: Dtype::F32, tuning: self.tuning }
+    }
+
+    /// Whether two plans make the same kernel, whatever was said to get them.
+    pub fn does_the_same(&self, other: &Self) -> bool {
+        let bare = |plan: &Self| {
+            let streams = |row: &RowPlan| row.steps.iter().any(|step| matches!(step, Step::Stream(_)));
+            let chunks = plan.masks.iter().any(|mask| mask.rows.iter().any(streams));
+            // Keys per step show in the steps.
+            let chunk_keys = if chunks { plan.tuning.chunk_keys } else { CHUNK_KEYS };
+            let tuning = Tuning { joint_keys: JOINT_KEYS, chunk_keys, ..plan.tuning };
+            Self { reasons: Vec::new(), tuning, ..plan.clone() }
+        };
+        bare(self) == bare(other)
+    }
+
     /// Groups of 16 queries in the widest block row.
     pub fn groups(&self) -> usize {
         self.q_len.min(QUERY_BLOCK).div_ceil(LANES)
@@ -222,6 +248,12 @@ pub struct Wishes {
     pub strategy: Option<Strategy>,
     /// Scores of bf16 by dot products of pairs; where nothing is wished, they are taken if they are faster here.
     pub bf16_dots: Option<bool>,
+    /// Sizes to cut by.
+    pub tuning: Tuning,
+    /// Threads of a call, for the cost model; 0 is as good as 1.
+    pub threads: usize,
+    /// The machine, for the cost model; a typical one where it is not given.
+    pub facts: Option<Facts>,
 }
 
 /// Plans a kernel.
@@ -270,7 +302,8 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
         restart_folded = true;
     }
     scores.panel_scale = (panel_scale != 1.0).then_some(panel_scale as f32);
-    let (strategy, mut reasons) = choose(hops.len(), looped, schedule.neighbors.parts, wishes.strategy)?;
+    let (strategy, mut reasons) =
+        choose(hops.len(), looped, schedule.neighbors.parts, wishes.strategy, &Model::new(schedule, isa, &wishes))?;
     let (d, dtype) = (schedule.head_dim, schedule.dtype);
     let bf16_dots = wishes.bf16_dots.unwrap_or_else(|| dots_pay(isa, dtype, d));
     if bf16_dots && !dots_serve(isa, dtype, d) {
@@ -282,7 +315,12 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
     if bf16_dots {
         reasons.push("scores: dot products of bf16 pairs, whose sums are f32".to_owned());
     }
-    let masks = schedule.neighbors.masks.iter().map(|mask| plan_mask(mask, &schedule.neighbors, strategy)).collect();
+    let masks = schedule
+        .neighbors
+        .masks
+        .iter()
+        .map(|mask| plan_mask(mask, &schedule.neighbors, strategy, wishes.tuning))
+        .collect();
     let plan = KernelPlan {
         isa,
         strategy,
@@ -299,6 +337,7 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
         mods,
         hops,
         restart_folded,
+        tuning: wishes.tuning,
         masks,
         parts: schedule.neighbors.parts,
         stack: schedule.neighbors.stack,
@@ -311,7 +350,13 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
 }
 
 /// The strategy, with a sentence on each one.
-fn choose(hops: usize, looped: bool, parts: usize, wish: Option<Strategy>) -> Result<(Strategy, Vec<String>)> {
+fn choose(
+    hops: usize,
+    looped: bool,
+    parts: usize,
+    wish: Option<Strategy>,
+    model: &Model,
+) -> Result<(Strategy, Vec<String>)> {
     let flash = match (hops, looped) {
         (1, false) => Ok("flash: legal, the only hop needs no P after its block row"),
         (1, true) => Err("flash: no, the schedule still loops over its hop (drop_single_hop_loop is off)"),
@@ -329,7 +374,12 @@ fn choose(hops: usize, looped: bool, parts: usize, wish: Option<Strategy>) -> Re
             return Err(Error::unsupported("strategy resident", format!("{reason}; flash serves one hop")));
         }
         (Some(wish), _) => wish,
-        (None, Ok(_)) => Strategy::Flash,
+        (None, Ok(_)) => {
+            let legal = [(Strategy::Flash, true), (Strategy::Resident, resident.is_ok())];
+            let time = |strategy| model.forecast(strategy, Dtype::F32).seconds;
+            let legal = legal.into_iter().filter(|(_, legal)| *legal).map(|(strategy, _)| strategy);
+            legal.min_by(|&a, &b| time(a).total_cmp(&time(b))).unwrap_or(Strategy::Flash)
+        }
         (None, Err(_)) => Strategy::Resident,
     };
     let chosen = match wish {
@@ -337,14 +387,21 @@ fn choose(hops: usize, looped: bool, parts: usize, wish: Option<Strategy>) -> Re
         None if strategy == Strategy::Flash => "flash: chosen, it stores no P".to_owned(),
         None => "resident: chosen, the only legal one".to_owned(),
     };
-    let sentence = |reason: std::result::Result<&str, &str>| reason.unwrap_or_else(|reason| reason).to_owned();
-    Ok((strategy, vec![sentence(flash), sentence(resident), chosen]))
+    let sentence = |strategy, reason: std::result::Result<&str, &str>| match reason {
+        Ok(legal) => [Some(legal.to_owned()), model.words(strategy, Dtype::F32)]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join("; "),
+        Err(reason) => reason.to_owned(),
+    };
+    Ok((strategy, vec![sentence(Strategy::Flash, flash), sentence(Strategy::Resident, resident), chosen]))
 }
 
-fn plan_mask(mask: &HeadMask, neighbors: &BlockMask, strategy: Strategy) -> MaskPlan {
+fn plan_mask(mask: &HeadMask, neighbors: &BlockMask, strategy: Strategy, tuning: Tuning) -> MaskPlan {
     let mut trims = rows::Trims::default();
     let kv_len = neighbors.kv_len;
-    let rows = rows::plan_rows(mask, kv_len, neighbors.masks.len() == 1, strategy, &mut trims);
+    let rows = rows::plan_rows(mask, kv_len, neighbors.masks.len() == 1, (strategy, tuning), &mut trims);
     let keys_of = |numbers: &[u32]| numbers.iter().map(|&number| mask.keys.key_at(number, kv_len)).collect();
     let block_edges = mask
         .edges
@@ -367,7 +424,7 @@ fn plan_mask(mask: &HeadMask, neighbors: &BlockMask, strategy: Strategy) -> Mask
         lists: mask.lists.iter().map(|list| keys_of(list)).collect(),
         trims: trims.into_tables(),
         edges: Edges { offsets: mask.edges.offsets.clone(), keys: keys_of(&mask.edges.keys) },
-        panel_keys: rows.iter().map(RowPlan::widest_panel).max().unwrap_or(0),
+        panel_keys: rows.iter().map(|row| row.widest_panel(tuning)).max().unwrap_or(0),
         stored_keys: rows.iter().map(RowPlan::keys).sum(),
         rows,
         block_edges,
