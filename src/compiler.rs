@@ -83,8 +83,9 @@ fn compile_with(spec: &PatternSpec, pattern: Pattern, options: &Options, advice:
     let schedule = clock.time("verify", || schedule::verify(schedule))?;
     let plan = clock.time("plan", || plan::build(&schedule, options.isa, advice.wishes(options)))?;
     let wishes = advice.wishes(options);
-    let forecast =
-        wishes.facts.map(|_| Model::new(&schedule, options.isa, &wishes).forecast(plan.strategy, plan.choice().store));
+    let forecast = wishes
+        .facts
+        .map(|_| Model::new(&schedule, options.isa, &wishes).forecast(plan.strategy, plan.store, plan.reach));
     let isa = jit::target_isa()?;
     let functions = clock.time("lower", || codegen::lower(&plan, &*isa));
     let code = clock.time("link", || jit::link(&plan, functions, &isa))?;
@@ -128,6 +129,21 @@ pub fn emit(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Options, 
     }
 }
 
+/// Every strategy for a spec at its lengths, with why it is legal or why not.
+///
+/// # Errors
+/// Those of [`compile`].
+pub fn strategies(
+    spec: &PatternSpec,
+    q_len: usize,
+    kv_len: usize,
+    options: &Options,
+) -> Result<Vec<(Strategy, std::result::Result<String, String>)>> {
+    let pattern = pattern::resolve(spec, q_len, kv_len)?;
+    let schedule = schedule::build(spec, mask::build(&pattern, options.memory_limit)?)?;
+    Ok(plan::verdicts(&schedule::verify(passes::run(schedule, &options.without)?)?))
+}
+
 /// Parts of a head are joined by `flash` alone, so a mask is split only where that is what will run.
 fn build_mask(
     spec: &PatternSpec,
@@ -136,7 +152,7 @@ fn build_mask(
     strategy: Option<Strategy>,
 ) -> Result<BlockMask> {
     let flash = spec.diffusion.hops.len() <= 1
-        && strategy != Some(Strategy::Resident)
+        && strategy.is_none_or(|strategy| strategy == Strategy::Flash)
         && !options.without.iter().any(|pass| pass == "drop_single_hop_loop");
     match flash {
         // Score mods count heads and positions, which rows of several heads mix, and a restart term reads values by

@@ -3,6 +3,7 @@
 //! In: q, k, v as ndarray views. Out: the output, and log-sum-exp where asked. A block row is always computed by
 //! the same code in the same order, whoever computes it, so results do not depend on the number of threads.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,6 +15,7 @@ use crate::codegen::{KernelArgs, Tables};
 use crate::dtype::Element;
 use crate::error::{Bytes, Error, Result};
 use crate::jit::{Code, Entry};
+use crate::mask::QUERY_BLOCK;
 use crate::plan::{KernelPlan, Scratch, Strategy};
 use crate::spec::Inputs;
 
@@ -82,7 +84,7 @@ impl Kernel {
     pub fn scratch_bytes(&self, batch: usize) -> u64 {
         let (local, shared) = self.inner.scratch_per_worker();
         let workers = self.threads();
-        let in_flight = if batch * self.inner.plan.heads >= workers { workers } else { 1 };
+        let in_flight = self.inner.in_flight(batch * self.inner.plan.heads, workers);
         (workers * local + in_flight * shared) as u64
     }
 
@@ -325,34 +327,147 @@ impl Task<'_> {
                     }
                 });
             }
-            Strategy::Resident if self.shared.len() == workers => {
+            Strategy::Resident | Strategy::Recompute if self.shared.len() == workers => {
                 self.spread(self.items, |worker, item| {
-                    self.call(Entry(0), item, worker, worker, 0..rows, 0);
-                    for hop in 0..self.inner.plan.hops.len() {
-                        self.call(Entry(1), item, worker, worker, 0..rows, hop);
-                    }
+                    self.hops(&|function, hop| self.call_hop(function, item, worker, worker, 0..rows, hop));
                 });
             }
-            Strategy::Resident => {
+            Strategy::Resident | Strategy::Recompute => {
                 let unit = match self.inner.plan.tuning.unit_rows {
                     0 => rows.div_ceil(4 * workers),
                     rows => rows as usize,
                 };
-                let by_rows = |entry, item, hop| {
-                    self.spread(rows.div_ceil(unit), |worker, index| {
-                        let first = index * unit;
-                        self.call(entry, item, worker, 0, first..rows.min(first + unit), hop);
-                    });
-                };
                 for item in 0..self.items {
-                    by_rows(Entry(0), item, 0);
-                    // Every hop reads what all rows of the hop before have written.
-                    for hop in 0..self.inner.plan.hops.len() {
-                        by_rows(Entry(1), item, hop);
-                    }
+                    // Every function reads what all rows of the one before have written.
+                    self.hops(&|function, hop| {
+                        self.spread(rows.div_ceil(unit), |worker, index| {
+                            let first = index * unit;
+                            self.call_hop(function, item, worker, 0, first..rows.min(first + unit), hop);
+                        });
+                    });
                 }
             }
+            Strategy::Wavefront | Strategy::Triangular => {
+                let stretches = self.stretches();
+                let unit = rows.div_ceil(stretches);
+                self.spread(self.items * stretches, |worker, index| {
+                    let first = index % stretches * unit;
+                    self.sweep(index / stretches, worker, first.min(rows)..rows.min(first + unit));
+                });
+            }
         }
+    }
+
+    /// The functions of a kernel that works hop by hop, in order, each with its hop.
+    fn hops(&self, call: &dyn Fn(Entry, usize)) {
+        let plan = &self.inner.plan;
+        let softmax_apart = plan.strategy.stores_p();
+        if softmax_apart {
+            call(Entry(0), 0);
+        }
+        for hop in 0..plan.hops.len() {
+            call(if softmax_apart || hop > 0 { Entry(1) } else { Entry(0) }, hop);
+        }
+    }
+
+    /// One function of one hop on some rows of an item: from V or a buffer of Z, to the next buffer or the output.
+    fn call_hop(&self, function: Entry, item: usize, worker: usize, shared: usize, rows: Range<usize>, hop: usize) {
+        let plan = &self.inner.plan;
+        let scratch = &self.inner.scratch[0];
+        let z = |hop: usize| self.shared[shared] + scratch.z + hop % 2 * scratch.z_bytes();
+        let mut args = self.args(item, 0, worker, shared, rows, hop);
+        if let Some(before) = hop.checked_sub(1) {
+            (args.source, args.source_stride) = (std::ptr::with_exposed_provenance(z(before)), scratch.acc_stride);
+        }
+        if hop + 1 < plan.hops.len() {
+            (args.target, args.target_stride) = (std::ptr::with_exposed_provenance_mut(z(hop)), scratch.acc_stride);
+        }
+        self.enter(function, &args);
+    }
+
+    /// Into how many stretches of block rows a sweep cuts an item: one where there are items enough for all workers.
+    /// Rows near a border are computed on both sides of it, bit for bit the same.
+    fn stretches(&self) -> usize {
+        let workers = self.local.len();
+        if self.items >= workers { 1 } else { workers.div_ceil(self.items) }
+    }
+
+    /// A sweep over the block rows `own` of an item: row by row P and the first hop, and every further hop as many rows
+    /// behind the one before as a row reaches ahead.
+    fn sweep(&self, item: usize, worker: usize, own: Range<usize>) {
+        let plan = &self.inner.plan;
+        let scratch = &self.inner.scratch[0];
+        let (rows, hops) = (plan.block_rows(), plan.hops.len());
+        let (behind, lag) = plan.reach.map_or((0, 0), |reach| (reach.behind as usize, reach.ahead as usize));
+        // What the rows of the last hop need of a hop: so much on either side.
+        let needed = |hop: usize| {
+            let later = hops - 1 - hop;
+            own.start.saturating_sub(later * behind)..rows.min(own.end + later * lag)
+        };
+        let all = |rows: Range<usize>, hop: usize| self.args(item, 0, worker, worker, rows, hop);
+        let end = own.end + (hops - 1) * lag;
+        for now in needed(0).start..end {
+            for hop in 0..hops {
+                let Some(row) = now.checked_sub(hop * lag).filter(|row| needed(hop).contains(row)) else { continue };
+                let mut args = all(row..row + 1, hop);
+                if hop == 0 {
+                    let args = match own.contains(&row) {
+                        true => args,
+                        // Another stretch says what is known of this row.
+                        false => KernelArgs { row_max: std::ptr::null_mut(), row_sum: std::ptr::null_mut(), ..args },
+                    };
+                    self.enter(Entry(0), &args);
+                }
+                if hop > 0 {
+                    let newest = (row + lag).min(needed(hop - 1).end - 1);
+                    let z = self.z_of_sweep(worker, hop - 1, needed(hop - 1).start, newest);
+                    (args.source, args.source_stride) = (std::ptr::with_exposed_provenance(z), scratch.acc_stride);
+                }
+                if hop + 1 < hops {
+                    let start = needed(hop).start;
+                    let z = self.z_of_sweep(worker, hop, start, row);
+                    if row > start {
+                        self.slide(&args, self.z_of_sweep(worker, hop, start, row - 1), z, row);
+                    }
+                    (args.target, args.target_stride) = (std::ptr::with_exposed_provenance_mut(z), scratch.acc_stride);
+                }
+                self.enter(Entry(1), &args);
+            }
+        }
+    }
+
+    /// Where row 0 of what hop `hop` of a sweep writes would stand while block row `newest` is the last written:
+    /// buffers hold some of the newest rows, from `start` on. Such a row may lie before the buffer, and is not touched.
+    fn z_of_sweep(&self, worker: usize, hop: usize, start: usize, newest: usize) -> usize {
+        let plan = &self.inner.plan;
+        let scratch = &self.inner.scratch[0];
+        let buffer = self.shared[worker] + scratch.z + hop * scratch.z_bytes();
+        if scratch.z_rows >= plan.q_len {
+            return buffer;
+        }
+        let capacity = scratch.z_rows / QUERY_BLOCK;
+        let kept = plan.reach.map_or(0, |reach| reach.window() - 1);
+        // Each time the buffer is full, its newest rows move to its front.
+        let slides = (newest - start + 1).saturating_sub(capacity).div_ceil(capacity - kept);
+        let first = start + slides * (capacity - kept);
+        buffer.wrapping_sub(first * QUERY_BLOCK * scratch.acc_stride * size_of::<f32>())
+    }
+
+    /// Moves the rows of a Z that are still read, before block row `row` is written, where its buffer is full: from
+    /// addresses of row 0 before to addresses after.
+    fn slide(&self, args: &KernelArgs, before: usize, after: usize, row: usize) {
+        if before == after {
+            return;
+        }
+        let kept = self.inner.plan.reach.map_or(0, |reach| reach.window() - 1);
+        let args = KernelArgs {
+            source: std::ptr::with_exposed_provenance(before),
+            target: std::ptr::with_exposed_provenance_mut(after),
+            first_row: (row - kept) * QUERY_BLOCK,
+            end_row: row * QUERY_BLOCK,
+            ..*args
+        };
+        self.enter(Entry(2), &args);
     }
 
     /// `flash` over heads of several parts: the parts of an item, then their join.
@@ -411,19 +526,19 @@ impl Task<'_> {
         self.inner.threads.install(|| (0..workers).into_par_iter().with_max_len(1).for_each(work));
     }
 
-    fn call(&self, entry: Entry, item: usize, worker: usize, shared: usize, rows: std::ops::Range<usize>, hop: usize) {
+    fn call(&self, entry: Entry, item: usize, worker: usize, shared: usize, rows: Range<usize>, hop: usize) {
         let args = self.args(item, 0, worker, shared, rows, hop);
         self.enter(entry, &args);
     }
 
     /// One part of an item, into the scratch for parts, or the output.
-    fn call_part(&self, item: usize, part: usize, worker: usize, shared: usize, rows: std::ops::Range<usize>) {
+    fn call_part(&self, item: usize, part: usize, worker: usize, shared: usize, rows: Range<usize>) {
         let plan = &self.inner.plan;
         let scratch = &self.inner.scratch[0];
         let at = |offset: usize, floats: usize| self.shared[shared] + offset + part * floats * size_of::<f32>();
         let args = self.args(item, part, worker, shared, rows, 0);
-        let (out, out_stride) = match part.checked_sub(plan.first_part_apart()) {
-            None => (args.out, args.out_stride),
+        let (target, target_stride) = match part.checked_sub(plan.first_part_apart()) {
+            None => (args.target, args.target_stride),
             Some(place) => {
                 let address =
                     self.shared[shared] + scratch.partial + place * plan.q_len * scratch.acc_stride * size_of::<f32>();
@@ -431,8 +546,8 @@ impl Task<'_> {
             }
         };
         let args = KernelArgs {
-            out,
-            out_stride,
+            target,
+            target_stride,
             row_max: std::ptr::with_exposed_provenance_mut(at(scratch.partial_max, plan.q_len)),
             row_sum: std::ptr::with_exposed_provenance_mut(at(scratch.partial_sum, plan.q_len)),
             ..args
@@ -446,7 +561,7 @@ impl Task<'_> {
         part: usize,
         worker: usize,
         shared: usize,
-        rows: std::ops::Range<usize>,
+        rows: Range<usize>,
         hop: usize,
     ) -> KernelArgs {
         let plan = &self.inner.plan;
@@ -464,8 +579,6 @@ impl Task<'_> {
             k_stride: self.k.strides[2],
             v: read(self.v.head(batch, kv_head)),
             v_stride: self.v.strides[2],
-            out: std::ptr::with_exposed_provenance_mut(self.out.head(batch, head)),
-            out_stride: self.out.strides[2],
             row_max: statistics(self.row_max),
             row_sum: statistics(self.row_sum),
             tables: self.inner.tables[plan.mask_of_head[head * plan.parts + part] as usize].as_ptr(),
@@ -474,6 +587,10 @@ impl Task<'_> {
             first_row: rows.start,
             end_row: rows.end,
             hop,
+            source: read(self.v.head(batch, kv_head)),
+            source_stride: self.v.strides[2],
+            target: std::ptr::with_exposed_provenance_mut(self.out.head(batch, head)),
+            target_stride: self.out.strides[2],
             head,
             inputs: std::ptr::with_exposed_provenance(self.inputs),
         }
@@ -496,17 +613,16 @@ impl Inner {
         (most(|scratch| scratch.local), most(|scratch| scratch.shared))
     }
 
+    /// Shares of shared scratch: one for every worker, or one for a head whose rows all workers share.
+    fn in_flight(&self, items: usize, workers: usize) -> usize {
+        if items >= workers || self.plan.strategy.sweeps() { workers } else { 1 }
+    }
+
     fn workspace(&self, batch: usize, statistics: bool) -> Result<Workspace> {
         let items = batch * self.plan.heads;
         let workers = self.threads.current_num_threads();
         let (local, shared) = self.scratch_per_worker();
-        let heads_in_flight = if shared == 0 {
-            0
-        } else if items >= workers {
-            workers
-        } else {
-            1
-        };
+        let heads_in_flight = if shared == 0 { 0 } else { self.in_flight(items, workers) };
         let row_sums = if statistics { items * self.plan.q_len } else { 0 };
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut workspace = idle.unwrap_or_default();

@@ -78,7 +78,7 @@ fn allocate_nothing<T: Element>(pattern: &str, diffusion: &str, threads: usize) 
     let (n, calls) = (200, 20);
     let spec = PatternSpec { dtype: T::DTYPE, ..spec_of(pattern, 32, 32, diffusion) };
     for isa in families() {
-        for &strategy in strategies(&spec) {
+        for strategy in strategies(&spec, n) {
             let compiled = compile(&spec, n, &Options { threads, ..options(isa, Some(strategy)) });
             // One (batch, head) less than threads takes the other way through `resident`.
             for batch in [1, 2] {

@@ -27,7 +27,7 @@ const MAP: &[(&str, &[&str])] = &[
     ("plan", &["error", "target", "dtype", "machine", "spec", "mask", "schedule", "cost", "tiles"]),
     ("codegen", &["error", "target", "spec", "mask", "plan", "tiles"]),
     ("jit", &["error", "target", "tiles", "plan", "codegen"]),
-    ("runtime", &["error", "target", "dtype", "spec", "plan", "codegen", "jit"]),
+    ("runtime", &["error", "target", "dtype", "spec", "mask", "plan", "codegen", "jit"]),
     ("tuned", &["error", "target", "dtype", "cache", "machine", "spec", "plan"]),
     (
         "compiler",

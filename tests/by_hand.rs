@@ -34,19 +34,21 @@ fn six_tokens_and_two_hops_are_as_on_paper() {
     let zeros = Array4::<f32>::zeros((1, 1, 6, 2));
     let v = Array4::from_shape_fn((1, 1, 6, 2), |(_, _, i, _)| i as f32);
     for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
-        let options = Options { isa, ..Options::reproducible() };
-        let kernel = compiler::compile(&spec, 6, 6, &options).unwrap().kernel;
-        assert_eq!(kernel.plan().strategy, Strategy::Resident);
-        let output = kernel.forward(zeros.view(), zeros.view(), v.view()).unwrap();
-        for (i, expected) in EXPECTED.into_iter().enumerate() {
-            for x in 0..2 {
-                let found = f64::from(output.out[[0, 0, i, x]]);
-                assert!((found - expected).abs() < 1e-6, "{isa}, token {i}: {found}, on paper {expected}");
+        for strategy in [Strategy::Resident, Strategy::Recompute, Strategy::Wavefront, Strategy::Triangular] {
+            let options = Options { isa, strategy: Some(strategy), ..Options::reproducible() };
+            let kernel = compiler::compile(&spec, 6, 6, &options).unwrap().kernel;
+            assert_eq!(kernel.plan().strategy, strategy);
+            let output = kernel.forward(zeros.view(), zeros.view(), v.view()).unwrap();
+            for (i, expected) in EXPECTED.into_iter().enumerate() {
+                for x in 0..2 {
+                    let found = f64::from(output.out[[0, 0, i, x]]);
+                    assert!((found - expected).abs() < 1e-6, "{isa}, token {i}: {found}, on paper {expected}");
+                }
             }
-        }
-        // Scores are 0: the log-sum-exp is the logarithm of the number of keys.
-        for (i, keys) in [2.0_f32, 3.0, 4.0, 4.0, 4.0, 3.0].into_iter().enumerate() {
-            assert!((output.lse[[0, 0, i]] - keys.ln()).abs() < 1e-6, "{isa}, token {i}");
+            // Scores are 0: the log-sum-exp is the logarithm of the number of keys.
+            for (i, keys) in [2.0_f32, 3.0, 4.0, 4.0, 4.0, 3.0].into_iter().enumerate() {
+                assert!((output.lse[[0, 0, i]] - keys.ln()).abs() < 1e-6, "{isa}, token {i}");
+            }
         }
     }
     let pattern = hopweave::pattern::resolve(&spec, 6, 6).unwrap();

@@ -105,7 +105,7 @@ fn conform<T: Element>(lengths: &[usize], hops: &[usize]) {
                 let n = fitting_length(&spec, n);
                 let (stored, oracle) = stored_oracle::<T>(&spec, 1, n, n as u64);
                 for isa in families() {
-                    for &strategy in strategies(&spec) {
+                    for strategy in strategies(&spec, n) {
                         for options in ways::<T>(isa, Some(strategy), spec.head_dim) {
                             let compiled = compile(&spec, n, &options);
                             let what = || format!("{name} n {n} hops {hops} {options:?}");
@@ -144,7 +144,7 @@ fn widths<T: Element>() {
             let spec = spec_in(T::DTYPE, MIXED, head_dim, value_dim, diffusion);
             let (stored, oracle) = stored_oracle::<T>(&spec, 2, 150, 3);
             for isa in families() {
-                for &strategy in strategies(&spec) {
+                for strategy in strategies(&spec, 150) {
                     for options in ways::<T>(isa, Some(strategy), head_dim) {
                         let compiled = compile(&spec, 150, &Options { threads: 2, ..options.clone() });
                         let what = || format!("{head_dim} {value_dim} {diffusion} {options:?}");
@@ -232,7 +232,7 @@ fn guarded<T: Element>() {
                 let spec = spec_in(T::DTYPE, pattern, head_dim, value_dim, diffusion);
                 let (stored, oracle) = stored_oracle::<T>(&spec, 1, n, n as u64);
                 for isa in families() {
-                    for &strategy in strategies(&spec) {
+                    for strategy in strategies(&spec, n) {
                         for options in ways::<T>(isa, Some(strategy), head_dim) {
                             let compiled = compile(&spec, n, &options);
                             for place in places {
@@ -276,7 +276,7 @@ fn strides_make_no_difference() {
         let turned = tensors.map(|tensor| tensor.t().as_standard_layout().into_owned());
         let turned = [&turned[0], &turned[1], &turned[2]].map(|tensor| tensor.t());
         for isa in families() {
-            for &strategy in strategies(&spec) {
+            for strategy in strategies(&spec, n) {
                 let compiled = compile(&spec, n, &options(isa, Some(strategy)));
                 let plain = stored.run(&compiled);
                 check(&oracle, &plain, &|| format!("{diffusion} {isa} {strategy}"));
@@ -316,7 +316,7 @@ fn not_finite_reaches<T: Element>() {
                 let oracle = Oracle::new(&pattern, &spec, &stored.widened());
                 assert!(oracle.out.iter().any(|x| !x.is_finite()) && oracle.out.iter().any(|x| x.is_finite()));
                 for isa in families() {
-                    for &strategy in strategies(&spec) {
+                    for strategy in strategies(&spec, n) {
                         for options in ways::<T>(isa, Some(strategy), spec.head_dim) {
                             let found = stored.run(&compile(&spec, n, &options));
                             for ((place, x), y) in found.out.indexed_iter().zip(&oracle.out) {
@@ -352,7 +352,7 @@ fn f16_overflows_at_the_output_alone() {
         let v = Array4::from_elem((1, 2, n, 20), f16::MAX);
         let mut found = Vec::new();
         for isa in families() {
-            for &strategy in strategies(&spec) {
+            for strategy in strategies(&spec, n) {
                 let compiled = compile(&spec, n, &options(isa, Some(strategy)));
                 let out = compiled.kernel.forward(q.view(), k.view(), v.view()).expect("a result").out;
                 assert!(out.iter().all(|&x| x == out[(0, 0, 0, 0)]), "{diffusion} {isa}");

@@ -56,7 +56,7 @@ fn guarded(lengths: &[usize], widths: &[(usize, usize)]) {
                 let spec = spec_of(pattern, head_dim, value_dim, diffusion);
                 let (tensors, oracle) = oracle(&spec, 1, n, n as u64);
                 for isa in families() {
-                    for &strategy in strategies(&spec) {
+                    for strategy in strategies(&spec, n) {
                         let compiled = compile(&spec, n, &options(isa, Some(strategy)));
                         for (end, place) in PLACES {
                             let what =
@@ -108,7 +108,7 @@ fn rows_with_gaps_that_end_at_guard_pages() {
             ArrayView4::from_shape(shape, &buffers[i]).expect("a view")
         };
         for isa in families() {
-            for &strategy in strategies(&spec) {
+            for strategy in strategies(&spec, n) {
                 let compiled = compile(&spec, n, &options(isa, Some(strategy)));
                 let found = compiled.kernel.forward(view(0, 5), view(1, 5), view(2, 3)).expect("a result");
                 oracle.check(&found, &|| format!("{pattern} {isa} {strategy}"));

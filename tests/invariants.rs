@@ -22,13 +22,13 @@ const PATTERNS: [(&str, &str); 6] = [
     ("holes", "{all: [{where: \"q % 3 != 1\"}, {strided: {step: 7, mode: diagonal}}, {not: {sink: 70}}]}"),
 ];
 
-/// Calls `test` with every family and legal strategy of every pattern at the diffusion.
-fn everywhere(diffusions: &[&str], mut test: impl FnMut(&PatternSpec, &Options, &str)) {
+/// Calls `test` with every family and strategy that is legal at length `n` of every pattern at the diffusion.
+fn everywhere(n: usize, diffusions: &[&str], mut test: impl FnMut(&PatternSpec, &Options, &str)) {
     for (name, text) in PATTERNS {
         for diffusion in diffusions {
             let spec = spec_of(text, 6, 5, diffusion);
             for isa in families() {
-                for &strategy in strategies(&spec) {
+                for strategy in strategies(&spec, n) {
                     let what = format!("{name} {diffusion} {isa} {strategy}");
                     test(&spec, &options(isa, Some(strategy)), &what);
                 }
@@ -46,7 +46,7 @@ fn allowed(spec: &PatternSpec, n: usize, h: usize) -> Array2<bool> {
 #[test]
 fn constant_values_stay_constant() {
     let n = 150;
-    everywhere(&["{hops: 1}", "{hops: 3, alpha: 0.1}"], |spec, options, what| {
+    everywhere(n, &["{hops: 1}", "{hops: 3, alpha: 0.1}"], |spec, options, what| {
         let mut tensors = Tensors::random(spec, 1, n, 1);
         tensors.v.fill(-0.75);
         let found = tensors.run(&compile(spec, n, options));
@@ -73,7 +73,7 @@ fn constant_values_stay_constant() {
 
 #[test]
 fn alpha_one_returns_the_values() {
-    everywhere(&["{hops: 1, alpha: 1}", "{hops: 4, alpha: 1}", "{hops: 0}"], |spec, options, what| {
+    everywhere(131, &["{hops: 1, alpha: 1}", "{hops: 4, alpha: 1}", "{hops: 0}"], |spec, options, what| {
         let tensors = Tensors::random(spec, 2, 131, 2);
         assert_eq!(tensors.run(&compile(spec, 131, options)).out, tensors.v, "{what}");
     });
@@ -81,7 +81,7 @@ fn alpha_one_returns_the_values() {
 
 #[test]
 fn one_hop_without_restart_is_attention() {
-    everywhere(&["{hops: 1, alpha: 0}"], |spec, options, what| {
+    everywhere(131, &["{hops: 1, alpha: 0}"], |spec, options, what| {
         let plain = spec_with(&spec.source.text.replace("diffusion: {hops: 1, alpha: 0}\n", ""), &[]);
         let tensors = Tensors::random(spec, 1, 131, 2);
         let (a, b) = (tensors.run(&compile(spec, 131, options)), tensors.run(&compile(&plain, 131, options)));
@@ -93,7 +93,7 @@ fn one_hop_without_restart_is_attention() {
 fn support_is_what_the_hops_reach() {
     let n = 131;
     for hops in [1, 2, 3] {
-        everywhere(&[&format!("{{hops: {hops}, alpha: 0}}")], |spec, options, what| {
+        everywhere(n, &[&format!("{{hops: {hops}, alpha: 0}}")], |spec, options, what| {
             let compiled = compile(spec, n, options);
             let edges = allowed(spec, n, 0);
             let mut tensors = Tensors::random(spec, 1, n, 3);
@@ -122,7 +122,7 @@ fn support_is_what_the_hops_reach() {
 
 #[test]
 fn permuting_batch_and_heads_permutes_the_output() {
-    everywhere(&["{hops: 1}", "{hops: 2, alpha: 0.1}"], |spec, options, what| {
+    everywhere(67, &["{hops: 1}", "{hops: 2, alpha: 0.1}"], |spec, options, what| {
         let compiled = compile(spec, 67, options);
         let tensors = Tensors::random(spec, 3, 67, 4);
         let found = tensors.run(&compiled);
@@ -139,7 +139,7 @@ fn permuting_batch_and_heads_permutes_the_output() {
 fn threads_change_no_bit() {
     // One (batch, head) for all threads, and many.
     for (heads, batch) in [(1, 1), (2, 2)] {
-        everywhere(&["{hops: 1}", "{hops: 3, alpha: 0.1}"], |spec, options, what| {
+        everywhere(333, &["{hops: 1}", "{hops: 3, alpha: 0.1}"], |spec, options, what| {
             let spec = spec_with(&spec.source.text, &[&format!("heads={heads}")]);
             let tensors = Tensors::random(&spec, batch, 333, 5);
             let one = tensors.run(&compile(&spec, 333, options));
@@ -199,7 +199,7 @@ fn flash_is_refused_for_more_hops_with_a_reason() {
         assert!(matches!(error, Error::Unsupported { .. }), "{text}");
         assert!(text.contains("strategy flash") && text.contains("hop") && text.contains("resident"), "{text}");
         let chosen = compile(&spec, 70, &options(isa, None));
-        assert_eq!(chosen.kernel.plan().strategy, Strategy::Resident);
+        assert_ne!(chosen.kernel.plan().strategy, Strategy::Flash);
         assert!(chosen.kernel.plan().reasons.iter().any(|reason| reason.contains("flash")));
     }
 }
@@ -222,8 +222,8 @@ fn a_mask_that_allows_nothing_gives_zeros() {
         for nothing in ["{not: full}", "{where: \"q < 0\"}", "{sink: 0}", "{all: [causal, {not: causal}]}"] {
             let spec = spec_of(nothing, 4, 3, diffusion);
             for isa in families() {
-                for &strategy in strategies(&spec) {
-                    for n in [0, 1, 64, 130] {
+                for n in [0, 1, 64, 130] {
+                    for strategy in strategies(&spec, n) {
                         let mut tensors = Tensors::random(&spec, 2, n, 8);
                         // Nobody may see these.
                         tensors.k.fill(f32::NAN);
@@ -242,7 +242,7 @@ fn a_mask_that_allows_nothing_gives_zeros() {
 /// NaN and infinities are put at one position of one tensor; the kernel's result must be finite exactly where the
 /// oracle's is, near it there, and the queries that cannot reach the position must not change by a bit.
 fn poison(n: usize, positions: &[usize], diffusions: &[&str]) {
-    everywhere(diffusions, |spec, options, what| {
+    everywhere(n, diffusions, |spec, options, what| {
         let compiled = compile(spec, n, options);
         let clean = Tensors::random(spec, 1, n, 9);
         let before = clean.run(&compiled);
@@ -333,7 +333,7 @@ fn nan_everywhere_out_of_sight_is_not_seen() {
         let oracle = Oracle::new(&pattern, &spec, &tensors);
         assert!(oracle.out.iter().all(|x| x.is_finite()));
         for isa in families() {
-            for &strategy in strategies(&spec) {
+            for strategy in strategies(&spec, n) {
                 let found = tensors.run(&compile(&spec, n, &options(isa, Some(strategy))));
                 oracle.check(&found, &|| format!("{text} {isa} {strategy}"));
             }
@@ -386,7 +386,7 @@ fn six_tokens_by_hand() {
     for (diffusion, expected) in cases {
         let spec = spec_with(text, &[diffusion]);
         for isa in families() {
-            for &strategy in strategies(&spec) {
+            for strategy in strategies(&spec, 6) {
                 let found = tensors.run(&compile(&spec, 6, &options(isa, Some(strategy))));
                 let near = |found: &f32, expected: f32| (found - expected).abs() <= 2e-6 * expected.abs().max(1.0);
                 assert!(found.out.iter().zip(expected).all(|(x, y)| near(x, y)), "{isa} {strategy} {}", found.out);

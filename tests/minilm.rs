@@ -36,7 +36,7 @@ fn a_trained_encoder_conforms() {
             "{name}: the interpreter and the other library disagree"
         );
         for isa in families() {
-            for &strategy in strategies(&spec) {
+            for strategy in strategies(&spec, n) {
                 let found = tensors.run(&compile(&spec, n, &options(isa, Some(strategy))));
                 oracle.check(&found, &|| format!("{name} {isa} {strategy}"));
                 let worst = found.out.iter().zip(&expected).map(|(&x, &y)| distance(f64::from(x), y));

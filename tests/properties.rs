@@ -176,7 +176,7 @@ proptest! {
         let without: Vec<String> =
             hopweave::passes::PASSES.get(skip).map(|pass| pass.name.to_string()).into_iter().collect();
         for isa in families() {
-            let strategies: Vec<_> = strategies(&spec).iter().copied().map(Some).collect();
+            let strategies: Vec<_> = strategies(&spec, n).into_iter().map(Some).collect();
             for strategy in strategies {
                 let options = Options { threads, without: without.clone(), ..options(isa, strategy) };
                 let compiled = match compiler::compile(&spec, n, n, &options) {

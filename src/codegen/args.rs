@@ -1,7 +1,7 @@
 //! The record with which a kernel is called: plain data that generated code reads by offset.
 
-/// What a kernel function works on: block rows `first_row .. end_row` of one (batch, head). Elements of q, k, v and out
-/// are of the plan's `dtype`.
+/// What a kernel function works on: block rows `first_row .. end_row` of one (batch, head). Elements of q, k, v and
+/// the output are of the plan's `dtype`, those of Z and of parts f32.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct KernelArgs {
@@ -17,10 +17,6 @@ pub struct KernelArgs {
     pub v: *const u8,
     /// Elements from one value to the next.
     pub v_stride: usize,
-    /// Row 0 of the head's output.
-    pub out: *mut u8,
-    /// Elements from one output row to the next.
-    pub out_stride: usize,
     /// What every row subtracted from its scores, in the base-2 domain, `[q_len]` (−inf where a row has no key), or
     /// null where it is not wanted.
     pub row_max: *mut f32,
@@ -36,8 +32,16 @@ pub struct KernelArgs {
     pub first_row: usize,
     /// Block row behind the last.
     pub end_row: usize,
-    /// Which hop (`hop` function).
+    /// Which hop (functions of one hop).
     pub hop: usize,
+    /// Row 0 of what a hop reads: the head's values, or a buffer of Z.
+    pub source: *const u8,
+    /// Elements from one of its rows to the next.
+    pub source_stride: usize,
+    /// Row 0 of what is written: a buffer of Z, a part's rows, or the head's output.
+    pub target: *mut u8,
+    /// Elements from one of its rows to the next.
+    pub target_stride: usize,
     /// Query head.
     pub head: usize,
     /// Element 0 of every input of the score mods, then of every table of their constants

@@ -68,6 +68,11 @@ impl<'a> Emit<'a> {
         self.b.finalize(self.frontend);
     }
 
+    /// Copies bytes between regions that may overlap.
+    pub fn move_bytes(&mut self, to: Value, from: Value, bytes: Value) {
+        self.b.call_memmove(self.frontend, to, from, bytes);
+    }
+
     /// An address-sized integer constant.
     pub fn int(&mut self, value: i64) -> Value {
         let ptr = self.ptr;

@@ -1,4 +1,5 @@
-//! `flash`: one hop, online softmax over the steps of a block row, P never stored.
+//! `flash`: one hop, online softmax over the steps of a block row, P never stored. The first hop of `recompute` is the
+//! same, and keeps what the others need of its softmax.
 
 use std::mem::offset_of;
 
@@ -8,12 +9,19 @@ use super::kernel::{Kernel, Row};
 use super::softmax::Output;
 use super::steps::{Panel, StepKind};
 use super::{KernelArgs, TileFn};
+use crate::plan::Strategy;
 use crate::tiles::{EdgeCall, ValueCall};
 
 /// Writes the function.
 pub(super) fn write(mut kernel: Kernel<'_, '_>) {
     kernel.fill_records();
-    kernel.widen_parts();
+    let recomputes = kernel.plan.strategy == Strategy::Recompute;
+    if recomputes {
+        let hop = kernel.arg(offset_of!(KernelArgs, hop));
+        kernel.widen_hop(hop);
+    } else {
+        kernel.widen_parts();
+    }
     // Row by row: pack, then step by step scores, maxima, exponentials and values, then the output.
     kernel.for_rows(|kernel, row, steps| {
         let applies = kernel.plan.hops[0].step != 0.0;
@@ -27,6 +35,9 @@ pub(super) fn write(mut kernel: Kernel<'_, '_>) {
                 kernel.write_output(row, output);
             }
         });
+        if recomputes {
+            kernel.keep_statistics(row);
+        }
         kernel.store_statistics(row);
     });
     kernel.finish();
@@ -34,9 +45,7 @@ pub(super) fn write(mut kernel: Kernel<'_, '_>) {
 
 impl<'p> Kernel<'_, 'p> {
     fn flash_step(&mut self, row: Row, step: StepKind<'p>, applies: bool, redo: bool, fused: bool) {
-        let base = self.local(self.scratch.panel);
-        let stride = self.e.int(self.scratch.panel_stride as i64);
-        let panel = Panel { base, stride };
+        let panel = self.local_panel();
         let v = self.arg(offset_of!(KernelArgs, v));
         let v_stride = self.arg(offset_of!(KernelArgs, v_stride));
         match step {
@@ -88,10 +97,17 @@ impl<'p> Kernel<'_, 'p> {
         let sum = self.local(self.scratch.sum);
         let factor = self.local(self.scratch.factor);
         self.invert(row, sum, factor, Some(hop.step as f32));
-        let out = self.arg(offset_of!(KernelArgs, out));
-        let out_stride = self.arg(offset_of!(KernelArgs, out_stride));
+        let out = self.arg(offset_of!(KernelArgs, target));
+        let out_stride = self.arg(offset_of!(KernelArgs, target_stride));
         let restart = self.e.b.ins().f32const(hop.restart as f32);
         Output { out, out_stride, restart }
+    }
+
+    /// The worker's own panel.
+    pub fn local_panel(&mut self) -> Panel {
+        let base = self.local(self.scratch.panel);
+        let stride = self.e.int(self.scratch.panel_stride as i64);
+        Panel { base, stride }
     }
 
     /// Scores of the row's scattered edges into `s`, with the row maxima.

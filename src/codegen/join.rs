@@ -46,8 +46,8 @@ pub(super) fn write(mut kernel: Kernel<'_, '_>) {
     kernel.set_int(record, offset_of!(JoinCall, parts), parts);
     kernel.set_int(record, offset_of!(JoinCall, dv), kernel.plan.value_dim as i64);
 
-    let out = kernel.arg(offset_of!(KernelArgs, out));
-    let out_stride = kernel.arg(offset_of!(KernelArgs, out_stride));
+    let out = kernel.arg(offset_of!(KernelArgs, target));
+    let out_stride = kernel.arg(offset_of!(KernelArgs, target_stride));
     let at = kernel.tensor_row(out, first, out_stride, kernel.element);
     kernel.set(record, offset_of!(JoinCall, out), at);
     let dtype = kernel.e.b.ins().iconst(types::I8, kernel.plan.dtype as i64);

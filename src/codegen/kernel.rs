@@ -205,12 +205,12 @@ impl<'a, 'p> Kernel<'a, 'p> {
         self.e.field(self.args, offset)
     }
 
-    /// The address of a section of the tables, or the offset that stands in its place in the header.
+    /// The address of a section of the tables, or the number that stands in its place in the header.
     pub fn section(&mut self, section: Section) -> Value {
         let tables = self.arg(offset_of!(KernelArgs, tables));
         let offset = self.e.load(types::I64, tables, (section as usize * size_of::<u64>()) as i32);
         match section {
-            Section::SharedEdges | Section::SharedPanels | Section::KeyStep => offset,
+            Section::KeyStep => offset,
             _ => self.e.b.ins().iadd(tables, offset),
         }
     }
@@ -495,8 +495,8 @@ impl<'a, 'p> Kernel<'a, 'p> {
         let (element, width) = (self.element, self.plan.head_dim);
         self.bring_near(2, Rows { base: q, stride: q_stride, first, apart, element, width }, row.count);
         if self.plan.strategy == Strategy::Flash {
-            let out = self.arg(offset_of!(KernelArgs, out));
-            let out_stride = self.arg(offset_of!(KernelArgs, out_stride));
+            let out = self.arg(offset_of!(KernelArgs, target));
+            let out_stride = self.arg(offset_of!(KernelArgs, target_stride));
             let (first, apart) = self.order_at(row.place);
             let (element, width) = (self.out_element, self.plan.value_dim);
             self.bring_near(3, Rows { base: out, stride: out_stride, first, apart, element, width }, row.count);

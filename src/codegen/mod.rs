@@ -14,11 +14,12 @@ use crate::plan::{KernelPlan, Strategy};
 mod args;
 pub mod emit;
 mod flash;
+mod hops;
 mod join;
 mod kernel;
 mod mods;
 pub mod portable;
-mod resident;
+mod recompute;
 mod softmax;
 mod steps;
 mod tables;
@@ -113,7 +114,11 @@ pub struct Lowered {
     pub function: Function,
 }
 
-/// Lowers a plan: one function for `flash` (a second, `join_parts`, where heads have parts), two (`probabilities`, `hop`) for `resident`.
+/// Lowers a plan, to functions that [`crate::runtime`] calls in the order of the strategy.
+///
+/// `flash`: one of this name, and `join_parts` where heads have parts. Where P is stored: `probabilities` and `hop`, and
+/// `slide` for the buffers of a sweep. `recompute`: `first_hop`, which is that of `flash` and keeps the row statistics,
+/// and `hop`.
 pub fn lower(plan: &KernelPlan, isa: &dyn TargetIsa) -> Vec<Lowered> {
     let mut context = FunctionBuilderContext::new();
     let mut function = |name: &'static str, index: u32, write: fn(kernel::Kernel<'_, '_>)| {
@@ -129,9 +134,17 @@ pub fn lower(plan: &KernelPlan, isa: &dyn TargetIsa) -> Vec<Lowered> {
             vec![function("flash", 0, flash::write), function("join_parts", 1, join::write)]
         }
         Strategy::Flash => vec![function("flash", 0, flash::write)],
-        Strategy::Resident => {
-            vec![function("probabilities", 0, resident::write_probabilities), function("hop", 1, resident::write_hop)]
+        Strategy::Recompute => {
+            vec![function("first_hop", 0, flash::write), function("hop", 1, recompute::write_hop)]
         }
+        Strategy::Resident => {
+            vec![function("probabilities", 0, hops::write_probabilities), function("hop", 1, hops::write_hop)]
+        }
+        Strategy::Wavefront | Strategy::Triangular => vec![
+            function("probabilities", 0, hops::write_probabilities),
+            function("hop", 1, hops::write_hop),
+            function("slide", 2, hops::write_slide),
+        ],
     }
 }
 

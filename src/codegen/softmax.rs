@@ -134,6 +134,18 @@ impl Kernel<'_, '_> {
         });
     }
 
+    /// `to[i] = from[i]` for the row's queries.
+    pub fn copy_lanes(&mut self, row: Row, from: Value, to: Value) {
+        self.for_groups(row, |kernel, at| {
+            let e = &mut kernel.e;
+            let [from, to] = [from, to].map(|base| e.b.ins().iadd(base, at));
+            for offset in VECTORS {
+                let value = e.load(types::F32X4, from, offset);
+                e.store(value, to, offset);
+            }
+        });
+    }
+
     /// `to[i] = factor · from[i]` for the row's queries.
     pub fn scale_lanes(&mut self, row: Row, from: Value, to: Value, factor: Value) {
         let factor = self.e.splat(factor);

@@ -1,7 +1,7 @@
 //! What a kernel reads of its plan at run time: one buffer per mask, a header of section offsets in front.
 
 use crate::mask::QUERY_BLOCK;
-use crate::plan::{KernelPlan, MaskPlan, Piece, PieceKeys, Scratch, Step, ValueRun};
+use crate::plan::{KernelPlan, MaskPlan, Piece, PieceKeys, Step, Strategy, ValueRun};
 
 /// Sections of the buffer, each 64-byte aligned; the header holds their byte offsets in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,10 +33,6 @@ pub(super) enum Section {
     StoredPanels,
     /// `[step, restart]` f32 a hop.
     Hops,
-    /// Not a section: byte offset of stored edge probabilities in the shared scratch.
-    SharedEdges,
-    /// Not a section: byte offset of stored panels in the shared scratch.
-    SharedPanels,
     /// Not a section: rows of K and V from one key of a range to the next.
     KeyStep,
 }
@@ -84,14 +80,11 @@ impl Tables {
         writer.words32(Section::EdgeKeys, mask.edges.keys.iter().copied());
         let starts = Starts::new(mask);
         starts.write_rows(plan, mask, &mut writer);
-        if plan.strategy == crate::plan::Strategy::Resident {
+        if plan.strategy == Strategy::Resident {
             writer.words64(Section::StoredPanels, mask.stored_panels().flat_map(|(start, keys)| [start, keys]));
         }
         let hops = plan.hops.iter().flat_map(|hop| [hop.step as f32, hop.restart as f32]);
         writer.words32(Section::Hops, hops.map(f32::to_bits));
-        let scratch = Scratch::new(plan, mask);
-        writer.buffer[Section::SharedEdges as usize] = scratch.stored_edges as u64;
-        writer.buffer[Section::SharedPanels as usize] = scratch.stored as u64;
         writer.buffer[Section::KeyStep as usize] = u64::from(mask.key_step);
         Self { buffer: writer.buffer }
     }

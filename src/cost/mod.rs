@@ -30,9 +30,11 @@ pub enum Walk {
     },
     /// P computed anew in every hop.
     Again,
-    /// All hops in one sweep over the rows, each `lag` rows behind the one before (0: all hops of a row at once).
+    /// All hops in one sweep over the rows, each some rows behind the one before (0: all hops of a row at once).
     Sweep {
-        /// Block rows from one hop to the next.
+        /// Block rows that a row reads behind itself.
+        behind: usize,
+        /// Block rows that it reads ahead: from one hop to the next.
         lag: usize,
         /// Bytes of an element of P.
         element: usize,
@@ -247,9 +249,11 @@ impl Head<'_> {
         }
         forecast.edges += c.edge_wait * self.edge_rows(scored, products);
         forecast.memory = self.stream(scored, products);
-        if let Walk::Sweep { lag, .. } = self.walk {
+        if let Walk::Sweep { behind, lag, .. } = self.walk {
+            // A stretch of rows also computes what the later hops of its own rows read on either side.
             let chunks = chunks(self.in_flight, self.threads) as f64;
-            let halo = (lag as f64 * hops / (work.block_rows / chunks).max(1.0)).min(chunks - 1.0);
+            let around = (behind + lag) as f64 * (hops - 1.0) / 2.0;
+            let halo = (around * (chunks - 1.0) / work.block_rows.max(1.0)).min(chunks - 1.0);
             let more = (1.0 + halo) * (1.0 + c.sweep);
             forecast.parts_mut().into_iter().for_each(|part| *part *= more);
         }
@@ -292,10 +296,10 @@ impl Head<'_> {
                 (p * (2.0 + products), 3.0 * (products - 1.0) * queries * dv * float, p + 2.0 * queries * dv * float)
             }
             Walk::Again => (0.0, 3.0 * (products - 1.0) * queries * dv * float, 2.0 * queries * dv * float),
-            Walk::Sweep { lag, element } => {
+            Walk::Sweep { behind, lag, element } => {
                 let p = (work.panel_elements + work.edges) * element as f64;
-                let rows = (lag * problem.hops + 1) as f64;
-                let window = (work.row_keys + (lag * BLOCK) as f64) * dv * float;
+                let rows = (lag * (problem.hops - 1) + 1) as f64;
+                let window = ((behind + lag + 1) * BLOCK) as f64 * dv * float;
                 let ring = p / work.block_rows.max(1.0) * rows + products * window;
                 (p * (2.0 + products), 3.0 * (products - 1.0) * queries * dv * float, ring)
             }

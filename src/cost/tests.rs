@@ -10,8 +10,8 @@ const WALKS: [Walk; 6] = [
     Walk::Stored { element: 4 },
     Walk::Stored { element: 2 },
     Walk::Again,
-    Walk::Sweep { lag: 3, element: 4 },
-    Walk::Sweep { lag: 0, element: 2 },
+    Walk::Sweep { behind: 3, lag: 3, element: 4 },
+    Walk::Sweep { behind: 3, lag: 0, element: 2 },
 ];
 
 fn work(pattern: &str, n: usize) -> Work {
@@ -72,7 +72,7 @@ fn hops_cost_what_their_arithmetic_costs() {
     let one = at(1, Walk::Once);
     let ratio = |walk| at(5, walk) / one;
     assert!((2.0..3.3).contains(&ratio(Walk::Stored { element: 4 })));
-    assert!((2.0..3.1).contains(&ratio(Walk::Sweep { lag: 3, element: 4 })));
+    assert!((2.0..3.1).contains(&ratio(Walk::Sweep { behind: 3, lag: 3, element: 4 })));
     assert!((4.0..5.5).contains(&ratio(Walk::Again)));
 }
 

@@ -5,9 +5,6 @@
 //! keys for the value tile with their trims), and the scratch that a call needs. Code generation adds no
 //! decision to it.
 
-use std::fmt;
-use std::str::FromStr;
-
 use serde::{Deserialize, Serialize};
 
 use crate::dtype::Dtype;
@@ -24,6 +21,7 @@ use crate::tiles::{LANES, ROW_BLOCKS};
 mod predict;
 mod rows;
 mod scratch;
+mod strategy;
 mod text;
 mod tuning;
 mod verify;
@@ -31,48 +29,11 @@ mod verify;
 pub use predict::Model;
 pub use rows::{Piece, PieceKeys, RowPlan, Step, Stretch, ValueRun};
 pub use scratch::Scratch;
+use strategy::Situation;
+pub use strategy::{Reach, Strategy, verdicts};
 pub use text::parse;
 pub use tuning::{CHUNK_KEYS, Choice, JOINT_KEYS, Tuning};
 pub use verify::verify;
-
-/// How the hops of a block row follow each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Strategy {
-    /// One hop, online softmax, P never leaves the panel of its block row.
-    Flash,
-    /// P is stored once per head, then read by one SpMM per hop.
-    Resident,
-}
-
-impl Strategy {
-    /// Every strategy.
-    pub const ALL: [Self; 2] = [Self::Flash, Self::Resident];
-
-    /// Name on the command line and in every text form.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Flash => "flash",
-            Self::Resident => "resident",
-        }
-    }
-}
-
-impl fmt::Display for Strategy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Strategy {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|strategy| strategy.name() == name).ok_or_else(|| {
-            Error::unsupported(format!("strategy `{name}`"), "the strategies are flash, resident".to_owned())
-        })
-    }
-}
 
 /// How one kernel computes all heads of one problem size.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -110,6 +71,12 @@ pub struct KernelPlan {
     pub hops: Vec<HopFactors>,
     /// The value tile adds the restart term.
     pub restart_folded: bool,
+    /// Storage of P where the strategy keeps it: f32, or bf16.
+    #[serde(default, skip_serializing_if = "Dtype::is_f32")]
+    pub store: Dtype,
+    /// How far block rows reach, where the strategy goes by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reach: Option<Reach>,
     /// The sizes that it is cut by; the default ones where the text form has none.
     #[serde(default, skip_serializing_if = "Tuning::is_default")]
     pub tuning: Tuning,
@@ -207,6 +174,22 @@ impl KernelPlan {
         (self.heads * self.stack, self.q_len / self.stack)
     }
 
+    /// Rows of P that a sweep keeps.
+    pub fn ring_slots(&self) -> usize {
+        self.reach.unwrap_or_default().ring_slots(self.hops.len())
+    }
+
+    /// Rows of a buffer of Z. In a sweep over queries in order a buffer holds twice what is alive at once, so that each
+    /// row is moved once at most; otherwise it holds every query.
+    pub fn z_rows(&self) -> usize {
+        match self.reach {
+            Some(reach) if self.masks.iter().all(|mask| mask.order.is_none()) => {
+                self.q_len.min(2 * reach.window() * QUERY_BLOCK)
+            }
+            _ => self.q_len,
+        }
+    }
+
     /// Block rows.
     pub fn block_rows(&self) -> usize {
         self.q_len.div_ceil(QUERY_BLOCK)
@@ -219,7 +202,7 @@ impl KernelPlan {
 
     /// What of the plan was chosen rather than given.
     pub fn choice(&self) -> Choice {
-        Choice { strategy: self.strategy, store: Dtype::F32, tuning: self.tuning }
+        Choice { strategy: self.strategy, store: self.store, tuning: self.tuning }
     }
 
     /// Whether two plans make the same kernel, whatever was said to get them.
@@ -302,8 +285,9 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
         restart_folded = true;
     }
     scores.panel_scale = (panel_scale != 1.0).then_some(panel_scale as f32);
-    let (strategy, mut reasons) =
-        choose(hops.len(), looped, schedule.neighbors.parts, wishes.strategy, &Model::new(schedule, isa, &wishes))?;
+    let situation = Situation { neighbors: &schedule.neighbors, hops: hops.len(), looped, wish: wishes.strategy };
+    let model = Model::new(schedule, isa, &wishes);
+    let (strategy, reach, mut reasons) = strategy::choose(&situation, &model, Dtype::F32)?;
     let (d, dtype) = (schedule.head_dim, schedule.dtype);
     let bf16_dots = wishes.bf16_dots.unwrap_or_else(|| dots_pay(isa, dtype, d));
     if bf16_dots && !dots_serve(isa, dtype, d) {
@@ -337,6 +321,8 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
         mods,
         hops,
         restart_folded,
+        store: Dtype::F32,
+        reach,
         tuning: wishes.tuning,
         masks,
         parts: schedule.neighbors.parts,
@@ -347,55 +333,6 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
         verify(&plan)?;
     }
     Ok(plan)
-}
-
-/// The strategy, with a sentence on each one.
-fn choose(
-    hops: usize,
-    looped: bool,
-    parts: usize,
-    wish: Option<Strategy>,
-    model: &Model,
-) -> Result<(Strategy, Vec<String>)> {
-    let flash = match (hops, looped) {
-        (1, false) => Ok("flash: legal, the only hop needs no P after its block row"),
-        (1, true) => Err("flash: no, the schedule still loops over its hop (drop_single_hop_loop is off)"),
-        _ => Err("flash: no, every hop but the last needs P again"),
-    };
-    let resident = match parts {
-        1 => Ok("resident: legal, P is stored once and read by every hop"),
-        _ => Err("resident: not with a mask in parts; asked for, it has the mask built whole"),
-    };
-    let strategy = match (wish, flash) {
-        (Some(Strategy::Flash), Err(reason)) => {
-            return Err(Error::unsupported("strategy flash", format!("{reason}; resident serves any schedule")));
-        }
-        (Some(Strategy::Resident), _) if let Err(reason) = resident => {
-            return Err(Error::unsupported("strategy resident", format!("{reason}; flash serves one hop")));
-        }
-        (Some(wish), _) => wish,
-        (None, Ok(_)) => {
-            let legal = [(Strategy::Flash, true), (Strategy::Resident, resident.is_ok())];
-            let time = |strategy| model.forecast(strategy, Dtype::F32).seconds;
-            let legal = legal.into_iter().filter(|(_, legal)| *legal).map(|(strategy, _)| strategy);
-            legal.min_by(|&a, &b| time(a).total_cmp(&time(b))).unwrap_or(Strategy::Flash)
-        }
-        (None, Err(_)) => Strategy::Resident,
-    };
-    let chosen = match wish {
-        Some(_) => format!("{strategy}: asked for"),
-        None if strategy == Strategy::Flash => "flash: chosen, it stores no P".to_owned(),
-        None => "resident: chosen, the only legal one".to_owned(),
-    };
-    let sentence = |strategy, reason: std::result::Result<&str, &str>| match reason {
-        Ok(legal) => [Some(legal.to_owned()), model.words(strategy, Dtype::F32)]
-            .into_iter()
-            .flatten()
-            .collect::<Vec<_>>()
-            .join("; "),
-        Err(reason) => reason.to_owned(),
-    };
-    Ok((strategy, vec![sentence(Strategy::Flash, flash), sentence(Strategy::Resident, resident), chosen]))
 }
 
 fn plan_mask(mask: &HeadMask, neighbors: &BlockMask, strategy: Strategy, tuning: Tuning) -> MaskPlan {

@@ -3,7 +3,7 @@
 //! In: a schedule and what the caller knows of the machine. Out: a [`Model`] that is asked for one strategy after the
 //! other. [`super::build`] chooses by it; `explain` and `bench` print it beside what was measured.
 
-use super::{Strategy, Wishes};
+use super::{Reach, Strategy, Wishes};
 use crate::cost::{Forecast, Problem, Walk, Work, forecast};
 use crate::dtype::Dtype;
 use crate::machine::Facts;
@@ -40,20 +40,26 @@ impl Model {
         }
     }
 
-    /// Predicts a call over one sequence; `store` is how P is stored where the strategy keeps it.
-    pub fn forecast(&self, strategy: Strategy, store: Dtype) -> Forecast {
+    /// Predicts a call over one sequence; `store` is how P is stored where the strategy keeps it, `reach` how far block
+    /// rows reach, where that is known.
+    pub fn forecast(&self, strategy: Strategy, store: Dtype, reach: Option<Reach>) -> Forecast {
         let element = store.bytes();
         let walk = match strategy {
             Strategy::Flash => Walk::Once,
             Strategy::Resident => Walk::Stored { element },
+            Strategy::Recompute => Walk::Again,
+            Strategy::Wavefront | Strategy::Triangular => {
+                let Reach { behind, ahead } = reach.unwrap_or_default();
+                Walk::Sweep { behind: behind as usize, lag: ahead as usize, element }
+            }
         };
         forecast(&self.problem, &self.masks, walk, &self.facts)
     }
 
     /// A prediction in words, where it is one of this machine: typical numbers are good for ratios alone.
-    pub(super) fn words(&self, strategy: Strategy, store: Dtype) -> Option<String> {
+    pub(super) fn words(&self, strategy: Strategy, store: Dtype, reach: Option<Reach>) -> Option<String> {
         self.facts.measured.then(|| {
-            let ms = self.forecast(strategy, store).seconds * 1e3;
+            let ms = self.forecast(strategy, store, reach).seconds * 1e3;
             format!("{ms:.*} ms predicted", if ms < 0.995 { 3 } else { 2 })
         })
     }

@@ -1,8 +1,8 @@
 //! Block rows, cut into steps.
 //!
-//! `flash` keeps one step's scores in a panel that stays in the L2 cache: short segments share a *joint* step
+//! Where P is not stored, one step's scores are kept in a panel that stays in the L2 cache: short segments share a *joint* step
 //! (maximum first, then the exponential), a long or growing run of keys is a *stream*, walked in chunks with
-//! an online softmax. `resident` stores the whole row, so it has one joint step.
+//! an online softmax. Where P is stored, the whole row is one joint step.
 
 use serde::{Deserialize, Serialize};
 use smallvec::{SmallVec, smallvec};
@@ -213,7 +213,7 @@ pub(super) fn plan_rows(
         // Two growing segments would make the place of the second a function of the row.
         let growing = run.segments.iter().filter(|s| len_step(s) != 0).count();
         let affine = run.segments.iter().all(|segment| stays_affine(mask.keys, kv_len, run, segment));
-        if by_count.contains(&i) && affine && (strategy == Strategy::Flash || growing <= 1) {
+        if by_count.contains(&i) && affine && (!strategy.stores_p() || growing <= 1) {
             let steps = plan_steps(mask, kv_len, &run.segments, (strategy, tuning), true, trims);
             plans.push(RowPlan { first: run.first, count: run.count, table: false, steps });
         } else if run.segments.iter().all(|segment| !moves(segment)) {
@@ -318,10 +318,10 @@ fn plan_steps(
     let mut joint: Vec<Located> = Vec::new();
     let mut growing = None;
     for (keys, mask) in segments.iter().flat_map(|segment| located(mask, kv_len, segment)) {
-        match (strategy, keys) {
-            (Strategy::Resident, PieceKeys::Range(stretch)) if stretch.len_step != 0 => growing = Some((keys, mask)),
-            (Strategy::Resident, _) => joint.push((keys, mask)),
-            (Strategy::Flash, PieceKeys::Range(stretch))
+        match (strategy.stores_p(), keys) {
+            (true, PieceKeys::Range(stretch)) if stretch.len_step != 0 => growing = Some((keys, mask)),
+            (true, _) => joint.push((keys, mask)),
+            (false, PieceKeys::Range(stretch))
                 if constant
                     && step == 1
                     && mask.is_none()
@@ -329,8 +329,8 @@ fn plan_steps(
             {
                 steps.push(Step::Stream(stretch));
             }
-            (Strategy::Flash, _) if fixed <= u64::from(joint_keys) => joint.push((keys, mask)),
-            (Strategy::Flash, _) => {
+            (false, _) if fixed <= u64::from(joint_keys) => joint.push((keys, mask)),
+            (false, _) => {
                 for first in (0..keys.len()).step_by(chunk_keys as usize) {
                     let len = chunk_keys.min(keys.len() - first);
                     joint.push((part(keys, first, len, step), mask.map(|(words, before)| (words, before + first))));
@@ -343,7 +343,7 @@ fn plan_steps(
     let mut pieces = Vec::new();
     let mut at = 0;
     for (keys, words) in joint {
-        if strategy == Strategy::Flash && at + keys.len() > joint_keys && at > 0 {
+        if !strategy.stores_p() && at + keys.len() > joint_keys && at > 0 {
             steps.push(joint_step(mask, std::mem::take(&mut pieces), trims));
             at = 0;
         }

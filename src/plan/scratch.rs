@@ -1,7 +1,8 @@
 //! Where everything stands in a call's scratch memory.
 //!
 //! *Local* scratch belongs to one worker and one block row at a time; *shared* scratch to one (batch, head) in
-//! flight, and exists only where P is stored. All offsets are in bytes and multiples of 64.
+//! flight (in a sweep, to one stretch of its rows), and exists only where something is kept between the functions of a
+//! kernel. All offsets are in bytes and multiples of 64.
 
 use super::{KernelPlan, MaskPlan, Strategy};
 use crate::dtype::Dtype;
@@ -29,29 +30,37 @@ pub struct Scratch {
     pub acc: usize,
     /// Floats from one row of `acc`, and of Z, to the next.
     pub acc_stride: usize,
-    /// Edge scores of a block row (`flash`).
+    /// Edge scores of a block row, where P is not stored.
     pub edges: usize,
-    /// Scores of a step (`flash`), `[4][panel_stride]`.
+    /// Scores of a step, where P is not stored, `[4][panel_stride]`.
     pub panel: usize,
-    /// Floats from one group's panel to the next (`flash`).
+    /// Floats from one group's panel to the next: those of a step, or those of a row in a ring of P.
     pub panel_stride: usize,
     /// Rows of 16-bit tensors in f32 ([`crate::tiles::stored`]).
     pub widened: usize,
     /// Local bytes in all.
     pub local: usize,
-    /// Shared: 1 / row sum, by place.
+    /// Shared: 1 / row sum, by place, or by slot of the ring and place in the row.
     pub inverse: usize,
-    /// Shared: the two buffers of Z, `[q_len][acc_stride]`; the second exists from three hops on.
-    pub z: [usize; 2],
+    /// Shared: what was subtracted from the scores of every row, by place (`recompute`).
+    pub references: usize,
+    /// Shared: buffers of Z, `[z_rows][acc_stride]` each.
+    pub z: usize,
+    /// How many: two that hops write in turn, the second from three hops on, or one for every hop but the last.
+    pub z_buffers: usize,
+    /// Rows of a buffer of Z.
+    pub z_rows: usize,
     /// Shared: outputs of a head's parts from [`KernelPlan::first_part_apart`] on, `[parts][q_len][acc_stride]`.
     pub partial: usize,
     /// Shared: what each part subtracted, `[parts][q_len]`.
     pub partial_max: usize,
     /// Shared: sums of each part, `[parts][q_len]`.
     pub partial_sum: usize,
-    /// Shared: edge probabilities, in the order of the edge list.
+    /// Shared: edge probabilities, in the order of the edge list, or by slot of the ring.
     pub stored_edges: usize,
-    /// Shared: panels of P, one block row behind the other.
+    /// Floats from one slot's edge probabilities to the next.
+    pub edge_slot: usize,
+    /// Shared: panels of P, one block row behind the other, or by slot of the ring.
     pub stored: usize,
     /// Shared bytes in all.
     pub shared: usize,
@@ -69,36 +78,64 @@ impl Scratch {
         let float = size_of::<f32>();
         let lanes = BLOCK * float;
         let acc_stride = plan.value_dim.next_multiple_of(LANES);
-        let (flash, resident) = match plan.strategy {
-            Strategy::Flash => (1, 0),
-            Strategy::Resident => (0, 1),
+        let hops = plan.hops.len();
+        // Masks of one plan share its code, so every offset is that of the widest.
+        let most = |size: fn(&MaskPlan) -> usize| plan.masks.iter().map(size).max().unwrap_or(0);
+        let block_edges = most(|mask| mask.block_edges);
+        let panel_stride = padded_keys(most(|mask| mask.panel_keys) as u64) as usize * LANES;
+        let panel_floats = (BLOCK / LANES) * panel_stride;
+        let padded_rows = plan.q_len.next_multiple_of(BLOCK);
+        let keeps = match plan.strategy {
+            Strategy::Flash => Keeps::default(),
+            Strategy::Recompute => Keeps {
+                statistics: padded_rows,
+                references: padded_rows,
+                z_buffers: (hops - 1).min(2),
+                ..Keeps::default()
+            },
+            Strategy::Resident => Keeps {
+                statistics: padded_rows,
+                z_buffers: (hops - 1).min(2),
+                edges: most(|mask| mask.edges.keys.len()),
+                panel_floats: mask
+                    .stored_panels()
+                    .last()
+                    .map_or(0, |(start, keys)| (start + stored_floats(keys)) as usize),
+                ..Keeps::default()
+            },
+            Strategy::Wavefront | Strategy::Triangular => {
+                let slots = plan.ring_slots();
+                Keeps {
+                    statistics: slots * BLOCK,
+                    z_buffers: hops - 1,
+                    edges: slots * block_edges,
+                    panel_floats: slots * panel_floats,
+                    ..Keeps::default()
+                }
+            }
         };
-        // Masks of one plan share its code, so local offsets are those of the widest.
-        let panel_keys = plan.masks.iter().map(|mask| mask.panel_keys).max().unwrap_or(0);
-        let block_edges = plan.masks.iter().map(|mask| mask.block_edges).max().unwrap_or(0);
-        let panel_stride = padded_keys(panel_keys as u64) as usize * LANES;
+        // A row of P that is not stored, or not in f32, is computed in the worker's own scratch.
+        let in_place = plan.strategy.stores_p() && plan.store.is_f32();
         let mut local = Layout(0);
         let [max, old, reference, sum, correction, factor] = std::array::from_fn(|_| local.take(lanes));
         let qt = local.take(BLOCK * plan.head_dim * float);
         let acc = local.take(BLOCK * acc_stride * float);
-        let edges = local.take(flash * block_edges * float);
-        let panel = local.take(flash * (BLOCK / LANES) * panel_stride * float);
+        let edges = local.take(if plan.strategy.stores_p() { 0 } else { block_edges * float });
+        let panel = local.take(if in_place { 0 } else { panel_floats * float });
         let widened = local.take(match plan.dtype {
             Dtype::F32 => 0,
             Dtype::Bf16 | Dtype::F16 => buffer_floats(plan.head_dim, plan.value_dim) * float,
         });
         let mut shared = Layout(0);
-        let inverse = shared.take(resident * plan.q_len.next_multiple_of(BLOCK) * float);
-        let buffer = resident * plan.q_len * acc_stride * float;
-        let z = [
-            shared.take(if plan.hops.len() >= 2 { buffer } else { 0 }),
-            shared.take(if plan.hops.len() >= 3 { buffer } else { 0 }),
-        ];
+        let inverse = shared.take(keeps.statistics * float);
+        let references = shared.take(keeps.references * float);
+        let z_rows = plan.z_rows();
+        let z = shared.take(keeps.z_buffers * z_rows * acc_stride * float);
         let parts = if plan.parts > 1 { plan.parts } else { 0 };
         let partial = shared.take(parts.saturating_sub(plan.first_part_apart()) * plan.q_len * acc_stride * float);
         let [partial_max, partial_sum] = std::array::from_fn(|_| shared.take(parts * plan.q_len * float));
-        let stored_edges = shared.take(resident * mask.edges.keys.len() * float);
-        let stored = shared.take(resident * mask.stored_bytes());
+        let stored_edges = shared.take(keeps.edges * float);
+        let stored = shared.take(keeps.panel_floats * plan.store.bytes());
         Self {
             max,
             old,
@@ -115,24 +152,29 @@ impl Scratch {
             widened,
             local: local.0,
             inverse,
+            references,
             z,
+            z_buffers: keeps.z_buffers,
+            z_rows,
             partial,
             partial_max,
             partial_sum,
             stored_edges,
+            edge_slot: block_edges,
             stored,
             shared: shared.0,
         }
     }
 }
 
-impl MaskPlan {
-    /// Bytes of all stored panels.
-    fn stored_bytes(&self) -> usize {
-        let panels = self.stored_panels().last().map_or(0, |(start, keys)| start + stored_floats(keys));
-        panels as usize * size_of::<f32>()
+impl Scratch {
+    /// Bytes of a buffer of Z.
+    pub const fn z_bytes(&self) -> usize {
+        self.z_rows * self.acc_stride * size_of::<f32>()
     }
+}
 
+impl MaskPlan {
     /// For every block row in order, where its panel starts (in floats) and how many keys it holds.
     pub fn stored_panels(&self) -> impl Iterator<Item = (u64, u64)> {
         let mut start = 0;
@@ -152,6 +194,16 @@ impl MaskPlan {
 
 const fn stored_floats(keys: u64) -> u64 {
     padded_keys(keys) * BLOCK as u64
+}
+
+/// What is kept from one function of a kernel to the next, in elements.
+#[derive(Default)]
+struct Keeps {
+    statistics: usize,
+    references: usize,
+    z_buffers: usize,
+    edges: usize,
+    panel_floats: usize,
 }
 
 struct Layout(usize);

@@ -1,7 +1,7 @@
 //! The plan's own rules: what code generation and tiles take for granted. Run once in every compilation of a debug
 //! build, and on every plan that is read from text.
 
-use super::{KernelPlan, MaskPlan, ModsBy, PieceKeys, RowPlan, Step, Strategy, Stretch};
+use super::{KernelPlan, MaskPlan, ModsBy, PieceKeys, RowPlan, Step, Strategy, Stretch, strategy};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::target::Isa;
@@ -31,6 +31,24 @@ pub fn verify(plan: &KernelPlan) -> Result<()> {
     }
     if !plan.tuning.is_valid() {
         return Err(broken("sizes that no plan is cut by".to_owned()));
+    }
+    if plan.strategy.sweeps() != plan.reach.is_some() {
+        return Err(broken("a sweep, and nothing else, goes by how far rows reach".to_owned()));
+    }
+    if plan.strategy == Strategy::Flash && plan.hops.len() != 1 {
+        return Err(broken("flash has one hop".to_owned()));
+    }
+    if !matches!(plan.store, Dtype::F32 | Dtype::Bf16) || (plan.store != Dtype::F32 && !plan.strategy.stores_p()) {
+        return Err(broken("P is stored in f32 or bf16, by strategies that store it".to_owned()));
+    }
+    if let Some(reach) = plan.reach {
+        let found = plan.masks.iter().map(|mask| strategy::planned_reach(mask, plan.kv_len));
+        if found.into_iter().any(|found| found.behind > reach.behind || found.ahead > reach.ahead) {
+            return Err(broken("a block row reaches further than the sweep allows".to_owned()));
+        }
+        if plan.strategy == Strategy::Triangular && reach.ahead > 0 {
+            return Err(broken("triangular rows read no later block row".to_owned()));
+        }
     }
     if plan.kv_heads == 0 || !plan.heads.is_multiple_of(plan.kv_heads) {
         return Err(broken("the key/value heads do not divide the heads".to_owned()));

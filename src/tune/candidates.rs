@@ -1,6 +1,6 @@
 //! Which plans are worth a measurement.
 
-use super::{Search, keeps_p, plain};
+use super::{Search, plain};
 use crate::dtype::Dtype;
 use crate::plan::{CHUNK_KEYS, Choice, JOINT_KEYS, Strategy, Tuning};
 
@@ -10,7 +10,7 @@ pub(super) fn strategies(_search: &Search<'_>, model: Choice) -> Vec<Choice> {
     let mut choices = Vec::new();
     for strategy in Strategy::ALL {
         choices.push(plain(strategy, Dtype::F32, model.tuning));
-        if keeps_p(strategy) && !allowed.is_f32() {
+        if strategy.stores_p() && !allowed.is_f32() {
             choices.push(plain(strategy, allowed, model.tuning));
         }
     }
@@ -29,7 +29,7 @@ pub(super) fn units(search: &Search<'_>, best: Choice) -> Vec<Choice> {
     let rows = search.q_len.div_ceil(crate::mask::QUERY_BLOCK) as u32;
     let threads = search.options.threads as u32;
     // Elsewhere heads are dealt out whole.
-    if threads == 1 || (best.strategy != Strategy::Flash && search.batch * search.spec.heads >= threads as usize) {
+    if threads == 1 || (best.strategy.stores_p() && search.batch * search.spec.heads >= threads as usize) {
         return Vec::new();
     }
     [2, 8, 16, rows.div_ceil(threads), rows.div_ceil(2 * threads)]

@@ -306,14 +306,6 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Whether a strategy's time depends on how P is stored.
-const fn keeps_p(strategy: Strategy) -> bool {
-    match strategy {
-        Strategy::Flash => false,
-        Strategy::Resident => true,
-    }
-}
-
 /// A choice with nothing but its strategy.
 const fn plain(strategy: Strategy, store: Dtype, tuning: Tuning) -> Choice {
     Choice { strategy, store, tuning }

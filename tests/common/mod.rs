@@ -83,9 +83,16 @@ pub fn compile(spec: &PatternSpec, n: usize, options: &Options) -> Compiled {
     compiler::compile(spec, n, n, options).unwrap_or_else(|error| panic!("{}\nn {n}\n{error}", spec.print()))
 }
 
-/// The strategies that are legal for a spec.
-pub fn strategies(spec: &PatternSpec) -> &'static [Strategy] {
-    if spec.diffusion.hops.len() <= 1 { &Strategy::ALL } else { &[Strategy::Resident] }
+/// The strategies that are legal for a spec at a length.
+pub fn strategies(spec: &PatternSpec, n: usize) -> Vec<Strategy> {
+    strategies_at(spec, (n, n))
+}
+
+/// The same where queries and keys differ in number.
+pub fn strategies_at(spec: &PatternSpec, (q_len, kv_len): (usize, usize)) -> Vec<Strategy> {
+    let verdicts = compiler::strategies(spec, q_len, kv_len, &Options::default());
+    let verdicts = verdicts.unwrap_or_else(|error| panic!("{}\n{error}", spec.print()));
+    verdicts.into_iter().filter(|(_, verdict)| verdict.is_ok()).map(|(strategy, _)| strategy).collect()
 }
 
 /// Numbers from a seed (SplitMix64, Steele et al. 2014).
