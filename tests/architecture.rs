@@ -56,6 +56,7 @@ const MAP: &[(&str, &[&str])] = &[
             "import",
             "interpreter",
             "mask",
+            "cost",
             "plan",
             "tuned",
             "compiler",

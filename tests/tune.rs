@@ -229,7 +229,7 @@ fn command_lines_that_ask_for_nothing_are_refused() {
     let place = Place::new();
     for (more, message) in [
         (&["--budget", "0"][..], "nothing can be measured in 0 seconds"),
-        (&["--budget", "-1"], "expected seconds"),
+        (&["--budget=-1"], "expected seconds"),
         (&["--budget", "soon"], "expected seconds"),
     ] {
         let (code, _, err) = place.run(&[&["tune", "spec.yaml", "-n", "100"][..], more].concat());

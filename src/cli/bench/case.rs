@@ -12,6 +12,7 @@ use crate::baselines::{Baseline, Prepared, Problem};
 use crate::cli::table::{significant, thousands};
 use crate::cli::tensors::{Extents, Tensors};
 use crate::compiler::{Compiled, Options};
+use crate::cost::Forecast;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::interpreter::{self, SampleRow};
@@ -100,6 +101,9 @@ pub struct Row {
     /// Milliseconds that the cost model predicts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub predicted_ms: Option<f64>,
+    /// What the prediction is made of, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forecast: Option<Forecast>,
     /// Milliseconds, as are the next two.
     pub median_ms: Option<f64>,
     /// Shortest run.
@@ -252,6 +256,7 @@ impl Case<'_> {
             chosen: None,
             tuned_by: None,
             predicted_ms: None,
+            forecast: None,
             median_ms: None,
             min_ms: None,
             max_ms: None,

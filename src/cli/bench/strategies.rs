@@ -67,6 +67,7 @@ pub fn compare(case: &Case<'_>, budget: Duration, progress: &dyn Fn(&str)) -> Re
         let row = &mut rows[position(*strategy)];
         row.compile_ms = Some(compile_time.as_secs_f64() * 1e3);
         row.scratch_bytes = compiled.kernel.scratch_bytes(case.extents.batch);
+        row.forecast = compiled.forecast;
         row.predicted_ms = compiled.forecast.map(|forecast| forecast.seconds * 1e3 * case.extents.batch as f64);
         let chosen = of_chosen.get_or_insert_with(|| out.clone());
         let pairs = out.iter().zip(chosen.iter()).map(|(&found, &want)| (found, f64::from(want)));
