@@ -44,6 +44,7 @@ pub fn run(args: &Args) -> Result<()> {
             object.extend([
                 ("version".into(), json!(env!("CARGO_PKG_VERSION"))),
                 ("cache_bytes".into(), json!(facts.cache_bytes)),
+                ("level_3_reach".into(), json!(facts.level_3_reach)),
                 ("read_gb_per_s".into(), json!(facts.read_gb_per_s)),
                 ("read_gb_per_s_all".into(), json!(facts.read_gb_per_s_all)),
                 ("tiles".into(), json!(tiles)),
@@ -88,5 +89,6 @@ fn human(machine: &Machine, facts: &Facts, kept: &str) -> String {
             significant(facts.read_gb_per_s_all[level]),
         ]);
     }
-    [about, tiles, levels].map(|table| table.indented(0)).join("\n")
+    let reach = format!("level 3 is as fast up to {}\n", Bytes(facts.level_3_reach));
+    [about, tiles, levels].map(|table| table.indented(0)).join("\n") + &reach
 }

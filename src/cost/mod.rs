@@ -77,8 +77,10 @@ pub struct Forecast {
     pub edges: f64,
     /// Thread seconds around tiles: packing, row statistics, calls, outputs.
     pub rows: f64,
-    /// Thread seconds in which memory delivers, hidden or not.
-    pub memory: f64,
+    /// Thread seconds in which memory delivers what tiles read, hidden or not.
+    pub reads: f64,
+    /// Thread seconds in which P goes to memory.
+    pub writes: f64,
 }
 
 /// What the parts of a forecast are multiplied with.
@@ -94,7 +96,7 @@ struct Coefficients {
     mod_operation: f64,
     /// Multiples of a dense element for an edge's score, and for its values.
     edge: f64,
-    /// Share of the memory's time for the row of an edge that is waited for.
+    /// Share of the time for the row of an edge that is waited for.
     edge_wait: f64,
     /// Nanoseconds at 176 GF/s for a block row when P is computed, besides its arithmetic.
     row: f64,
@@ -104,12 +106,14 @@ struct Coefficients {
     piece: f64,
     /// The same for a run of keys in a hop.
     run: f64,
-    /// Share of the shorter one of arithmetic and memory that does not hide behind the other.
+    /// Share of the shorter one of arithmetic and reading that does not hide behind the other.
     unhidden: f64,
+    /// Times of reading so many bytes that it takes to write P, which hides behind nothing.
+    write: f64,
     /// Microseconds until all threads have passed a barrier.
     barrier: f64,
-    /// Share of its time that a sweep takes longer for its slots and windows.
-    sweep: f64,
+    /// Nanoseconds at 176 GF/s for a block row in a hop of a sweep, besides those of any hop.
+    sweep_row: f64,
     /// Multiples of the peak's time for a multiply-add to widen an element of P in 16 bits.
     widen: f64,
 }
@@ -119,15 +123,16 @@ const COEFFICIENTS: Coefficients = Coefficients {
     exponential: 1.1,
     value: 1.05,
     mod_operation: 4.0,
-    edge: 3.0,
-    edge_wait: 0.3,
+    edge: 1.0,
+    edge_wait: 0.9,
     row: 900.0,
     hop_row: 250.0,
     piece: 60.0,
     run: 40.0,
-    unhidden: 0.15,
+    unhidden: 0.1,
+    write: 1.6,
     barrier: 8.0,
-    sweep: 0.01,
+    sweep_row: 150.0,
     widen: 1.0,
 };
 
@@ -139,7 +144,7 @@ pub fn forecast(problem: &Problem, masks: &[(Work, usize)], walk: Walk, facts: &
     let mut sum = Forecast::default();
     let mut busy = 0.0;
     for (work, count) in masks {
-        let head = Head { problem, work, walk, facts, threads, in_flight: threads.min(heads).max(1) };
+        let head = Head { problem, work, walk, facts, threads, heads, in_flight: threads.min(heads).max(1) };
         let (forecast, seconds) = head.forecast();
         let count = *count as f64;
         for (total, part) in sum.parts_mut().into_iter().zip(forecast.parts()) {
@@ -184,13 +189,13 @@ fn barriers(problem: &Problem, walk: Walk, heads: usize, threads: usize) -> f64 
 }
 
 impl Forecast {
-    fn parts(&self) -> [f64; 7] {
-        [self.scores, self.exponentials, self.mods, self.values, self.edges, self.rows, self.memory]
+    fn parts(&self) -> [f64; 8] {
+        [self.scores, self.exponentials, self.mods, self.values, self.edges, self.rows, self.reads, self.writes]
     }
 
-    fn parts_mut(&mut self) -> [&mut f64; 7] {
-        let Self { seconds: _, scores, exponentials, mods, values, edges, rows, memory } = self;
-        [scores, exponentials, mods, values, edges, rows, memory]
+    fn parts_mut(&mut self) -> [&mut f64; 8] {
+        let Self { seconds: _, scores, exponentials, mods, values, edges, rows, reads, writes } = self;
+        [scores, exponentials, mods, values, edges, rows, reads, writes]
     }
 }
 
@@ -201,6 +206,8 @@ struct Head<'a> {
     walk: Walk,
     facts: &'a Facts,
     threads: usize,
+    /// Heads of the call.
+    heads: usize,
     /// Heads that are computed at the same time.
     in_flight: usize,
 }
@@ -226,7 +233,6 @@ impl Head<'_> {
         let element_score = 2.0 * d / flops;
         let element_value = 2.0 * dv / flops;
         let mut forecast = Forecast {
-            seconds: 0.0,
             scores: scored * c.score * work.score_elements * element_score,
             exponentials: scored
                 * c.exponential
@@ -238,7 +244,7 @@ impl Head<'_> {
             edges: work.edges * c.edge * (scored * element_score + products * element_value),
             rows: work.block_rows * fitted * (scored * c.row + products * c.hop_row)
                 + fitted * (scored * c.piece * work.pieces + products * c.run * work.runs),
-            memory: 0.0,
+            ..Forecast::default()
         };
         if problem.element < size_of::<f32>() {
             // Rows of K, and of V in the first hop, are widened once a block row.
@@ -248,33 +254,41 @@ impl Head<'_> {
             forecast.values += products * work.panel_elements * c.widen * 2.0 / flops;
         }
         forecast.edges += c.edge_wait * self.edge_rows(scored, products);
-        forecast.memory = self.stream(scored, products);
+        (forecast.reads, forecast.writes) = self.stream(scored, products);
         if let Walk::Sweep { behind, lag, .. } = self.walk {
+            forecast.rows += work.block_rows * products * c.sweep_row * fitted;
             // A stretch of rows also computes what the later hops of its own rows read on either side.
             let chunks = chunks(self.in_flight, self.threads) as f64;
             let around = (behind + lag) as f64 * (hops - 1.0) / 2.0;
-            let halo = (around * (chunks - 1.0) / work.block_rows.max(1.0)).min(chunks - 1.0);
-            let more = (1.0 + halo) * (1.0 + c.sweep);
+            let more = 1.0 + (around * (chunks - 1.0) / work.block_rows.max(1.0)).min(chunks - 1.0);
             forecast.parts_mut().into_iter().for_each(|part| *part *= more);
         }
-        let memory = forecast.memory;
-        let compute = forecast.parts().iter().sum::<f64>() - memory;
-        (forecast, compute.max(memory) + c.unhidden * compute.min(memory))
+        let Forecast { reads, writes, .. } = forecast;
+        let compute = forecast.parts().iter().sum::<f64>() - reads - writes;
+        (forecast, compute.max(reads) + c.unhidden * compute.min(reads) + writes)
     }
 
     /// Seconds in which the cache that holds all rows delivers those of the edges.
     fn edge_rows(&self, scored: f64, products: f64) -> f64 {
         let Self { problem, work, .. } = self;
         let row = |width: usize, element: usize| width.next_multiple_of(LANES) * element;
+        let (key, value) = (row(problem.head_dim, problem.element), row(problem.value_dim, size_of::<f32>()));
+        // Rows of K and V that take turns have to fit together.
+        let together = match self.walk {
+            Walk::Stored { .. } => 0,
+            Walk::Once | Walk::Again => key + value,
+            Walk::Sweep { .. } => key + problem.hops * value,
+        };
         let one = |row: usize| {
-            let reached = (work.edge_reach * row as f64) as u64;
+            let reached = (work.edge_reach * row.max(together) as f64) as u64;
             work.edges * row as f64 / self.speed(reached.saturating_mul(self.shared(reached)))
         };
-        scored * one(row(problem.head_dim, problem.element)) + products * one(row(problem.value_dim, size_of::<f32>()))
+        scored * one(key) + products * one(value)
     }
 
-    /// Seconds in which memory delivers what streams through: q, k, v and the output, Z, and P where it is kept.
-    fn stream(&self, scored: f64, products: f64) -> f64 {
+    /// Seconds in which memory delivers what streams through: q, k, v and the output, Z, and P where it is kept; and
+    /// seconds in which P is written.
+    fn stream(&self, scored: f64, products: f64) -> (f64, f64) {
         let Self { problem, work, .. } = self;
         let float = size_of::<f32>() as f64;
         let (d, dv, element) = (problem.head_dim as f64, problem.value_dim as f64, problem.element as f64);
@@ -285,28 +299,35 @@ impl Head<'_> {
             if self.facts.level(own) <= 1 { work.new_keys } else { work.keys }
         };
         let tensors = queries * (d + dv) * element + scored * fetched(d) * d * element + fetched(dv) * dv * element;
-        let all = (queries * (d + 2.0 * dv) * element) as u64;
-        let mut seconds = tensors / self.speed(all.saturating_mul(self.in_flight as u64));
-
-        let (p, z, kept) = match self.walk {
-            Walk::Once => (0.0, 0.0, 0.0),
-            Walk::Stored { element } => {
-                let p = (work.panel_elements + work.edges) * element as f64;
-                // Written, which fetches the line first, then read by each hop.
-                (p * (2.0 + products), 3.0 * (products - 1.0) * queries * dv * float, p + 2.0 * queries * dv * float)
-            }
-            Walk::Again => (0.0, 3.0 * (products - 1.0) * queries * dv * float, 2.0 * queries * dv * float),
-            Walk::Sweep { behind, lag, element } => {
-                let p = (work.panel_elements + work.edges) * element as f64;
-                let rows = (lag * (problem.hops - 1) + 1) as f64;
-                let window = ((behind + lag + 1) * BLOCK) as f64 * dv * float;
-                let ring = p / work.block_rows.max(1.0) * rows + products * window;
-                (p * (2.0 + products), 3.0 * (products - 1.0) * queries * dv * float, ring)
+        let z = queries * dv * float;
+        let element_of_p = match self.walk {
+            Walk::Once | Walk::Again => 0,
+            Walk::Stored { element } | Walk::Sweep { element, .. } => element,
+        };
+        let p = (work.panel_elements + work.edges) * element_of_p as f64;
+        // What lies between two uses of the same place of P or Z.
+        let kept = match self.walk {
+            Walk::Once => 0.0,
+            Walk::Again => 2.0 * z,
+            Walk::Stored { .. } => p + 2.0 * z,
+            Walk::Sweep { behind, lag, .. } => {
+                let ring = p / work.block_rows.max(1.0) * (lag * (problem.hops - 1) + 1) as f64;
+                let window = if work.in_order { ((behind + lag + 1) * BLOCK) as f64 * dv * float } else { z };
+                ring + products * window
             }
         };
+        // What the call touches before it comes back to the same place of a tensor, or of P in the next head.
+        let call = queries * (d + dv) * element + work.new_keys.min(queries) * (d + dv) * element;
+        let all = (self.heads as f64 * call + self.in_flight as f64 * kept) as u64;
         let kept = kept as u64;
-        seconds += (p + z) / self.speed(kept.saturating_mul(self.shared(kept)));
-        seconds
+        let kept = kept.saturating_mul(self.shared(kept));
+        let reads = tensors / self.speed(all) + (p * products + 3.0 * z * (products - 1.0)) / self.speed(kept);
+        let stored = match self.walk {
+            Walk::Stored { .. } => all,
+            Walk::Once | Walk::Again | Walk::Sweep { .. } => kept,
+        };
+        let writes = if self.facts.level(stored) <= 1 { 0.0 } else { COEFFICIENTS.write * p / self.speed(stored) };
+        (reads, writes)
     }
 
     /// How many heads share the level that holds `bytes` of one.

@@ -104,7 +104,7 @@ proptest! {
     ) {
         let [block_rows, score_elements, value_elements, exp_elements, panel_elements, keys, row_keys, new_keys, pieces,
             runs, edges, edge_reach] = numbers;
-        let work = Work { block_rows, score_elements, value_elements, exp_elements, panel_elements, keys, row_keys,
+        let work = Work { in_order: hops % 2 == 0, block_rows, score_elements, value_elements, exp_elements, panel_elements, keys, row_keys,
             new_keys, pieces, runs, edges, edge_reach };
         let facts = Facts { read_gb_per_s: bandwidths, read_gb_per_s_all: bandwidths, ..Facts::TYPICAL };
         for isa in Isa::ALL {

@@ -1,6 +1,6 @@
 //! What a mask makes tiles do, counted without a walk over its points.
 
-use crate::mask::{HeadMask, KeyOrder, Keys, QUERY_BLOCK};
+use crate::mask::{HeadMask, KeyOrder, Keys, QUERY_BLOCK, RowOrder};
 use crate::tiles::{LANES, ROW_BLOCKS, ROW_CUTS};
 
 /// Keys of a register tile of the score kernel.
@@ -11,6 +11,8 @@ const SAMPLE: usize = 1024;
 /// The work of one mask. Numbers of elements are those that tiles compute, allowed or not.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Work {
+    /// Whether block rows hold queries one behind the other.
+    pub in_order: bool,
     /// Block rows.
     pub block_rows: f64,
     /// Scores, trimmed to register tiles of 6 keys × 16 queries.
@@ -42,7 +44,8 @@ impl Work {
     pub fn of(mask: &HeadMask, q_len: usize, kv_len: usize) -> Self {
         let of_words: Vec<(f64, f64)> = mask.words.iter().map(|words| elements(words)).collect();
         let lanes = q_len.min(QUERY_BLOCK).next_multiple_of(LANES) as f64;
-        let mut work = Self { block_rows: q_len.div_ceil(QUERY_BLOCK) as f64, ..Self::default() };
+        let in_order = mask.order == RowOrder::Identity;
+        let mut work = Self { in_order, block_rows: q_len.div_ceil(QUERY_BLOCK) as f64, ..Self::default() };
         for run in &mask.rows {
             let rows = f64::from(run.count);
             let mut row_keys = 0.0;

@@ -21,6 +21,8 @@ use crate::tiles::peak;
 const SECONDS: f64 = 0.008;
 /// Most bytes that the bandwidth of memory is measured on: more than most level 3 caches leave to one program.
 const MOST_BYTES: u64 = 256 << 20;
+/// Share of level 3's bandwidth at which bytes still count as within it.
+const REACHED: f64 = 0.75;
 
 /// Numbers of a machine for the cost model.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -31,6 +33,8 @@ pub struct Facts {
     pub cores: usize,
     /// Bytes of the caches of levels 1, 2 and 3, as one core sees them.
     pub cache_bytes: [u64; 3],
+    /// Bytes that are read as fast as level 3 gives them; less than its size where others share it.
+    pub level_3_reach: u64,
     /// Read bandwidth of one thread in GB/s out of levels 1, 2, 3, and memory.
     pub read_gb_per_s: [f64; 4],
     /// The same of all threads together.
@@ -73,6 +77,7 @@ impl Facts {
         measured: false,
         cores: 2,
         cache_bytes: [48 << 10, 2 << 20, 64 << 20],
+        level_3_reach: 64 << 20,
         read_gb_per_s: [250.0, 90.0, 16.0, 11.0],
         read_gb_per_s_all: [500.0, 180.0, 32.0, 22.0],
         tiles: [TileFacts::typical(4.0), TileFacts::typical(8.0), TileFacts::typical(16.0)],
@@ -104,7 +109,8 @@ impl Facts {
 
     /// The level that holds `bytes` beside what else goes through it: 0 to 2, and 3 for memory.
     pub fn level(&self, bytes: u64) -> usize {
-        self.cache_bytes.iter().position(|&cache| bytes <= cache / 3 * 2).unwrap_or(3)
+        let [l1, l2, _] = self.cache_bytes;
+        [l1, l2, self.level_3_reach].iter().position(|&cache| bytes <= cache / 3 * 2).unwrap_or(3)
     }
 
     /// Measures this machine, in some 300 ms.
@@ -115,15 +121,21 @@ impl Facts {
         let most = MOST_BYTES.min(free_memory().unwrap_or(MOST_BYTES) / 8).max(1 << 20);
         // One array for all levels: touching its pages takes longer than reading them.
         let words = vec![1_u64; (most / 8) as usize];
-        // Level 3 at what several times the cores' level 2 hold, well below all of it.
-        let sizes = [l1 / 2, l2 / 2, (4 * l2).max(l2 / 2 + l3 / 8).min(l3 / 2), most].map(|bytes| bytes.min(most));
+        // Level 3 at what is several times a level 2, and well below all of it.
+        let sizes = [l1 / 2, l2 / 2, (4 * l2).min(l3 / 2), most].map(|bytes| bytes.min(most));
         let read = |threads: usize| sizes.map(|bytes| rounded(read_words(&words, bytes, threads)));
+        let read_gb_per_s = read(1);
+        // Up to which size level 3 is as fast as it is.
+        let doubled = std::iter::successors(Some(sizes[2]), |bytes| Some(2 * bytes)).take_while(|&bytes| bytes <= l3);
+        let fast = |&bytes: &u64| read_words(&words, bytes, 1) > REACHED * read_gb_per_s[2];
+        let level_3_reach = doubled.take_while(fast).last().unwrap_or(l3.min(2 * sizes[2]));
         Self {
             measured: true,
             cores,
             cache_bytes,
-            read_gb_per_s: read(1),
-            read_gb_per_s_all: if cores > 1 { read(cores) } else { read(1) },
+            level_3_reach,
+            read_gb_per_s,
+            read_gb_per_s_all: if cores > 1 { read(cores) } else { read_gb_per_s },
             tiles: Isa::ALL.map(|isa| tile_facts(isa, cores)),
         }
     }
