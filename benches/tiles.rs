@@ -73,6 +73,8 @@ fn portable() -> Family {
             edge_exp: transmute::<*const u8, Tile<EdgeCall>>(code(edges.exp)),
             edge_value: transmute::<*const u8, Tile<EdgeCall>>(code(edges.value)),
             join: hopweave::tiles::join::join,
+            narrow_panel: hopweave::tiles::half_panel::narrow,
+            widen_panel: hopweave::tiles::half_panel::widen,
             softcap: mods("softcap 30.0"),
             alibi: mods("alibi [0.5]"),
         }

@@ -281,6 +281,7 @@ impl Advice {
         Wishes {
             strategy: self.strategy(options),
             bf16_dots: options.bf16_dots,
+            exact_store: self.choice.is_some_and(|choice| choice.store.is_f32()),
             tuning: self.choice.map_or(Tuning::default(), |choice| choice.tuning),
             threads: options.threads,
             facts: self.facts,

@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::plan::{KernelPlan, ModsBy};
 use crate::target::Isa;
 use crate::tiles::stored::{dots_serve, stored_family};
-use crate::tiles::{self, exact, join};
+use crate::tiles::{self, exact, half_panel, join};
 
 /// The settings with which kernels are compiled: this CPU's own features, and the cheapest register allocation,
 /// since the tiles do the work.
@@ -89,6 +89,11 @@ pub fn link(plan: &KernelPlan, functions: Vec<Lowered>, isa: &OwnedTargetIsa) ->
     builder.symbol(TileFn::ValueExact.name(), exact::value_exact as *const u8);
     let join = family.map_or(join::join as *const u8, |family| family.join as *const u8);
     builder.symbol(TileFn::Join.name(), join);
+    let (narrow, widen) = family.map_or((half_panel::narrow as *const u8, half_panel::widen as *const u8), |family| {
+        (family.narrow_panel as *const u8, family.widen_panel as *const u8)
+    });
+    builder.symbol(TileFn::NarrowPanel.name(), narrow);
+    builder.symbol(TileFn::WidenPanel.name(), widen);
     if let Some(stored) = stored_family(plan.isa, plan.dtype) {
         if plan.bf16_dots && !dots_serve(plan.isa, plan.dtype, plan.head_dim) {
             return Err(Error::unsupported("dot products of bf16 pairs", "this CPU has no AVX512-BF16"));
@@ -229,6 +234,8 @@ fn portable_tiles(plan: &KernelPlan, module: &mut JITModule) -> Result<[FuncId; 
         // Replaced where the plan has score mods.
         symbols.pack,
         symbols.pack,
+        import(module, TileFn::NarrowPanel, TileFn::NarrowPanel.name())?,
+        import(module, TileFn::WidenPanel, TileFn::WidenPanel.name())?,
     ])
 }
 

@@ -49,6 +49,7 @@ fn problem(n: usize, d: usize, dv: usize, hops: &[(f64, f64)]) -> (Pattern, Patt
         diffusion: Diffusion {
             initial: 1.0,
             hops: hops.iter().map(|&(step, restart)| HopFactors { step, restart }).collect(),
+            store: crate::spec::Dtype::F32,
         },
         diffusion_at: Span::default(),
         source: Arc::new(Source::new("", "<text>")),

@@ -8,20 +8,21 @@ use std::mem::offset_of;
 use cranelift_codegen::ir::condcodes::FloatCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
 
-use super::KernelArgs;
 use super::kernel::{Kernel, Row, Steps};
 use super::softmax::Output;
 use super::steps::{Panel, StepKind};
 use super::tables::Section;
+use super::{KernelArgs, TileFn};
 use crate::mask::QUERY_BLOCK;
-use crate::tiles::LANES;
+use crate::tiles::half_panel::PanelCall;
+use crate::tiles::{ExpCall, LANES};
 
 /// Writes the function that stores P, unnormalised, and 1 / its row sums.
 pub(super) fn write_probabilities(mut kernel: Kernel<'_, '_>) {
     kernel.fill_records();
     kernel.for_rows(|kernel, row, steps| {
         kernel.begin_row(row);
-        let panel = kernel.stored_panel(row);
+        let panel = kernel.wide_panel(row);
         // The whole row's maximum first: nothing of P is corrected later.
         kernel.for_steps(row, steps, |kernel, step| match step {
             StepKind::Edges => {
@@ -34,6 +35,11 @@ pub(super) fn write_probabilities(mut kernel: Kernel<'_, '_>) {
             StepKind::Stream(_) => {}
         });
         kernel.update(row);
+        if !kernel.plan.store.is_f32() {
+            // What is summed is what is stored, and not yet known: these sums go where nothing reads them.
+            let unused = kernel.local(kernel.scratch.correction);
+            kernel.set(kernel.records.exp, offset_of!(ExpCall, sum), unused);
+        }
         kernel.for_steps(row, steps, |kernel, step| match step {
             StepKind::Edges => kernel.edge_exp(),
             StepKind::Joint(source) => {
@@ -41,6 +47,7 @@ pub(super) fn write_probabilities(mut kernel: Kernel<'_, '_>) {
             }
             StepKind::Stream(_) => {}
         });
+        kernel.half_panel(row, TileFn::NarrowPanel);
         let sum = kernel.local(kernel.scratch.sum);
         let inverse = kernel.lanes_of(row, kernel.scratch.inverse);
         kernel.invert(row, sum, inverse, None);
@@ -54,8 +61,9 @@ pub(super) fn write_hop(mut kernel: Kernel<'_, '_>) {
     kernel.fill_records();
     let hop = Hop::begin(&mut kernel);
     kernel.for_rows(|kernel, row, steps| {
+        kernel.half_panel(row, TileFn::WidenPanel);
         kernel.hop_row(row, steps, hop, |kernel, step, redo, output| {
-            let panel = kernel.stored_panel(row);
+            let panel = kernel.wide_panel(row);
             match step {
                 StepKind::Edges => {
                     let s = kernel.stored_edges(row);
@@ -175,6 +183,36 @@ impl<'p> Kernel<'_, 'p> {
                 self.e.b.ins().urem(row.t, slots)
             }
         }
+    }
+
+    /// The row's panel of probabilities in f32: the stored one, or the worker's copy of it.
+    fn wide_panel(&mut self, row: Row) -> Panel {
+        if self.plan.store.is_f32() { self.stored_panel(row) } else { self.local_panel() }
+    }
+
+    /// Where P is stored in bf16: rounds the worker's panel into the stored one, or reads it back.
+    fn half_panel(&mut self, row: Row, tile: TileFn) {
+        if self.plan.store.is_f32() {
+            return;
+        }
+        let record = self.records.panel;
+        let (wide, half) = (self.local_panel(), self.stored_panel(row));
+        let table = self.section(Section::StoredPanels);
+        let entry = self.e.offset(table, row.t, 16);
+        let keys = self.e.field(entry, 8);
+        let sum = self.local(self.scratch.sum);
+        for (field, value) in [
+            (offset_of!(PanelCall, wide), wide.base),
+            (offset_of!(PanelCall, wide_stride), wide.stride),
+            (offset_of!(PanelCall, half), half.base),
+            (offset_of!(PanelCall, half_stride), half.stride),
+            (offset_of!(PanelCall, nkeys), keys),
+            (offset_of!(PanelCall, groups), row.groups),
+            (offset_of!(PanelCall, sum), sum),
+        ] {
+            self.set(record, field, value);
+        }
+        self.call(tile, record);
     }
 
     /// The row's panel of stored probabilities.

@@ -15,6 +15,7 @@ use super::{KernelArgs, TileFn, is_ordered};
 use crate::mask::QUERY_BLOCK;
 use crate::plan::{KernelPlan, RowPlan, Scratch, Step, Strategy};
 use crate::tiles::exact::ExactCall;
+use crate::tiles::half_panel::PanelCall;
 use crate::tiles::stored::{StoredCall, WIDE_OUT};
 use crate::tiles::{
     AHEAD_LINES, Ahead, EdgeCall, EdgeModCall, ExpCall, LANES, ModCall, PackCall, ScoreCall, ValueCall,
@@ -89,6 +90,7 @@ pub(super) struct Records {
     pub value: Value,
     pub exact: Value,
     pub edge: Value,
+    pub panel: Value,
     /// Where the kernel has score mods: the records of their passes over panels and over edges, and the positions
     /// of the row's queries, i32 `[64]`.
     pub mods: Option<[Value; 3]>,
@@ -145,6 +147,7 @@ impl<'a, 'p> Kernel<'a, 'p> {
             TileFn::Pack => none,
             // Nothing calls them.
             TileFn::Mods | TileFn::EdgeMods if plan.mods.is_none() => none,
+            TileFn::NarrowPanel | TileFn::WidenPanel if plan.store.is_f32() => none,
             tile => import(function, isa, tile, index),
         });
         let wrappers = (!plan.dtype.is_f32()).then(|| {
@@ -167,6 +170,7 @@ impl<'a, 'p> Kernel<'a, 'p> {
             value: record(size_of::<ValueCall>()),
             exact: record(size_of::<ExactCall>()),
             edge: record(size_of::<EdgeCall>()),
+            panel: record(if plan.store.is_f32() { 8 } else { size_of::<PanelCall>() }),
             mods: mod_records,
         };
         let exact = record(size_of::<u64>());

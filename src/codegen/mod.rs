@@ -52,12 +52,16 @@ pub enum TileFn {
     Mods,
     /// [`crate::tiles::EdgeModCall`]
     EdgeMods,
+    /// [`crate::tiles::half_panel::PanelCall`]
+    NarrowPanel,
+    /// [`crate::tiles::half_panel::PanelCall`]
+    WidenPanel,
 }
 
 impl TileFn {
     /// All of them; the position is the index in the external names of lowered functions, where the wrappers for
     /// 16-bit tensors follow in the same order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Pack,
         Self::Score,
         Self::Exp,
@@ -69,6 +73,8 @@ impl TileFn {
         Self::Join,
         Self::Mods,
         Self::EdgeMods,
+        Self::NarrowPanel,
+        Self::WidenPanel,
     ];
 
     /// Symbol name.
@@ -85,6 +91,8 @@ impl TileFn {
             Self::Join => "join",
             Self::Mods => "mods",
             Self::EdgeMods => "edge_mods",
+            Self::NarrowPanel => "narrow_panel",
+            Self::WidenPanel => "widen_panel",
         }
     }
 

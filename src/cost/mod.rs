@@ -96,8 +96,8 @@ struct Coefficients {
     mod_operation: f64,
     /// Multiples of a dense element for an edge's score, and for its values.
     edge: f64,
-    /// Share of the time for the row of an edge that is waited for.
-    edge_wait: f64,
+    /// Times of reading the row of an edge that are waited for, where it comes out of level 2, and out of what is beyond.
+    edge_wait: [f64; 2],
     /// Nanoseconds at 176 GF/s for a block row when P is computed, besides its arithmetic.
     row: f64,
     /// The same for a hop.
@@ -108,8 +108,9 @@ struct Coefficients {
     run: f64,
     /// Share of the shorter one of arithmetic and reading that does not hide behind the other.
     unhidden: f64,
-    /// Times of reading so many bytes that it takes to write P, which hides behind nothing.
-    write: f64,
+    /// Times of reading so many bytes out of level 3, and out of memory, that it takes to write P there; it hides behind
+    /// nothing.
+    write: [f64; 2],
     /// Microseconds until all threads have passed a barrier.
     barrier: f64,
     /// Nanoseconds at 176 GF/s for a block row in a hop of a sweep, besides those of any hop.
@@ -118,21 +119,24 @@ struct Coefficients {
     widen: f64,
 }
 
+/// Share of the level 2 cache that rows of edges have for themselves.
+const NEAR_SHARE: f64 = 0.8;
+
 const COEFFICIENTS: Coefficients = Coefficients {
     score: 1.07,
     exponential: 1.1,
     value: 1.05,
     mod_operation: 4.0,
     edge: 1.0,
-    edge_wait: 0.9,
+    edge_wait: [0.9, 1.2],
     row: 900.0,
     hop_row: 250.0,
     piece: 60.0,
     run: 40.0,
     unhidden: 0.1,
-    write: 1.6,
+    write: [0.5, 1.0],
     barrier: 8.0,
-    sweep_row: 150.0,
+    sweep_row: 300.0,
     widen: 1.0,
 };
 
@@ -253,7 +257,7 @@ impl Head<'_> {
         if let Walk::Stored { element: 2 } | Walk::Sweep { element: 2, .. } = self.walk {
             forecast.values += products * work.panel_elements * c.widen * 2.0 / flops;
         }
-        forecast.edges += c.edge_wait * self.edge_rows(scored, products);
+        forecast.edges += self.edge_rows(scored, products);
         (forecast.reads, forecast.writes) = self.stream(scored, products);
         if let Walk::Sweep { behind, lag, .. } = self.walk {
             forecast.rows += work.block_rows * products * c.sweep_row * fitted;
@@ -268,9 +272,10 @@ impl Head<'_> {
         (forecast, compute.max(reads) + c.unhidden * compute.min(reads) + writes)
     }
 
-    /// Seconds in which the cache that holds all rows delivers those of the edges.
+    /// Seconds in which the caches deliver the rows of the edges.
     fn edge_rows(&self, scored: f64, products: f64) -> f64 {
         let Self { problem, work, .. } = self;
+        let c = &COEFFICIENTS;
         let row = |width: usize, element: usize| width.next_multiple_of(LANES) * element;
         let (key, value) = (row(problem.head_dim, problem.element), row(problem.value_dim, size_of::<f32>()));
         // Rows of K and V that take turns have to fit together.
@@ -280,8 +285,13 @@ impl Head<'_> {
             Walk::Sweep { .. } => key + problem.hops * value,
         };
         let one = |row: usize| {
-            let reached = (work.edge_reach * row.max(together) as f64) as u64;
-            work.edges * row as f64 / self.speed(reached.saturating_mul(self.shared(reached)))
+            let reached = work.edge_reach * row.max(together) as f64;
+            // Drawn at random, a row is in the level 2 cache as often as all of them fit into it.
+            let near = (NEAR_SHARE * self.facts.cache_bytes[1] as f64 / reached).min(1.0);
+            let beyond = reached as u64;
+            let beyond = self.speed(beyond.saturating_mul(self.shared(beyond)).max(self.facts.cache_bytes[1]));
+            let near_speed = self.speed(self.facts.cache_bytes[1] / 2);
+            work.edges * row as f64 * (near * c.edge_wait[0] / near_speed + (1.0 - near) * c.edge_wait[1] / beyond)
         };
         scored * one(key) + products * one(value)
     }
@@ -305,28 +315,33 @@ impl Head<'_> {
             Walk::Stored { element } | Walk::Sweep { element, .. } => element,
         };
         let p = (work.panel_elements + work.edges) * element_of_p as f64;
-        // What lies between two uses of the same place of P or Z.
-        let kept = match self.walk {
-            Walk::Once => 0.0,
-            Walk::Again => 2.0 * z,
-            Walk::Stored { .. } => p + 2.0 * z,
+        // What lies between two uses of the same place of P, and of Z.
+        let (kept_p, kept_z) = match self.walk {
+            Walk::Once => (0.0, 0.0),
+            Walk::Again => (0.0, 2.0 * z),
+            Walk::Stored { .. } => (p + 2.0 * z, p + 2.0 * z),
             Walk::Sweep { behind, lag, .. } => {
                 let ring = p / work.block_rows.max(1.0) * (lag * (problem.hops - 1) + 1) as f64;
                 let window = if work.in_order { ((behind + lag + 1) * BLOCK) as f64 * dv * float } else { z };
-                ring + products * window
+                (ring + window, ring + products * window)
             }
         };
         // What the call touches before it comes back to the same place of a tensor, or of P in the next head.
         let call = queries * (d + dv) * element + work.new_keys.min(queries) * (d + dv) * element;
-        let all = (self.heads as f64 * call + self.in_flight as f64 * kept) as u64;
-        let kept = kept as u64;
-        let kept = kept.saturating_mul(self.shared(kept));
-        let reads = tensors / self.speed(all) + (p * products + 3.0 * z * (products - 1.0)) / self.speed(kept);
+        let all = (self.heads as f64 * call + self.in_flight as f64 * kept_p.max(kept_z)) as u64;
+        let beside = |bytes: f64| (bytes as u64).saturating_mul(self.shared(bytes as u64));
+        let (kept_p, kept_z) = (beside(kept_p), beside(kept_z));
+        let reads = tensors / self.speed(all)
+            + p * products / self.speed(kept_p)
+            + 3.0 * z * (products - 1.0) / self.speed(kept_z);
         let stored = match self.walk {
             Walk::Stored { .. } => all,
-            Walk::Once | Walk::Again | Walk::Sweep { .. } => kept,
+            Walk::Once | Walk::Again | Walk::Sweep { .. } => kept_p,
         };
-        let writes = if self.facts.level(stored) <= 1 { 0.0 } else { COEFFICIENTS.write * p / self.speed(stored) };
+        let writes = match self.facts.level(stored) {
+            0 | 1 => 0.0,
+            level => COEFFICIENTS.write[level - 2] * p / self.speed(stored),
+        };
         (reads, writes)
     }
 

@@ -48,6 +48,7 @@ fn spec(width: usize, initial: f64, hops: &[(f64, f64)]) -> PatternSpec {
         diffusion: Diffusion {
             initial,
             hops: hops.iter().map(|&(step, restart)| HopFactors { step, restart }).collect(),
+            store: crate::spec::Dtype::F32,
         },
         diffusion_at: Span::default(),
         source: Arc::new(Source::new("", "<text>")),

@@ -231,6 +231,8 @@ pub struct Wishes {
     pub strategy: Option<Strategy>,
     /// Scores of bf16 by dot products of pairs; where nothing is wished, they are taken if they are faster here.
     pub bf16_dots: Option<bool>,
+    /// P stays in f32, though the schedule allows bf16.
+    pub exact_store: bool,
     /// Sizes to cut by.
     pub tuning: Tuning,
     /// Threads of a call, for the cost model; 0 is as good as 1.
@@ -286,8 +288,14 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
     }
     scores.panel_scale = (panel_scale != 1.0).then_some(panel_scale as f32);
     let situation = Situation { neighbors: &schedule.neighbors, hops: hops.len(), looped, wish: wishes.strategy };
+    // Strategies that keep no P do not care.
+    let stored = if wishes.exact_store { Dtype::F32 } else { schedule.store };
     let model = Model::new(schedule, isa, &wishes);
-    let (strategy, reach, mut reasons) = strategy::choose(&situation, &model, Dtype::F32)?;
+    let (strategy, reach, mut reasons) = strategy::choose(&situation, &model, stored)?;
+    let store = if strategy.stores_p() { stored } else { Dtype::F32 };
+    if !store.is_f32() {
+        reasons.push(format!("P is stored in {store}"));
+    }
     let (d, dtype) = (schedule.head_dim, schedule.dtype);
     let bf16_dots = wishes.bf16_dots.unwrap_or_else(|| dots_pay(isa, dtype, d));
     if bf16_dots && !dots_serve(isa, dtype, d) {
@@ -321,7 +329,7 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
         mods,
         hops,
         restart_folded,
-        store: Dtype::F32,
+        store,
         reach,
         tuning: wishes.tuning,
         masks,

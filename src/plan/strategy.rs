@@ -166,21 +166,31 @@ fn follows_keys(mask: &HeadMask, kv_len: usize) -> bool {
     }
 }
 
-/// Why rows stand in another order than keys: global queries at the end, if they are.
+/// Why rows stand in another order than keys: the global queries that were moved to the end, if there are any.
 fn unordered(mask: &HeadMask, neighbors: &BlockMask) -> String {
-    let Some((last, RowOrder::Permuted(order))) = mask.rows.last().map(|run| (run, &mask.order)) else {
-        return "rows stand in another order than keys".to_owned();
-    };
-    let keys: usize = last.segments.iter().map(|segment| mask.segment_len(segment, last.count - 1)).sum();
-    let first = (last.first + last.count - 1) as usize * QUERY_BLOCK;
-    let mut global: Vec<u32> = order[first.min(order.len())..].to_vec();
-    global.sort_unstable();
-    match global[..] {
-        [first, .., last] if 2 * keys > neighbors.kv_len => {
-            let each = if last as usize - first as usize + 1 == global.len() { "" } else { "among " };
-            format!("{each}rows {first}..{last} reach {keys} of {} keys", neighbors.kv_len)
+    let mut global = Vec::new();
+    if let (Some(run), RowOrder::Permuted(order)) = (mask.rows.last(), &mask.order) {
+        let row = run.count - 1;
+        let mut keys = [0; QUERY_BLOCK];
+        for segment in &run.segments {
+            for (place, count) in keys.iter_mut().enumerate() {
+                *count += match segment.mask {
+                    None => mask.segment_len(segment, row),
+                    Some(table) => mask.words[table as usize].iter().filter(|&word| word >> place & 1 == 1).count(),
+                };
+            }
         }
-        _ => "rows stand in another order than keys".to_owned(),
+        let here = order.iter().skip((run.first + row) as usize * QUERY_BLOCK);
+        global = here.zip(keys).filter(|&(_, keys)| 2 * keys > neighbors.kv_len).map(|(&query, _)| query).collect();
+        global.sort_unstable();
+    }
+    match global[..] {
+        [] => "rows stand in another order than keys".to_owned(),
+        [only] => format!("global row {only} reaches every row"),
+        [first, .., last] if last as usize - first as usize + 1 == global.len() => {
+            format!("global rows {first}..{last} reach every row")
+        }
+        [first, .., last] => format!("{} global rows among {first}..{last} reach every row", global.len()),
     }
 }
 

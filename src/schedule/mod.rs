@@ -7,7 +7,7 @@
 //! The whole IR, as its text form:
 //!
 //! ```text
-//! schedule heads H kv_heads G q_len M kv_len N head_dim D value_dim E [dtype T]
+//! schedule heads H kv_heads G q_len M kv_len N head_dim D value_dim E [dtype T] [store T]
 //! blocks test every | blocks test partial
 //! qt = pack q * SCALE                 packed, scaled queries
 //! s = sddmm k qt                      scores on the neighbors (blocks and scattered edges)
@@ -53,6 +53,8 @@ pub struct Schedule {
     pub value_dim: usize,
     /// Storage of q, k, v and the output.
     pub dtype: Dtype,
+    /// Storage of p where it is kept: f32 or bf16.
+    pub store: Dtype,
     /// Which blocks have their mask words tested.
     pub block_test: BlockTest,
     /// The operations, in order.
@@ -158,6 +160,7 @@ pub fn build(spec: &PatternSpec, neighbors: BlockMask) -> Result<Schedule> {
         head_dim: spec.head_dim,
         value_dim: spec.value_dim,
         dtype: spec.dtype,
+        store: spec.diffusion.store,
         block_test: BlockTest::Every,
         body,
         neighbors,

@@ -26,6 +26,9 @@ impl Schedule {
         if !self.dtype.is_f32() {
             let _ = write!(out, " dtype {}", self.dtype);
         }
+        if !self.store.is_f32() {
+            let _ = write!(out, " store {}", self.store);
+        }
         out.push('\n');
         out.push_str(match self.block_test {
             BlockTest::Every => "blocks test every\n",
@@ -85,7 +88,11 @@ pub fn parse(text: &str) -> Result<Schedule> {
     let mut lines = Lines { rest: text, number: 0 };
     let header = lines.next("the schedule's header")?;
     let words: Vec<&str> = header.split_whitespace().collect();
-    let (words, dtype) = match words.as_slice() {
+    let (words, store) = match words.as_slice() {
+        [words @ .., "store", name] => (words, Dtype::find(name)),
+        words => (words, Some(Dtype::F32)),
+    };
+    let (words, dtype) = match words {
         [words @ .., "dtype", name] => (words, Dtype::find(name)),
         words => (words, Some(Dtype::F32)),
     };
@@ -95,10 +102,11 @@ pub fn parse(text: &str) -> Result<Schedule> {
         }
         _ => [None; 4],
     };
-    let ([Some(heads), Some(kv_heads), Some(head_dim), Some(value_dim)], Some(dtype)) = (sizes, dtype) else {
-        return Err(
-            lines.refuse("expected `schedule heads H kv_heads G q_len M kv_len N head_dim D value_dim E [dtype T]`")
-        );
+    let ([Some(heads), Some(kv_heads), Some(head_dim), Some(value_dim)], Some(dtype), Some(store)) =
+        (sizes, dtype, store)
+    else {
+        let form = "schedule heads H kv_heads G q_len M kv_len N head_dim D value_dim E [dtype T] [store T]";
+        return Err(lines.refuse(&format!("expected `{form}`")));
     };
     let block_test = match lines.next("the block test")? {
         "blocks test every" => BlockTest::Every,
@@ -118,7 +126,7 @@ pub fn parse(text: &str) -> Result<Schedule> {
         Error::Text { stage, line, message } => Error::Text { stage, line: line + skipped, message },
         other => other,
     })?;
-    Ok(Schedule { heads, kv_heads, head_dim, value_dim, dtype, block_test, body, neighbors })
+    Ok(Schedule { heads, kv_heads, head_dim, value_dim, dtype, store, block_test, body, neighbors })
 }
 
 fn parse_op(line: &str, lines: &mut Lines<'_>) -> Result<Op> {

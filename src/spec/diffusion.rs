@@ -1,6 +1,7 @@
 //! The `diffusion` key: four forms, one recurrence.
 
 use super::{Diffusion, Fields, HopFactors, Source, Value};
+use crate::dtype::Dtype;
 use crate::error::{Result, Span};
 
 /// Most hops of a spec.
@@ -20,15 +21,17 @@ impl Diffusion {
 
     /// `Z_0 = V`, `Z_{k+1} = (1 - alpha) A Z_k + alpha V` (Feng et al., AAAI 2023, eq. 7).
     pub fn restart(hops: usize, alpha: f64) -> Self {
-        Self { initial: 1.0, hops: vec![HopFactors { step: 1.0 - alpha, restart: alpha }; hops] }
+        let hops = vec![HopFactors { step: 1.0 - alpha, restart: alpha }; hops];
+        Self { initial: 1.0, hops, store: Dtype::F32 }
     }
 
     /// `Σ θ_k A^k V`, by Horner's rule: `θ_0 V + A (θ_1 V + A (... + A θ_K V))`. Without coefficients, zero.
     pub fn polynomial(coefficients: &[f64]) -> Self {
         let Some((&last, rest)) = coefficients.split_last() else {
-            return Self { initial: 0.0, hops: Vec::new() };
+            return Self { initial: 0.0, hops: Vec::new(), store: Dtype::F32 };
         };
-        Self { initial: last, hops: rest.iter().rev().map(|&restart| HopFactors { step: 1.0, restart }).collect() }
+        let hops = rest.iter().rev().map(|&restart| HopFactors { step: 1.0, restart }).collect();
+        Self { initial: last, hops, store: Dtype::F32 }
     }
 
     /// The heat kernel `Σ_{k ≤ hops} e^{-t} t^k / k! · A^k V` with weights normalised to sum to 1.
@@ -62,11 +65,15 @@ pub(super) fn read(source: &Source, at: Span, value: &Value) -> Result<Diffusion
             return Err(source.error(fields.key_at(key), message, expected));
         }
     }
-    if let Some(store) = fields.get("store")
-        && store.choice(source, "store", &["f32", "bf16"])? == "bf16"
-    {
-        return Err(source.unsupported(store.at, "store: bf16", "`store: f32`"));
-    }
+    let store = match fields.get("store") {
+        Some(store) if store.choice(source, "store", &["f32", "bf16"])? == "bf16" => Dtype::Bf16,
+        _ => Dtype::F32,
+    };
+    Ok(Diffusion { store, ..recurrence(source, &fields, form)? })
+}
+
+/// The form that the fields have, as a recurrence.
+fn recurrence(source: &Source, fields: &Fields<'_>, form: Option<&str>) -> Result<Diffusion> {
     let hops = || fields.require("hops", "5")?.integer(source, "hops", 0, MAX_HOPS as u64).map(|x| x as usize);
     let alpha = |required: bool| match fields.get("alpha") {
         None if !required => Ok(0.0),
@@ -151,8 +158,12 @@ mod tests {
 
     #[test]
     fn specs_with_diffusion_print_back_and_can_be_overridden() {
-        let forms =
-            ["{hops: 0, alpha: 0.5}", "{hops: 7, alpha: 1}", "{heat: 1.7, hops: 4}", "{coefficients: [0.1, -1e-9, 3]}"];
+        let forms = [
+            "{hops: 0, alpha: 0.5}",
+            "{hops: 7, alpha: 1, store: bf16}",
+            "{heat: 1.7, hops: 4}",
+            "{coefficients: [0.1, -1e-9, 3], store: bf16}",
+        ];
         for form in forms {
             let spec = spec(form);
             let again = parse(&spec.print(), "<printed>").unwrap_or_else(|error| panic!("{error}"));

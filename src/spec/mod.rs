@@ -167,6 +167,8 @@ pub struct Diffusion {
     pub initial: f64,
     /// One entry a hop, in the order of execution; empty for zero hops.
     pub hops: Vec<HopFactors>,
+    /// How A is stored where a strategy keeps it: f32 or bf16. The meaning does not change, rounding does.
+    pub store: Dtype,
 }
 
 /// The factors of one hop: `Z' = step · A Z + restart · V`.

@@ -43,12 +43,14 @@ impl PatternSpec {
 
 impl Diffusion {
     fn print(&self) -> String {
+        let store = if self.store.is_f32() { String::new() } else { format!(", store: {}", self.store) };
         let alpha = self.hops.first().map_or(0.0, |hop| hop.restart);
-        if *self == Self::restart(self.hops.len(), alpha) {
-            return format!("{{hops: {}, alpha: {alpha:?}}}", self.hops.len());
+        if *self == (Self { store: self.store, ..Self::restart(self.hops.len(), alpha) }) {
+            return format!("{{hops: {}, alpha: {alpha:?}{store}}}", self.hops.len());
         }
         let coefficients = self.hops.iter().rev().map(|hop| hop.restart).chain([self.initial]);
-        format!("{{coefficients: [{}]}}", coefficients.map(|x| format!("{x:?}")).collect::<Vec<_>>().join(", "))
+        let coefficients = coefficients.map(|x| format!("{x:?}")).collect::<Vec<_>>().join(", ");
+        format!("{{coefficients: [{coefficients}]{store}}}")
     }
 }
 

@@ -11,6 +11,7 @@
 use std::arch::x86_64::*;
 
 use super::elementwise;
+use super::half_panel;
 use super::join::join_avx2;
 use super::split::{self, EdgeRange, SCORE_KEYS, ScoreKernel, ScoreTile, VALUE_ROWS, ValueKernel, ValueTile};
 use super::{EdgeCall, ExpCall, Family, LANES, LEAST_POWER, PackCall, ScoreCall, ValueCall};
@@ -27,6 +28,8 @@ pub(super) const FAMILY: Family = Family {
     edge_exp,
     edge_value,
     join: join_avx2,
+    narrow_panel: half_panel::narrow_avx2,
+    widen_panel: half_panel::widen_avx2,
     softcap: elementwise::softcap_avx2,
     alibi: elementwise::alibi_avx2,
 };

@@ -10,6 +10,7 @@
 use std::arch::x86_64::*;
 
 use super::elementwise;
+use super::half_panel;
 use super::join::join_avx512;
 use super::split::{self, EdgeRange, LINE, SCORE_KEYS, ScoreKernel, ScoreTile, VALUE_ROWS, ValueKernel, ValueTile};
 use super::{AHEAD_LINES, EdgeCall, ExpCall, Family, LANES, LEAST_POWER, PackCall, ScoreCall, ValueCall};
@@ -26,6 +27,8 @@ pub(super) const FAMILY: Family = Family {
     edge_exp,
     edge_value,
     join: join_avx512,
+    narrow_panel: half_panel::narrow_avx512,
+    widen_panel: half_panel::widen_avx512,
     softcap: elementwise::softcap_avx512,
     alibi: elementwise::alibi_avx512,
 };

@@ -24,6 +24,7 @@ mod dots;
 pub mod exact;
 #[doc(hidden)]
 pub mod guard;
+pub mod half_panel;
 pub mod join;
 pub mod peak;
 pub mod stored;
@@ -327,6 +328,10 @@ pub struct Family {
     pub edge_value: Tile<EdgeCall>,
     /// See [`join::JoinCall`].
     pub join: Tile<join::JoinCall>,
+    /// See [`half_panel::narrow`].
+    pub narrow_panel: Tile<half_panel::PanelCall>,
+    /// See [`half_panel::widen`].
+    pub widen_panel: Tile<half_panel::PanelCall>,
     /// See [`ModCall`]: `factor · c · tanh(s / c)`, where the panel holds [`softcap_scale`] · s; reads no positions, head
     /// or inputs.
     pub softcap: Tile<ModCall>,

@@ -5,8 +5,8 @@ use crate::dtype::Dtype;
 use crate::plan::{CHUNK_KEYS, Choice, JOINT_KEYS, Strategy, Tuning};
 
 /// Every strategy, with P stored as the spec has it and in f32. What is not legal the compiler refuses, with the reason.
-pub(super) fn strategies(_search: &Search<'_>, model: Choice) -> Vec<Choice> {
-    let allowed = Dtype::F32;
+pub(super) fn strategies(search: &Search<'_>, model: Choice) -> Vec<Choice> {
+    let allowed = search.spec.diffusion.store;
     let mut choices = Vec::new();
     for strategy in Strategy::ALL {
         choices.push(plain(strategy, Dtype::F32, model.tuning));
