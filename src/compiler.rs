@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::machine::Facts;
 use crate::mask::BlockMask;
 use crate::pattern::Pattern;
-use crate::plan::{Choice, Model, Strategy, Tuning, Wishes};
+use crate::plan::{ASKED_FOR, Choice, Model, Strategy, Tuning, Wishes};
 use crate::runtime::Kernel;
 use crate::schedule::VerifiedSchedule;
 use crate::spec::PatternSpec;
@@ -60,14 +60,27 @@ pub fn compile(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Option
 pub fn compile_pattern(spec: &PatternSpec, pattern: Pattern, options: &Options) -> Result<Compiled> {
     let advice = options.advice(spec, pattern.q_len, pattern.kv_len);
     let Some(path) = advice.tuned_by.clone() else {
-        return compile_with(spec, pattern, options, advice);
+        return match compile_with(spec, pattern.clone(), options, advice.clone()) {
+            // The fastest plan is of no use where its P does not fit.
+            Err(error @ Error::Memory { .. }) if advice.strategy(options).is_none() => {
+                let frugal = Options { strategy: Some(Strategy::Recompute), ..options.clone() };
+                let because = Some(format!("chosen, since {error}"));
+                compile_with(spec, pattern, &frugal, Advice { because, ..advice }).map_err(|_| error)
+            }
+            result => result,
+        };
     };
     match compile_with(spec, pattern.clone(), options, advice.clone()) {
         // An entry that this spec's files or this machine's memory have outdated.
         Err(error @ (Error::Unsupported { .. } | Error::Memory { .. })) => {
             let mut warnings = advice.warnings;
             warnings.push(format!("{}: is passed over: {error}", path.display()));
-            compile_with(spec, pattern, options, Advice { choice: None, tuned_by: None, warnings, ..advice })
+            compile_with(
+                spec,
+                pattern,
+                options,
+                Advice { choice: None, because: None, tuned_by: None, warnings, ..advice },
+            )
         }
         result => result,
     }
@@ -81,7 +94,12 @@ fn compile_with(spec: &PatternSpec, pattern: Pattern, options: &Options, advice:
     let schedule = clock.time("schedule", || schedule::build(spec, mask.clone()))?;
     let schedule = clock.time("passes", || passes::run(schedule, &options.without))?;
     let schedule = clock.time("verify", || schedule::verify(schedule))?;
-    let plan = clock.time("plan", || plan::build(&schedule, options.isa, advice.wishes(options)))?;
+    let mut plan = clock.time("plan", || plan::build(&schedule, options.isa, advice.wishes(options)))?;
+    if let (Some(because), Some(last)) =
+        (&advice.because, plan.reasons.iter_mut().find(|text| text.ends_with(ASKED_FOR)))
+    {
+        *last = format!("{}: {because}", plan.strategy);
+    }
     let wishes = advice.wishes(options);
     let forecast = wishes
         .facts
@@ -254,7 +272,10 @@ impl Options {
         if self.strategy.is_none() && self.without.is_empty() && self.bf16_dots.is_none() {
             let problem = Problem { spec, q_len, kv_len, isa: self.isa, threads: self.threads };
             match problem.find(&cache) {
-                Ok(Some((entry, path))) => (advice.choice, advice.tuned_by) = (Some(entry.choice), Some(path)),
+                Ok(Some((entry, path))) => {
+                    advice.because = Some(format!("chosen, the fastest that was measured ({})", path.display()));
+                    (advice.choice, advice.tuned_by) = (Some(entry.choice), Some(path));
+                }
                 Ok(None) => {}
                 Err(error) => advice.warnings.push(error.to_string()),
             }
@@ -267,6 +288,8 @@ impl Options {
 #[derive(Debug, Clone, Default)]
 struct Advice {
     choice: Option<Choice>,
+    /// Why a strategy is wished that the caller did not ask for.
+    because: Option<String>,
     tuned_by: Option<PathBuf>,
     facts: Option<Facts>,
     warnings: Vec<String>,

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use hopweave::cache::Cache;
 use hopweave::compiler::{self, Options, TuningSource};
@@ -10,6 +11,7 @@ use hopweave::dtype::Dtype;
 use hopweave::plan::{Choice, Strategy, Tuning};
 use hopweave::spec::{self, PatternSpec};
 use hopweave::target::Isa;
+use hopweave::tune::{Call, Callable, Search, search};
 use hopweave::tuned::{Found, Problem};
 use tempfile::TempDir;
 
@@ -317,6 +319,83 @@ fn libraries_use_the_cache_that_they_are_given_and_only_that() {
     assert!(text.contains("joint_keys: 128"), "{text}");
     assert_eq!(&hopweave::plan::parse(&text).expect("a plan"), given.kernel.plan());
     assert!(hopweave::plan::parse(&text.replace("joint_keys: 128", "joint_keys: 1")).is_err());
+}
+
+#[test]
+fn what_does_not_fit_is_computed_again() {
+    let spec = read("name: all\nhead_dim: 4\npattern: full\ndiffusion: {hops: 3, alpha: 0.1}\n");
+    let compile = |memory_limit, strategy| {
+        let options = Options { threads: 1, memory_limit, strategy, ..Options::reproducible() };
+        compiler::compile(&spec, 2000, 2000, &options)
+    };
+    let chosen = |memory_limit| compile(memory_limit, None).map(|compiled| compiled.kernel.plan().strategy);
+    assert_eq!(chosen(1 << 30).expect("a kernel"), Strategy::Resident);
+    assert_eq!(chosen(4 << 20).expect("a kernel"), Strategy::Recompute);
+    let reasons = compile(4 << 20, None).expect("a kernel").kernel.plan().reasons.join("\n");
+    assert!(reasons.contains("recompute: chosen, since scratch of the resident kernel needs"), "{reasons}");
+    let refused = |strategy| compile(1 << 16, strategy).expect_err("no memory").to_string();
+    assert!(refused(None).contains("resident"), "{}", refused(None));
+    let asked = compile(4 << 20, Some(Strategy::Resident)).expect_err("no memory").to_string();
+    assert!(asked.contains("resident"), "{asked}");
+}
+
+/// Tensors that take no time to be called on.
+struct Instantly;
+
+impl Callable for Instantly {
+    fn call<'k>(&'k self, _: &'k compiler::Compiled) -> Call<'k> {
+        Box::new(|| Ok(()))
+    }
+}
+
+#[test]
+fn every_strategy_is_measured_or_refused_with_a_reason() {
+    for (text, legal) in [
+        ("name: w\nheads: 3\nhead_dim: 4\npattern: {window: {radius: 70}}\n", 4),
+        ("name: w\nhead_dim: 4\npattern: causal\ndiffusion: {hops: 3, alpha: 0.1, store: bf16}\n", 7),
+    ] {
+        let spec = read(text);
+        let options = Options { threads: 2, isa: Isa::Portable, ..Options::reproducible() };
+        let findings = search(&Search {
+            spec: &spec,
+            q_len: 640,
+            kv_len: 640,
+            options: &options,
+            budget: Duration::from_millis(20),
+            batch: 1,
+            tensors: &Instantly,
+            progress: &|share, what| assert!((0.0..=1.0).contains(&share) && !what.is_empty()),
+        })
+        .expect("findings");
+        let model = compiler::compile(&spec, 640, 640, &options).expect("a kernel").kernel.plan().choice();
+        let candidates = &findings.candidates;
+        assert_eq!(candidates[0].choice, model);
+        assert!(candidates[0].median_ms.is_some() && findings.winner().median_ms.is_some());
+        for (i, candidate) in candidates.iter().enumerate() {
+            assert!(candidate.median_ms.is_some() || candidate.remark.is_some(), "{candidate:?}");
+            assert!(candidates[..i].iter().all(|earlier| earlier.choice != candidate.choice), "{candidate:?}");
+        }
+        for strategy in Strategy::ALL {
+            assert!(candidates.iter().any(|candidate| candidate.choice.strategy == strategy), "{strategy}");
+        }
+        let stages = candidates.iter().filter(|candidate| candidate.choice.tuning == Tuning::default());
+        let measured = stages.filter(|candidate| candidate.remark.is_none()).count();
+        assert!(measured >= 1 && measured <= legal, "{candidates:#?}");
+        let (winner, model_ms) = findings.times();
+        assert!(winner >= 0.0 && model_ms >= 0.0);
+    }
+    let spec = read(WINDOW);
+    let options = Options::reproducible();
+    let refused = |options: &Options, budget| {
+        let tensors = &Instantly;
+        let progress: &dyn Fn(f64, &str) = &|_, _| {};
+        search(&Search { spec: &spec, q_len: 64, kv_len: 64, options, budget, batch: 1, tensors, progress })
+            .expect_err("a refusal")
+            .to_string()
+    };
+    assert!(refused(&options, Duration::ZERO).contains("budget of 0"));
+    let forced = Options { strategy: Some(Strategy::Flash), ..options };
+    assert!(refused(&forced, Duration::from_secs(1)).contains("leave out --strategy"));
 }
 
 #[test]

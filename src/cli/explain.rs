@@ -124,9 +124,6 @@ fn human(analysis: &Analysis, compiled: &Compiled, scratch: u64, compile_time: D
     }
     table.row(["tiles".to_string(), plan.isa.to_string()]);
     table.row(["strategy".to_string(), plan.choice().to_string()]);
-    if let Some(path) = &compiled.tuned_by {
-        table.row(["".to_string(), format!("tuned: {}", path.display())]);
-    }
     for reason in &plan.reasons {
         table.row(["", reason.as_str()]);
     }

@@ -30,7 +30,7 @@ pub use predict::Model;
 pub use rows::{Piece, PieceKeys, RowPlan, Step, Stretch, ValueRun};
 pub use scratch::Scratch;
 use strategy::Situation;
-pub use strategy::{Reach, Strategy, verdicts};
+pub use strategy::{ASKED_FOR, Reach, Strategy, verdicts};
 pub use text::parse;
 pub use tuning::{CHUNK_KEYS, Choice, JOINT_KEYS, Tuning};
 pub use verify::verify;

@@ -203,6 +203,9 @@ pub(super) struct Situation<'a> {
     pub wish: Option<Strategy>,
 }
 
+/// What is said of a strategy that was wished.
+pub const ASKED_FOR: &str = "asked for";
+
 /// The strategy, how far rows reach where it needs that, and a sentence on each strategy: the wished one, else the legal
 /// one that the cost model finds fastest, where P is stored as `store` says if it is kept.
 ///
@@ -260,7 +263,7 @@ pub(super) fn choose(
         })
         .collect();
     reasons.push(match wish {
-        Some(_) => format!("{strategy}: asked for"),
+        Some(_) => format!("{strategy}: {ASKED_FOR}"),
         None => format!("{strategy}: chosen"),
     });
     Ok((strategy, reach, reasons))

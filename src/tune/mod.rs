@@ -26,8 +26,11 @@ const TURN: Duration = Duration::from_millis(20);
 const STRATEGIES: f64 = 0.35;
 const KEYS: f64 = 0.25;
 const UNITS: f64 = 0.15;
-/// A candidate whose first run takes so many times as long as the fastest known run is measured no further.
-const HOPELESS: f64 = 2.0;
+/// A candidate whose first runs take so many times as long as the fastest known run is measured no further.
+const HOPELESS: f64 = 3.0;
+
+/// Runs that tell more than earlier runs.
+const TELLING: usize = 3;
 
 /// A call that can be repeated.
 pub type Call<'a> = Box<dyn FnMut() -> Result<()> + 'a>;
@@ -177,18 +180,18 @@ impl<'a> Session<'a> {
     /// Runs a candidate for the first time: scratch is touched, and the hopeless are seen.
     fn admit(&mut self, choice: Choice, compiled: Compiled) -> Result<()> {
         self.progress(&choice.to_string());
-        let first = Instant::now();
         let mut call = self.search.tensors.call(&compiled);
-        call()?;
-        let mut ms = first.elapsed().as_secs_f64() * 1e3;
-        // The first run pays for new pages; a second one is asked for where there is time.
-        if ms < 1e3 * self.search.budget.as_secs_f64() / 20.0 {
-            let second = Instant::now();
+        let mut ms = f64::INFINITY;
+        let (begun, mut runs) = (Instant::now(), 0);
+        // The first run pays for new pages, and any run may be disturbed.
+        while runs == 0 || (runs < 3 && begun.elapsed() < self.search.budget / 20) {
+            let run = Instant::now();
             call()?;
-            ms = second.elapsed().as_secs_f64() * 1e3;
+            ms = ms.min(run.elapsed().as_secs_f64() * 1e3);
+            runs += 1;
         }
         drop(call);
-        let remark = (ms > HOPELESS * self.fastest).then(|| format!("far behind, {ms:.3} ms in its first run"));
+        let remark = (ms > HOPELESS * self.fastest).then(|| format!("far behind, {ms:.3} ms in its first runs"));
         let scratch_bytes = compiled.kernel.scratch_bytes(self.search.batch);
         let candidate = Candidate { choice, median_ms: None, runs: 0, scratch_bytes, remark };
         match candidate.remark {
@@ -231,8 +234,11 @@ impl<'a> Session<'a> {
         drop(contenders);
         for (at, times) in racing.into_iter().zip(times) {
             let candidate = &mut self.ready[at].candidate;
-            candidate.median_ms = Some(times.median());
-            candidate.runs = times.runs();
+            // Where the time was over, one late run says less than those before.
+            if times.runs() >= candidate.runs.min(TELLING) {
+                candidate.median_ms = Some(times.median());
+                candidate.runs = times.runs();
+            }
             self.fastest = self.fastest.min(times.min());
         }
         Ok(())
@@ -253,7 +259,11 @@ impl<'a> Session<'a> {
         self.compiling += begun.elapsed();
         let compiled = match compiled {
             Ok(compiled) => compiled,
-            Err(error @ (Error::Unsupported { .. } | Error::Memory { .. })) => {
+            Err(Error::Unsupported { limit, .. }) => {
+                self.refused.push(refuse(limit));
+                return Ok(());
+            }
+            Err(error @ Error::Memory { .. }) => {
                 self.refused.push(refuse(error.to_string()));
                 return Ok(());
             }
