@@ -323,7 +323,7 @@ fn libraries_use_the_cache_that_they_are_given_and_only_that() {
 
 #[test]
 fn what_does_not_fit_is_computed_again() {
-    let spec = read("name: all\nhead_dim: 4\npattern: full\ndiffusion: {hops: 3, alpha: 0.1}\n");
+    let spec = read("name: all\nhead_dim: 64\npattern: full\ndiffusion: {hops: 3, alpha: 0.1}\n");
     let compile = |memory_limit, strategy| {
         let options = Options { threads: 1, memory_limit, strategy, ..Options::reproducible() };
         compiler::compile(&spec, 2000, 2000, &options)

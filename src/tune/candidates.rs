@@ -28,8 +28,9 @@ pub(super) fn keys(best: Choice) -> Vec<Choice> {
 pub(super) fn units(search: &Search<'_>, best: Choice) -> Vec<Choice> {
     let rows = search.q_len.div_ceil(crate::mask::QUERY_BLOCK) as u32;
     let threads = search.options.threads as u32;
-    // Elsewhere heads are dealt out whole.
-    if threads == 1 || (best.strategy.stores_p() && search.batch * search.spec.heads >= threads as usize) {
+    // Sweeps cut a head into a stretch a thread, and where there are heads enough they are dealt out whole.
+    let whole = best.strategy != Strategy::Flash && search.batch * search.spec.heads >= threads as usize;
+    if threads == 1 || best.strategy.sweeps() || whole {
         return Vec::new();
     }
     [2, 8, 16, rows.div_ceil(threads), rows.div_ceil(2 * threads)]
