@@ -3,6 +3,8 @@
 //! In: q, k, v as ndarray views. Out: the output, and log-sum-exp where asked. A block row is always computed by
 //! the same code in the same order, whoever computes it, so results do not depend on the number of threads.
 
+mod places;
+
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -657,16 +659,22 @@ struct Workspace {
     row_sum: Vec<f32>,
 }
 
-/// Zeroed memory of whole pages.
+/// Zeroed memory of whole pages, of large ones where it is large.
 #[derive(Debug)]
 struct Buffer(MmapMut);
+
+/// Bytes of a large page, and from how many bytes on a buffer is worth one.
+const LARGE_PAGE: usize = 2 << 20;
+const LARGE_FROM: usize = LARGE_PAGE / 8;
 
 impl Buffer {
     fn new(bytes: usize) -> Result<Self> {
         let refuse = |error: std::io::Error| {
             Error::unsupported(format!("{} of scratch", Bytes(bytes as u64)), format!("the system says: {error}"))
         };
-        let map = MmapMut::map_anon(bytes.max(1)).map_err(refuse)?;
+        // Room to begin where a large page begins, and to end where one ends; what is not touched takes no memory.
+        let room = if bytes < LARGE_FROM { bytes.max(1) } else { bytes.next_multiple_of(LARGE_PAGE) + LARGE_PAGE };
+        let map = MmapMut::map_anon(room).map_err(refuse)?;
         // P and Z are read all over, page after page: large pages make five hops over scattered edges up to 4 %
         // faster. Advice that the system does not take is no harm.
         #[cfg(target_os = "linux")]
@@ -675,21 +683,27 @@ impl Buffer {
     }
 
     fn address(&mut self) -> usize {
-        self.0.as_mut_ptr().expose_provenance()
+        let start = self.0.as_mut_ptr().expose_provenance();
+        if self.0.len() < LARGE_FROM { start } else { start.next_multiple_of(LARGE_PAGE) }
     }
 }
 
-/// The pool of `threads` threads, made once per number.
-fn pool(threads: usize) -> Result<Arc<rayon::ThreadPool>> {
+/// The pool of `threads` threads that calls of kernels run on, made once per number.
+///
+/// # Errors
+/// [`Error::Unsupported`] when the system gives no threads.
+pub fn pool(threads: usize) -> Result<Arc<rayon::ThreadPool>> {
     static POOLS: Mutex<Vec<Arc<rayon::ThreadPool>>> = Mutex::new(Vec::new());
     let threads = threads.max(1);
     let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(pool) = pools.iter().find(|pool| pool.current_num_threads() == threads) {
         return Ok(Arc::clone(pool));
     }
+    let places = places::of_threads(threads);
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .thread_name(|index| format!("hopweave-{index}"))
+        .start_handler(move |index| places::stay(&places, index))
         .build()
         .map_err(|error| Error::unsupported(format!("{threads} threads"), error.to_string()))?;
     pools.push(Arc::new(pool));

@@ -45,6 +45,7 @@ const MAP: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "runtime",
             "error",
             "target",
             "dtype",

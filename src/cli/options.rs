@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::warn;
 use crate::cache::Cache;
@@ -10,6 +11,7 @@ use crate::compiler::{Options, TuningSource};
 use crate::error::{Error, Result};
 use crate::machine::{self, Facts};
 use crate::plan::Strategy;
+use crate::runtime;
 use crate::spec::{self, PatternSpec, Source};
 use crate::target::Isa;
 
@@ -88,12 +90,9 @@ impl Global {
     /// A pool of [`threads`](Self::threads) threads for what does not bring its own.
     ///
     /// # Errors
-    /// [`Error::Internal`] when the system gives no threads.
-    pub fn pool(&self) -> Result<rayon::ThreadPool> {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(self.threads())
-            .build()
-            .map_err(|error| Error::internal("thread pool", error.to_string(), format!("{} threads", self.threads())))
+    /// [`Error::Unsupported`] when the system gives no threads.
+    pub fn pool(&self) -> Result<Arc<rayon::ThreadPool>> {
+        runtime::pool(self.threads())
     }
 
     /// Reads a spec, with the values of `--set` in place.

@@ -3,8 +3,8 @@
 //! In: the [`Work`] of every mask, a [`Problem`] around it, a [`Walk`] over its block rows, and [`Facts`] of the
 //! machine. Out: a [`Forecast`] in seconds, by what the time goes to. It is made to compare walks over one mask: what
 //! all of them share need not be right to the percent, what tells them apart must be. Times are sums of products with
-//! [`Coefficients`], which were fitted to a table of measured cases; the largest of arithmetic and memory counts in
-//! full, the other by the share that does not hide behind it.
+//! coefficients that were fitted to measured cases. The longer one of arithmetic and reading counts in full, the other by
+//! the share that does not hide behind it; writing P hides behind nothing.
 
 use serde::Serialize;
 
