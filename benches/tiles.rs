@@ -157,6 +157,7 @@ impl Block {
             rv: null(),
             rv_stride: 0,
             restart: 0.0,
+            ahead: [Ahead::NONE; 2],
         };
         let (mut positions, mut slopes) = (Buffer::new(BLOCK, 0.0), Buffer::new(1, 0.5));
         let inputs = Box::new([slopes.pointer().cast_const()]);

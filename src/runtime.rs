@@ -21,7 +21,7 @@ use crate::mask::QUERY_BLOCK;
 use crate::plan::{KernelPlan, Scratch, Strategy};
 use crate::spec::Inputs;
 
-/// Block rows that a worker takes at least.
+/// Block rows for which another worker pays.
 const LEAST_ROWS: usize = 4;
 /// Block rows after which the parts of a head are joined.
 const JOINED_ROWS: usize = 4;
@@ -313,13 +313,13 @@ impl Task<'_> {
                 // Long stretches first, so that rows that share keys stay with one worker; short ones at the end, so
                 // that no worker finishes much later than the others (guided self-scheduling).
                 let total = self.items * rows;
-                let least = LEAST_ROWS.max(self.inner.plan.tuning.unit_rows as usize);
+                let least = (self.inner.plan.tuning.unit_rows as usize).max(1);
                 let next = AtomicUsize::new(0);
                 let take = |first: usize| match total - first {
                     0 => None,
                     left => Some(first + (left / (2 * workers)).max(least).min(left)),
                 };
-                self.on_workers(total.div_ceil(least), |worker| {
+                self.on_workers(total.div_ceil(LEAST_ROWS.max(least)), |worker| {
                     while let Ok(first) = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
                         let end = take(first).unwrap_or(total);
                         for item in first / rows..end.div_ceil(rows) {
@@ -387,11 +387,23 @@ impl Task<'_> {
         self.enter(function, &args);
     }
 
-    /// Into how many stretches of block rows a sweep cuts an item: one where there are items enough for all workers.
-    /// Rows near a border are computed on both sides of it, bit for bit the same.
+    /// Into how many stretches of block rows a sweep cuts an item, so that the busiest worker has least to do. Rows near
+    /// a border are computed on both sides of it, bit for bit the same.
     fn stretches(&self) -> usize {
-        let workers = self.local.len();
-        if self.items >= workers { 1 } else { workers.div_ceil(self.items) }
+        let plan = &self.inner.plan;
+        let (workers, rows, hops) = (self.local.len(), plan.block_rows(), plan.hops.len());
+        let reach = plan.reach.map_or(0, |reach| reach.window() - 1);
+        // Scores cost as much as a hop. Beyond a border, hop h of K is computed for (K - h) · reach more rows.
+        let own = |stretches: usize| (hops + 1) * rows.div_ceil(stretches);
+        let beyond = |stretches: usize| match stretches {
+            1 => 0,
+            _ => (hops - 1) * (hops + 2) / 2 * reach,
+        };
+        let busiest = |&stretches: &usize| {
+            let work = own(stretches) + beyond(stretches).min(own(1) - own(stretches));
+            (self.items * stretches).div_ceil(workers) * work
+        };
+        (1..=2 * workers.min(rows)).min_by_key(busiest).unwrap_or(1)
     }
 
     /// A sweep over the block rows `own` of an item: row by row P and the first hop, and every further hop as many rows

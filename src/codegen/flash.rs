@@ -61,10 +61,17 @@ impl<'p> Kernel<'_, 'p> {
             }
             StepKind::Joint(source) => {
                 self.for_pieces(row, source, |kernel, piece| kernel.score_piece(row, panel, piece));
-                self.update(row);
+                let first = source.is_first();
+                if first {
+                    self.first_update(row)
+                } else {
+                    self.update(row)
+                }
                 self.for_pieces(row, source, |kernel, piece| kernel.exp_piece(panel, piece));
                 if applies {
-                    self.rescale(row);
+                    if !first {
+                        self.rescale(row);
+                    }
                     // The row's sums are final before its last values: its factor is known when they are added.
                     let output = (fused && source.is_last()).then(|| self.flash_output(row));
                     self.values(row, panel, source, (v, v_stride), redo, output);
@@ -84,7 +91,7 @@ impl<'p> Kernel<'_, 'p> {
                     kernel.exp_piece(panel, chunk);
                     if applies {
                         kernel.rescale(row);
-                        kernel.value_run(panel, chunk, v, v_stride);
+                        kernel.value_run(row, panel, chunk, v, v_stride);
                     }
                 });
             }

@@ -34,7 +34,7 @@ pub(super) fn write_probabilities(mut kernel: Kernel<'_, '_>) {
             }
             StepKind::Stream(_) => {}
         });
-        kernel.update(row);
+        kernel.first_update(row);
         if !kernel.plan.store.is_f32() {
             // What is summed is what is stored, and not yet known: these sums go where nothing reads them.
             let unused = kernel.local(kernel.scratch.correction);

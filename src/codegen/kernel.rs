@@ -13,7 +13,7 @@ use super::emit::{Emit, signature};
 use super::tables::{Section, Starts};
 use super::{KernelArgs, TileFn, is_ordered};
 use crate::mask::QUERY_BLOCK;
-use crate::plan::{KernelPlan, RowPlan, Scratch, Step, Strategy};
+use crate::plan::{KernelPlan, RowPlan, Scratch, Step};
 use crate::tiles::exact::ExactCall;
 use crate::tiles::half_panel::PanelCall;
 use crate::tiles::stored::{StoredCall, WIDE_OUT};
@@ -27,12 +27,27 @@ const LANE_BYTES: i64 = (QUERY_BLOCK * size_of::<f32>()) as i64;
 /// Bytes of a cache line.
 const LINE_BYTES: usize = 64;
 
-/// Regions that a score call can bring near.
-pub(super) const AHEAD: usize = 4;
+/// Which hint of which record brings memory near.
+#[derive(Clone, Copy)]
+pub(super) enum Hint {
+    /// One of the four of a score call.
+    Score(usize),
+    /// One of the two of a value call.
+    Value(usize),
+}
 
-/// Where region `slot` stands in the score record.
-const fn ahead(slot: usize) -> usize {
-    offset_of!(ScoreCall, ahead) + slot * size_of::<Ahead>()
+impl Hint {
+    /// All that there are.
+    const ALL: [Self; 6] =
+        [Self::Score(0), Self::Score(1), Self::Score(2), Self::Score(3), Self::Value(0), Self::Value(1)];
+
+    /// The record and where the hint stands in it.
+    fn place(self, records: Records) -> (Value, usize) {
+        match self {
+            Self::Score(slot) => (records.score, offset_of!(ScoreCall, ahead) + slot * size_of::<Ahead>()),
+            Self::Value(slot) => (records.value, offset_of!(ValueCall, ahead) + slot * size_of::<Ahead>()),
+        }
+    }
 }
 
 /// Writes one function of a kernel.
@@ -283,9 +298,7 @@ impl<'a, 'p> Kernel<'a, 'p> {
         let max_in_tile = if self.plan.scores.fused { max } else { self.e.int(0) };
         self.set(score, offset_of!(ScoreCall, max), max_in_tile);
 
-        for slot in 0..AHEAD {
-            self.set_int(score, ahead(slot) + offset_of!(Ahead, count), 0);
-        }
+        self.bring_nothing_near();
 
         self.set(exp, offset_of!(ExpCall, max), reference);
         self.set(exp, offset_of!(ExpCall, sum), sum);
@@ -459,10 +472,10 @@ impl<'a, 'p> Kernel<'a, 'p> {
         });
     }
 
-    /// Asks the next score call to bring rows of a tensor near.
-    pub fn bring_near(&mut self, slot: usize, tensor: Rows, rows: Value) {
+    /// Asks the next score or value call to bring rows of a tensor near.
+    pub fn bring_near(&mut self, hint: Hint, tensor: Rows, rows: Value) {
         let Rows { base, stride, first, apart, element, width } = tensor;
-        let score = self.records.score;
+        let (record, place) = hint.place(self.records);
         let start = self.tensor_row(base, first, stride, element);
         let line = LINE_BYTES / self.plan.dtype.bytes();
         let stride = self.e.b.ins().imul(stride, apart);
@@ -477,34 +490,36 @@ impl<'a, 'p> Kernel<'a, 'p> {
         let row_step = self.tensor_row(zero, stride, one, element);
         let together = self.e.int((AHEAD_LINES * LINE_BYTES) as i64);
         let step = self.e.b.ins().select(closely, together, row_step);
-        self.set(score, ahead(slot) + offset_of!(Ahead, start), start);
-        self.set(score, ahead(slot) + offset_of!(Ahead, count), count);
-        self.set(score, ahead(slot) + offset_of!(Ahead, step), step);
+        self.set(record, place + offset_of!(Ahead, start), start);
+        self.set(record, place + offset_of!(Ahead, count), count);
+        self.set(record, place + offset_of!(Ahead, step), step);
     }
 
     /// Takes back what [`Self::bring_near`] asked for.
     pub fn bring_nothing_near(&mut self) {
-        for slot in 0..AHEAD {
-            self.set_int(self.records.score, ahead(slot) + offset_of!(Ahead, count), 0);
+        for hint in Hint::ALL {
+            let (record, place) = hint.place(self.records);
+            self.set_int(record, place + offset_of!(Ahead, count), 0);
         }
     }
 
-    /// The row's own outputs (`flash`), and the queries of the next block row. Where rows have an order, it is taken to
-    /// go on as its next two rows do.
-    pub fn bring_row_near(&mut self, row: Row) {
+    /// The queries of the next block row. Where rows have an order, it is taken to go on as its next two rows do.
+    pub fn bring_queries_near(&mut self, hint: Hint, row: Row) {
         let q = self.arg(offset_of!(KernelArgs, q));
         let q_stride = self.arg(offset_of!(KernelArgs, q_stride));
         let next = self.e.b.ins().iadd_imm_s(row.place, QUERY_BLOCK as i64);
         let (first, apart) = self.order_at(next);
         let (element, width) = (self.element, self.plan.head_dim);
-        self.bring_near(2, Rows { base: q, stride: q_stride, first, apart, element, width }, row.count);
-        if self.plan.strategy == Strategy::Flash {
-            let out = self.arg(offset_of!(KernelArgs, target));
-            let out_stride = self.arg(offset_of!(KernelArgs, target_stride));
-            let (first, apart) = self.order_at(row.place);
-            let (element, width) = (self.out_element, self.plan.value_dim);
-            self.bring_near(3, Rows { base: out, stride: out_stride, first, apart, element, width }, row.count);
-        }
+        self.bring_near(hint, Rows { base: q, stride: q_stride, first, apart, element, width }, row.count);
+    }
+
+    /// The row's own outputs.
+    pub fn bring_outputs_near(&mut self, hint: Hint, row: Row) {
+        let out = self.arg(offset_of!(KernelArgs, target));
+        let out_stride = self.arg(offset_of!(KernelArgs, target_stride));
+        let (first, apart) = self.order_at(row.place);
+        let (element, width) = (self.out_element, self.plan.value_dim);
+        self.bring_near(hint, Rows { base: out, stride: out_stride, first, apart, element, width }, row.count);
     }
 
     /// The query at a place, and how far from it the one at the next place is.
@@ -519,28 +534,22 @@ impl<'a, 'p> Kernel<'a, 'p> {
         (first, self.e.b.ins().isub(second, first))
     }
 
-    /// Keys and values `first .. first + count`, as far as the score and value tiles read them next.
-    pub fn bring_keys_near(&mut self, first: Value, count: Value) {
-        self.bring_only_keys_near(first, count);
-        self.bring_values_near(first, count);
-    }
-
     /// Keys `first .. first + count`.
-    pub fn bring_only_keys_near(&mut self, first: Value, count: Value) {
+    pub fn bring_keys_near(&mut self, hint: Hint, first: Value, count: Value) {
         let base = self.arg(offset_of!(KernelArgs, k));
         let stride = self.arg(offset_of!(KernelArgs, k_stride));
         let apart = self.key_step();
         let (element, width) = (self.element, self.plan.head_dim);
-        self.bring_near(0, Rows { base, stride, first, apart, element, width }, count);
+        self.bring_near(hint, Rows { base, stride, first, apart, element, width }, count);
     }
 
     /// Values `first .. first + count`.
-    pub fn bring_values_near(&mut self, first: Value, count: Value) {
+    pub fn bring_values_near(&mut self, hint: Hint, first: Value, count: Value) {
         let base = self.arg(offset_of!(KernelArgs, v));
         let stride = self.arg(offset_of!(KernelArgs, v_stride));
         let apart = self.key_step();
         let (element, width) = (self.element, self.plan.value_dim);
-        self.bring_near(1, Rows { base, stride, first, apart, element, width }, count);
+        self.bring_near(hint, Rows { base, stride, first, apart, element, width }, count);
     }
 
     /// Rows of K and V from one key of a range to the next.

@@ -41,7 +41,7 @@ pub(super) fn write_hop(mut kernel: Kernel<'_, '_>) {
                         let chunk = kernel.chunk(key, len);
                         kernel.score_piece(row, panel, chunk);
                         kernel.exp_piece(panel, chunk);
-                        kernel.value_run(panel, chunk, v, v_stride);
+                        kernel.value_run(row, panel, chunk, v, v_stride);
                     });
                 }
             }

@@ -80,6 +80,26 @@ impl Kernel<'_, '_> {
         });
     }
 
+    /// [`Self::update`] at a row's first step: nothing was summed that could shrink.
+    pub fn first_update(&mut self, row: Row) {
+        let [max, old, reference] =
+            [self.scratch.max, self.scratch.old, self.scratch.reference].map(|offset| self.local(offset));
+        let lowest = self.e.constant(f32::NEG_INFINITY);
+        self.for_groups(row, |kernel, at| {
+            let e = &mut kernel.e;
+            let [max, old, reference] = [max, old, reference].map(|base| e.b.ins().iadd(base, at));
+            for offset in VECTORS {
+                let maximum = e.load(types::F32X4, max, offset);
+                let seen = e.b.ins().fcmp(FloatCC::GreaterThan, maximum, lowest);
+                let now = e.select(seen, maximum, lowest);
+                e.store(now, old, offset);
+                let seen = e.as_f32(seen);
+                let subtracted = e.b.ins().band(now, seen);
+                e.store(subtracted, reference, offset);
+            }
+        });
+    }
+
     /// Shrinks the sums of values by the corrections of [`Self::update`], if there are sums already.
     pub fn rescale(&mut self, row: Row) {
         let started = self.e.field(self.records.value, offset_of!(ValueCall, accumulate));

@@ -5,11 +5,11 @@ use std::mem::offset_of;
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value, types};
 
-use super::kernel::{Kernel, Records, Row, Steps};
+use super::kernel::{Hint, Kernel, Records, Row, Steps};
 use super::softmax::Output;
 use super::tables::{EDGE_STEP, ENTRY_WORDS, NONE, Section};
 use super::{KernelArgs, TileFn};
-use crate::plan::{Piece, PieceKeys, Step, Stretch, ValueRun};
+use crate::plan::{Piece, PieceKeys, Step, Strategy, Stretch, ValueRun};
 use crate::tiles::exact::ExactCall;
 use crate::tiles::{ExpCall, LANES, ROW_BLOCKS, ScoreCall, ValueCall};
 
@@ -32,36 +32,45 @@ pub(super) struct Operands {
     near: Near,
 }
 
-/// What a piece's score call brings near.
+/// What a score or value call brings near.
 #[derive(Clone, Copy)]
 enum Near {
     Nothing,
-    /// The piece's own values.
-    OwnValues,
-    /// What concerns the whole row, and the keys and values that the next row meets first: so many from this one on
-    /// (from the run's first row).
-    Row(Option<Stretch>),
+    /// With a chunk: its values while it is scored, the keys of the next chunk while its values are added.
+    Chunk,
+    /// With a piece or run of a constant row. Each call brings a share, so that fetches are spread over the whole row.
+    Row(Share),
     /// The piece's own values, the keys of the piece behind it in the tables (its first key, number of keys), and with
     /// the step's last piece (1, else 0) what concerns the whole row.
     Entry(Value, Value, Value),
 }
 
-/// The longest piece: long enough to hide what it brings near.
-fn lead(pieces: &[Piece]) -> usize {
-    (0..pieces.len()).max_by_key(|&index| pieces[index].keys.len()).unwrap_or(0)
+/// What a call brings near that concerns the whole row; keys and values are so many from this one on (from the run's
+/// first row).
+#[derive(Clone, Copy, Default)]
+struct Share {
+    keys: Option<Stretch>,
+    values: Option<Stretch>,
+    /// The next row's.
+    queries: bool,
+    /// The row's own.
+    outputs: bool,
 }
 
-/// Where pieces move on with the rows, the next row's new keys stand behind this row's last ones.
-fn near(pieces: &[Piece], key_step: u32) -> Near {
+/// The longest piece that is not `other`: long enough to hide what it brings near.
+fn lead(pieces: &[Piece], other: Option<usize>) -> Option<usize> {
+    (0..pieces.len()).filter(|&index| Some(index) != other).max_by_key(|&index| pieces[index].keys.len())
+}
+
+/// The keys that the next row meets first: where pieces move on with the rows, they stand behind this row's last ones.
+fn next_keys(pieces: &[Piece], key_step: u32) -> Option<Stretch> {
     let moving = pieces.iter().filter_map(|piece| match piece.keys {
         PieceKeys::Range(stretch) if stretch.start_step != 0 => Some(stretch),
         _ => None,
     });
-    let last = moving.max_by_key(|stretch| stretch.start + stretch.len * key_step);
-    Near::Row(last.map(|last| {
-        let (start, len) = (last.start + last.len * key_step, last.start_step / key_step);
-        Stretch { start, len, len_step: 0, ..last }
-    }))
+    let last = moving.max_by_key(|stretch| stretch.start + stretch.len * key_step)?;
+    let (start, len) = (last.start + last.len * key_step, last.start_step / key_step);
+    Some(Stretch { start, len, len_step: 0, ..last })
 }
 
 /// What is known of a piece's mask when code is written.
@@ -87,19 +96,45 @@ pub(super) enum StepKind<'p> {
     Stream(Stretch),
 }
 
+/// Where a joint step stands in its row, as far as that is known when code is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Whether nothing was scored before it.
+    pub first: bool,
+    /// Whether nothing comes behind it.
+    pub last: bool,
+}
+
 /// Where pieces and runs of a joint step are found.
 #[derive(Clone, Copy)]
 pub(super) enum Source<'p> {
-    /// Known now; whether it is the row's last step.
-    Constant(&'p [Piece], &'p [ValueRun], bool),
+    /// Known now.
+    Constant(&'p [Piece], &'p [ValueRun], Place),
     /// Address of the step's entry.
     Table(Value),
 }
 
+impl Near {
+    fn is_some(self) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Chunk | Self::Entry(..) => true,
+            Self::Row(Share { keys, values, queries, outputs }) => {
+                keys.is_some() || values.is_some() || queries || outputs
+            }
+        }
+    }
+}
+
 impl Source<'_> {
+    /// Whether this is known to be the row's first step.
+    pub fn is_first(self) -> bool {
+        matches!(self, Self::Constant(_, _, Place { first: true, .. }))
+    }
+
     /// Whether this is known to be the row's last step.
     pub fn is_last(self) -> bool {
-        matches!(self, Self::Constant(_, _, true))
+        matches!(self, Self::Constant(_, _, Place { last: true, .. }))
     }
 }
 
@@ -109,10 +144,10 @@ impl<'p> Kernel<'_, 'p> {
         match steps {
             Steps::Constant(steps) => {
                 for (index, step) in steps.iter().enumerate() {
-                    let last = index + 1 == steps.len();
+                    let place = Place { first: index == 0, last: index + 1 == steps.len() };
                     let kind = match step {
                         Step::Edges => StepKind::Edges,
-                        Step::Joint { pieces, runs } => StepKind::Joint(Source::Constant(pieces, runs, last)),
+                        Step::Joint { pieces, runs } => StepKind::Joint(Source::Constant(pieces, runs, place)),
                         Step::Stream(stretch) => StepKind::Stream(*stretch),
                     };
                     body(self, kind);
@@ -159,9 +194,12 @@ impl<'p> Kernel<'_, 'p> {
     pub fn for_pieces(&mut self, row: Row, source: Source<'p>, body: impl Fn(&mut Self, Operands)) {
         match source {
             Source::Constant(pieces, ..) => {
-                let lead = lead(pieces);
+                let first = lead(pieces, None);
+                let second = lead(pieces, first).or(first);
                 // A kernel of several masks has no constant rows.
-                let key_step = self.plan.masks[0].key_step;
+                let next = next_keys(pieces, self.plan.masks[0].key_step);
+                // The value tile of `flash` brings the rest.
+                let alone = self.plan.strategy != Strategy::Flash;
                 for (index, piece) in pieces.iter().enumerate() {
                     let list = self.starts.list(piece.keys);
                     let aux = self.starts.word(piece.mask);
@@ -170,7 +208,13 @@ impl<'p> Kernel<'_, 'p> {
                         operands.aux = address;
                         operands.masked = Masked::Yes;
                     }
-                    operands.near = if index == lead { near(pieces, key_step) } else { Near::Nothing };
+                    let (leads, follows) = (Some(index) == first, Some(index) == second);
+                    operands.near = Near::Row(Share {
+                        values: next.filter(|_| leads),
+                        keys: next.filter(|_| alone && leads),
+                        queries: alone && follows,
+                        outputs: !alone && follows,
+                    });
                     body(self, operands);
                 }
             }
@@ -182,14 +226,19 @@ impl<'p> Kernel<'_, 'p> {
     fn for_runs(&mut self, row: Row, source: Source<'p>, body: impl Fn(&mut Self, Operands, bool)) {
         const TRIM_BYTES: i64 = (ROW_BLOCKS * size_of::<[u32; 2]>()) as i64;
         match source {
-            Source::Constant(_, runs, _) => {
+            Source::Constant(pieces, runs, _) => {
+                let keys = next_keys(pieces, self.plan.masks[0].key_step);
                 for (index, run) in runs.iter().enumerate() {
                     let list = self.starts.list(run.keys);
                     let mut operands = self.constant(row, run.keys, run.at, list);
                     if let Some(address) = self.entry_address(Section::Trims, run.trims.unwrap_or(NONE), TRIM_BYTES) {
                         operands.aux = address;
                     }
-                    body(self, operands, index + 1 == runs.len());
+                    let last = index + 1 == runs.len();
+                    if last && self.plan.strategy == Strategy::Flash {
+                        operands.near = Near::Row(Share { keys, queries: true, ..Share::default() });
+                    }
+                    body(self, operands, last);
                 }
             }
             Source::Table(step) => {
@@ -304,32 +353,25 @@ impl<'p> Kernel<'_, 'p> {
         self.set(record, offset_of!(ScoreCall, words), in_tile);
         self.set(record, offset_of!(ScoreCall, s), s);
         self.set(record, offset_of!(ScoreCall, s_stride), panel.stride);
-        let near = piece.near;
-        match near {
+        match piece.near {
             Near::Nothing => {}
-            Near::OwnValues => {
-                self.bring_values_near(piece.start, piece.len);
-                let next = self.e.b.ins().iadd(piece.start, piece.len);
-                self.bring_only_keys_near(next, piece.len);
-            }
-            Near::Row(keys) => {
-                self.bring_row_near(row);
-                if let Some(keys) = keys {
-                    let (first, count) = self.stretch(row, keys);
-                    self.bring_keys_near(first, count);
-                }
-            }
+            Near::Chunk => self.bring_values_near(Hint::Score(0), piece.start, piece.len),
+            Near::Row(share) => self.bring_share_near(row, share, Hint::Score),
             Near::Entry(first, count, is_last) => {
                 let rows = self.e.b.ins().imul(row.count, is_last);
-                self.bring_row_near(Row { count: rows, ..row });
-                self.bring_only_keys_near(first, count);
+                let row = Row { count: rows, ..row };
+                self.bring_queries_near(Hint::Score(2), row);
+                if self.plan.strategy == Strategy::Flash {
+                    self.bring_outputs_near(Hint::Score(3), row);
+                }
+                self.bring_keys_near(Hint::Score(0), first, count);
                 let none = self.e.int(0);
                 let values = self.e.b.ins().select(piece.list, none, piece.len);
-                self.bring_values_near(piece.start, values);
+                self.bring_values_near(Hint::Score(1), piece.start, values);
             }
         }
         self.call(TileFn::Score, record);
-        if !matches!(near, Near::Nothing) {
+        if piece.near.is_some() {
             self.bring_nothing_near();
         }
         if let Some(factor) = self.plan.scores.panel_scale {
@@ -347,6 +389,27 @@ impl<'p> Kernel<'_, 'p> {
         }
         if !fused && !masked_later {
             self.mask_and_rowmax(row, s, panel.stride, piece, words);
+        }
+    }
+
+    /// Brings a share of what concerns the whole row near, by hints of the next score or value call.
+    fn bring_share_near(&mut self, row: Row, share: Share, hint: fn(usize) -> Hint) {
+        let mut slots = 0..;
+        let mut next = || hint(slots.next().unwrap_or(0));
+        // In the order in which they are needed.
+        if share.queries {
+            self.bring_queries_near(next(), row);
+        }
+        if let Some(keys) = share.keys {
+            let (first, count) = self.stretch(row, keys);
+            self.bring_keys_near(next(), first, count);
+        }
+        if let Some(values) = share.values {
+            let (first, count) = self.stretch(row, values);
+            self.bring_values_near(next(), first, count);
+        }
+        if share.outputs {
+            self.bring_outputs_near(next(), row);
         }
     }
 
@@ -465,11 +528,11 @@ impl<'p> Kernel<'_, 'p> {
         let runs = |kernel: &mut Self| {
             kernel.for_runs(row, source, |kernel, run, last| match output.filter(|_| last) {
                 None => {
-                    kernel.value_run(panel, run, v, v_stride);
+                    kernel.value_run(row, panel, run, v, v_stride);
                 }
                 Some(output) => {
                     kernel.begin_output(row, output);
-                    let flag = kernel.value_run(panel, run, v, v_stride);
+                    let flag = kernel.value_run(row, panel, run, v, v_stride);
                     kernel.end_output(row, output, flag);
                 }
             });
@@ -482,18 +545,22 @@ impl<'p> Kernel<'_, 'p> {
         self.if_else(
             exact,
             |kernel| {
-                kernel.for_pieces(row, source, |kernel, piece| match piece.masked {
-                    Masked::No => {
-                        kernel.value_run(panel, piece, v, v_stride);
+                kernel.for_pieces(row, source, |kernel, piece| {
+                    // What it brings near is for its scores.
+                    let piece = Operands { near: Near::Nothing, ..piece };
+                    match piece.masked {
+                        Masked::No => {
+                            kernel.value_run(row, panel, piece, v, v_stride);
+                        }
+                        Masked::Yes => kernel.value_exact(panel, piece, v, v_stride),
+                        Masked::Perhaps => kernel.if_else(
+                            piece.aux,
+                            |kernel| kernel.value_exact(panel, piece, v, v_stride),
+                            |kernel| {
+                                kernel.value_run(row, panel, piece, v, v_stride);
+                            },
+                        ),
                     }
-                    Masked::Yes => kernel.value_exact(panel, piece, v, v_stride),
-                    Masked::Perhaps => kernel.if_else(
-                        piece.aux,
-                        |kernel| kernel.value_exact(panel, piece, v, v_stride),
-                        |kernel| {
-                            kernel.value_run(panel, piece, v, v_stride);
-                        },
-                    ),
                 });
                 if let Some(output) = output {
                     kernel.write_output(row, output);
@@ -504,7 +571,7 @@ impl<'p> Kernel<'_, 'p> {
     }
 
     /// Adds one run to the row's sums; a piece without mask is a run without trims.
-    pub fn value_run(&mut self, panel: Panel, run: Operands, v: Value, v_stride: Value) -> Option<Value> {
+    pub fn value_run(&mut self, row: Row, panel: Panel, run: Operands, v: Value, v_stride: Value) -> Option<Value> {
         let record = self.records.value;
         let v = self.tensor_row(v, run.start, v_stride, self.value_element);
         let v_stride = self.key_stride(v_stride, run);
@@ -516,7 +583,18 @@ impl<'p> Kernel<'_, 'p> {
         self.set(record, offset_of!(ValueCall, keys), run.list);
         self.set(record, offset_of!(ValueCall, nkeys), run.len);
         self.set(record, offset_of!(ValueCall, trims), run.aux);
+        match run.near {
+            Near::Nothing | Near::Entry(..) => {}
+            Near::Chunk => {
+                let next = self.e.b.ins().iadd(run.start, run.len);
+                self.bring_keys_near(Hint::Value(0), next, run.len);
+            }
+            Near::Row(share) => self.bring_share_near(row, share, Hint::Value),
+        }
         let flag = self.call(TileFn::Value, record);
+        if run.near.is_some() {
+            self.bring_nothing_near();
+        }
         self.set_int(record, offset_of!(ValueCall, accumulate), 1);
         flag
     }
@@ -542,6 +620,6 @@ impl<'p> Kernel<'_, 'p> {
     /// Operands of a chunk of unmasked keys at the start of the panel.
     pub fn chunk(&mut self, start: Value, len: Value) -> Operands {
         let zero = self.e.int(0);
-        Operands { start, len, list: zero, aux: zero, at: zero, masked: Masked::No, near: Near::OwnValues }
+        Operands { start, len, list: zero, aux: zero, at: zero, masked: Masked::No, near: Near::Chunk }
     }
 }

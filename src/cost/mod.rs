@@ -60,7 +60,8 @@ pub struct Problem {
     pub mod_operations: usize,
 }
 
-/// Seconds by what they go to, of all threads together; and how long the call takes.
+/// Seconds by what they go to, of all threads together, without what stretches of a sweep compute twice; and how long
+/// the call takes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Forecast {
     /// From the first row to the last on all threads.
@@ -156,28 +157,33 @@ pub fn forecast(problem: &Problem, masks: &[(Work, usize)], walk: Walk, facts: &
         }
         busy += count * seconds;
     }
-    sum.seconds = busy * spread(walk, heads, threads) + barriers(problem, walk, heads, threads);
+    let rows = masks.iter().map(|(work, _)| work.block_rows).fold(1.0, f64::max) as usize;
+    sum.seconds = busy * spread(problem, walk, heads, rows) + barriers(problem, walk, heads, threads);
     sum
 }
 
 /// Time of the call for a second of thread time: heads are dealt out whole where there are enough of them.
-fn spread(walk: Walk, heads: usize, threads: usize) -> f64 {
-    let (heads, threads) = (heads.max(1), threads.max(1));
+fn spread(problem: &Problem, walk: Walk, heads: usize, rows: usize) -> f64 {
+    let (heads, threads) = (heads.max(1), problem.threads.max(1));
     match walk {
+        // Rows are dealt out in small units.
         Walk::Once => 1.0 / threads as f64,
-        // Rows are dealt out in four units a thread, the last of which may be alone.
         Walk::Stored { .. } | Walk::Again if heads < threads => 1.0 / threads as f64,
         Walk::Stored { .. } | Walk::Again => heads.div_ceil(threads) as f64 / heads as f64,
-        Walk::Sweep { .. } => {
-            let chunks = chunks(heads, threads);
-            (heads * chunks).div_ceil(threads) as f64 / (heads * chunks) as f64
+        Walk::Sweep { behind, lag, .. } => {
+            // A head is cut into as many stretches of rows as leave the busiest thread least to do. Scores cost as much
+            // as a hop, and beyond a border hop h of K is computed for (K - h) times the reach.
+            let (hops, reach) = (problem.hops, behind + lag);
+            let own = |stretches: usize| (hops + 1) * rows.div_ceil(stretches);
+            let busiest = |stretches: usize| {
+                let beyond = if stretches == 1 { 0 } else { hops.saturating_sub(1) * (hops + 2) / 2 * reach };
+                let work = own(stretches) + beyond.min(own(1) - own(stretches));
+                (heads * stretches).div_ceil(threads) as f64 * work as f64
+            };
+            let least = (1..=2 * threads.min(rows)).map(busiest).fold(f64::INFINITY, f64::min);
+            least / (heads * own(1)) as f64
         }
     }
-}
-
-/// Stretches of rows that a sweep cuts a head into, so that every thread has one.
-fn chunks(heads: usize, threads: usize) -> usize {
-    if heads >= threads { 1 } else { threads.div_ceil(heads.max(1)) }
 }
 
 fn barriers(problem: &Problem, walk: Walk, heads: usize, threads: usize) -> f64 {
@@ -259,13 +265,8 @@ impl Head<'_> {
         }
         forecast.edges += self.edge_rows(scored, products);
         (forecast.reads, forecast.writes) = self.stream(scored, products);
-        if let Walk::Sweep { behind, lag, .. } = self.walk {
+        if let Walk::Sweep { .. } = self.walk {
             forecast.rows += work.block_rows * products * c.sweep_row * fitted;
-            // A stretch of rows also computes what the later hops of its own rows read on either side.
-            let chunks = chunks(self.in_flight, self.threads) as f64;
-            let around = (behind + lag) as f64 * (hops - 1.0) / 2.0;
-            let more = 1.0 + (around * (chunks - 1.0) / work.block_rows.max(1.0)).min(chunks - 1.0);
-            forecast.parts_mut().into_iter().for_each(|part| *part *= more);
         }
         let Forecast { reads, writes, .. } = forecast;
         let compute = forecast.parts().iter().sum::<f64>() - reads - writes;

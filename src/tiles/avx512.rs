@@ -12,8 +12,10 @@ use std::arch::x86_64::*;
 use super::elementwise;
 use super::half_panel;
 use super::join::join_avx512;
-use super::split::{self, EdgeRange, LINE, SCORE_KEYS, ScoreKernel, ScoreTile, VALUE_ROWS, ValueKernel, ValueTile};
-use super::{AHEAD_LINES, EdgeCall, ExpCall, Family, LANES, LEAST_POWER, PackCall, ScoreCall, ValueCall};
+use super::split::{
+    self, EdgeRange, FETCH_KEYS, SCORE_KEYS, ScoreKernel, ScoreTile, VALUE_ROWS, ValueKernel, ValueTile,
+};
+use super::{EdgeCall, ExpCall, Family, LANES, LEAST_POWER, PackCall, ScoreCall, ValueCall};
 use crate::target::Isa;
 
 /// The family. Handed out only by [`super::family`], which asks the CPU.
@@ -135,12 +137,13 @@ unsafe fn score_tile<const K: usize, const G: usize, const CHAINS: usize>(t: &Sc
     unsafe {
         let (mut qt, mut x, mut ahead) = (t.qt, 0, t.ahead);
         while x + UNROLL <= t.d {
-            // Most tiles have nothing to bring, and a prefetch takes a load port whether it does or not.
-            if G >= 2 && t.ahead_step != 0 {
-                for line in 0..AHEAD_LINES {
-                    _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(line * LINE).cast());
-                }
-                ahead = ahead.wrapping_byte_add(t.ahead_step);
+            if G >= 2 {
+                ahead.some();
+            }
+            // Two lines every four columns, and six keys are three lines of each eight columns.
+            if !t.next.is_null() && x < t.d / 4 * 3 {
+                _mm_prefetch::<_MM_HINT_T0>(t.next.wrapping_add(8 * x).cast());
+                _mm_prefetch::<_MM_HINT_T0>(t.next.wrapping_add(8 * x + LANES).cast());
             }
             for u in 0..UNROLL {
                 score_step(&mut chains[u % CHAINS], qt.add(u * LANES), t.qt_stride, &keys, x + u);
@@ -268,40 +271,41 @@ unsafe extern "C" fn exp(call: *const ExpCall) {
 #[target_feature(enable = "avx512f,avx512vl,avx512dq")]
 unsafe fn exp_panel<const MASKED: bool>(panel: *mut f32, nkeys: usize, words: *const u16, max: __m512) -> __m512 {
     let mut sums = [_mm512_setzero_ps(); 4];
-    let mut key = 0;
-    while key < nkeys {
-        let count = (nkeys - key).min(4);
-        let mut keep = [0; 4];
-        let mut any = 0;
-        for i in 0..4 {
-            if i < count {
-                // SAFETY: `key + i < nkeys`.
-                keep[i] = if MASKED { unsafe { *words.add(4 * (key + i)) } } else { u16::MAX };
-                any |= keep[i];
-            }
-        }
-        // SAFETY: as above.
+    // A loop of its own for whole fours: with the rest in it, the compiler keeps the sums in memory.
+    let whole = nkeys / 4 * 4;
+    for key in (0..whole).step_by(4) {
+        // SAFETY: `key + 3 < nkeys`.
         unsafe {
             let at = panel.add(key * LANES);
-            if MASKED && any == 0 {
-                for i in 0..count {
-                    _mm512_store_ps(at.add(i * LANES), _mm512_setzero_ps());
-                }
-            } else if count == 4 {
+            let mut keep = [u16::MAX; 4];
+            if MASKED {
                 for i in 0..4 {
-                    let p = exp2(_mm512_sub_ps(_mm512_load_ps(at.add(i * LANES)), max), keep[i]);
-                    _mm512_store_ps(at.add(i * LANES), p);
-                    sums[i] = _mm512_add_ps(sums[i], p);
+                    keep[i] = *words.add(4 * (key + i));
                 }
-            } else {
-                for i in 0..count {
-                    let p = exp2(_mm512_sub_ps(_mm512_load_ps(at.add(i * LANES)), max), keep[i]);
-                    _mm512_store_ps(at.add(i * LANES), p);
-                    sums[0] = _mm512_add_ps(sums[0], p);
+                if keep == [0; 4] {
+                    for i in 0..4 {
+                        _mm512_store_ps(at.add(i * LANES), _mm512_setzero_ps());
+                    }
+                    continue;
                 }
             }
+            for i in 0..4 {
+                let p = exp2(_mm512_sub_ps(_mm512_load_ps(at.add(i * LANES)), max), keep[i]);
+                _mm512_store_ps(at.add(i * LANES), p);
+                sums[i] = _mm512_add_ps(sums[i], p);
+            }
         }
-        key += count;
+    }
+    for key in whole..nkeys {
+        // SAFETY: `key < nkeys`.
+        unsafe {
+            let at = panel.add(key * LANES);
+            let keep = if MASKED { *words.add(4 * key) } else { u16::MAX };
+            // What no query sees may hold anything, subnormal numbers too.
+            let p = if keep == 0 { _mm512_setzero_ps() } else { exp2(_mm512_sub_ps(_mm512_load_ps(at), max), keep) };
+            _mm512_store_ps(at, p);
+            sums[0] = _mm512_add_ps(sums[0], p);
+        }
     }
     _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3]))
 }
@@ -347,9 +351,10 @@ unsafe fn value_tile<const R: usize, const C: usize, const CUT: bool>(t: &ValueT
             }
         }
         if t.offsets.is_null() {
-            let (mut p, mut v) = (t.p, t.v);
-            for _ in 0..t.nkeys / UNROLL {
-                for _ in 0..UNROLL {
+            let (mut p, mut v, mut ahead) = (t.p, t.v, t.ahead);
+            for _ in 0..t.nkeys / FETCH_KEYS {
+                ahead.some();
+                for _ in 0..FETCH_KEYS {
                     if R == VALUE_ROWS {
                         // Once per group: its first row block is the one with most rows.
                         _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(t.p_ahead).cast());
@@ -359,7 +364,7 @@ unsafe fn value_tile<const R: usize, const C: usize, const CUT: bool>(t: &ValueT
                     v = v.wrapping_add(t.v_stride);
                 }
             }
-            for _ in 0..t.nkeys % UNROLL {
+            for _ in 0..t.nkeys % FETCH_KEYS {
                 value_step::<R, C, CUT>(&mut sums, p, v, tail);
                 p = p.wrapping_add(LANES);
                 v = v.wrapping_add(t.v_stride);

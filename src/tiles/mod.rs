@@ -193,6 +193,8 @@ pub struct ValueCall {
     pub rv_stride: usize,
     /// Factor on the restart row.
     pub restart: f32,
+    /// As [`ScoreCall::ahead`].
+    pub ahead: [Ahead; 2],
 }
 
 /// Scattered edges of a block, in three steps with the same record. Edge `e` of query `r` lies at

@@ -4,9 +4,9 @@
 //! sums in registers; this file decides which keys, groups, rows and columns it gets.
 #![allow(unsafe_code)]
 
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 
-use super::{EdgeCall, LANES, ROW_CUTS, ScoreCall, ValueCall};
+use super::{AHEAD_LINES, Ahead, EdgeCall, LANES, ROW_CUTS, ScoreCall, ValueCall};
 
 /// Keys in a score register tile.
 pub(super) const SCORE_KEYS: usize = 6;
@@ -40,14 +40,17 @@ pub(super) struct ScoreTile {
     pub words: *const u16,
     /// The first group's running maximum, or null.
     pub max: *mut f32,
-    /// Memory to bring into L2 on the way, a piece every four columns.
-    pub ahead: *const f32,
-    /// Bytes from a piece to the next; 0 where there is nothing to bring.
-    pub ahead_step: usize,
+    /// Memory to bring into L2 on the way.
+    pub ahead: Fetch,
+    /// Where the next tile's keys start, to bring into L1 on the way, or null where they are not one run of memory.
+    pub next: *const f32,
 }
 
 /// A score micro-kernel; its count of keys is its place in the table.
 pub(super) type ScoreKernel = unsafe fn(&ScoreTile);
+
+/// Keys for which register tiles of their own pay, where other groups see them than their neighbors.
+const LEAST_RUN: usize = 4;
 
 /// How many keys ahead the rows of a small block are brought near.
 const NEAR_KEYS: usize = 18;
@@ -57,31 +60,19 @@ const NEAR_KEYS: usize = 18;
 /// # Safety
 /// `call` keeps the contract of [`super`], and the CPU has the kernels' instructions.
 pub(super) unsafe fn score<const BYTES: usize>(call: &ScoreCall, kernels: &[ScoreKernel; SCORE_KEYS]) {
+    let quads = call.d / 4;
+    let mut ahead = AheadCursor::new(&call.ahead, || call.nkeys.div_ceil(SCORE_KEYS) * quads);
     let mut first = 0;
-    let mut ahead = AheadCursor { regions: &call.ahead, piece: 0 };
     while first < call.nkeys {
-        let left = call.nkeys - first;
-        // One or two keys alone do not fill the FMA pipes, so the last 7 or 8 are halved.
-        let count = if left == 7 || left == 8 { 4 } else { left.min(SCORE_KEYS) };
-        let (mut group, mut end, mut masked) = (0, call.groups, false);
-        if !call.words.is_null() {
-            let (mut any, mut all) = (0, u64::MAX);
-            for key in first..first + count {
-                // SAFETY: `words` holds `nkeys` words.
-                let word = unsafe { *call.words.add(key) };
-                any |= word;
-                all &= word;
-            }
-            any &= u64::MAX >> (64 - LANES * call.groups);
-            if any == 0 {
-                first += count;
-                continue;
-            }
-            group = any.trailing_zeros() as usize / LANES;
-            end = (63 - any.leading_zeros() as usize) / LANES + 1;
-            let seen = u64::MAX >> (64 - LANES * end) & (u64::MAX << (LANES * group));
-            masked = all & seen != seen;
+        // SAFETY: the caller's, and `first < nkeys`.
+        let ScoreRun { end, any, all } = unsafe { ScoreRun::new(call, first) };
+        if any == 0 {
+            first = end;
+            continue;
         }
+        let group = any.trailing_zeros() as usize / LANES;
+        let groups = (63 - any.leading_zeros() as usize) / LANES + 1 - group;
+        let seen = u64::MAX >> (64 - LANES * groups) << (LANES * group);
         // SAFETY: `group < groups` and `first < nkeys`, so that every pointer stays in the record's arrays; `keys`
         // holds `nkeys` row numbers of rows that lie at `k`.
         unsafe {
@@ -90,64 +81,153 @@ pub(super) unsafe fn score<const BYTES: usize>(call: &ScoreCall, kernels: &[Scor
                 qt_stride: call.d * LANES,
                 keys: [call.k; SCORE_KEYS],
                 d: call.d,
-                groups: end - group,
+                groups,
                 s: call.s.add(group * call.s_stride + first * LANES),
                 s_stride: call.s_stride,
                 words: call.words.wrapping_add(first).cast::<u16>().wrapping_add(group),
-                max: call.max.wrapping_add(group * LANES),
-                ahead: call.qt,
-                ahead_step: 0,
+                max: if call.max.is_null() { call.max } else { call.max.add(group * LANES) },
+                ahead: Fetch::NOTHING,
+                next: std::ptr::null(),
             };
-            if let Some((start, step)) = ahead.next(call.d / 4) {
-                (tile.ahead, tile.ahead_step) = (start, step);
-            }
-            if !masked {
+            if all & seen == seen {
                 tile.words = std::ptr::null();
             }
-            if call.max.is_null() {
-                tile.max = std::ptr::null_mut();
-            }
-            for (i, key) in tile.keys.iter_mut().take(count).enumerate() {
-                let row = if call.keys.is_null() { first + i } else { *call.keys.add(first + i) as usize };
-                *key = call.k.byte_add(row * call.k_stride * BYTES);
-            }
-            if call.groups == 1 && call.keys.is_null() {
-                // With so little to compute a key, memory is what is waited for.
-                for i in 0..count {
-                    let row = call.k.cast::<u8>().wrapping_add((first + NEAR_KEYS + i) * call.k_stride * BYTES);
-                    for line in 0..(call.d * BYTES).div_ceil(64) {
-                        _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(line * 64).cast());
+            // As even as can be: one or two keys alone do not fill the FMA pipes.
+            let tiles = (end - first).div_ceil(SCORE_KEYS);
+            let (least, larger) = ((end - first) / tiles, (end - first) % tiles);
+            for index in 0..tiles {
+                let count = least + usize::from(index < larger);
+                for (i, key) in tile.keys.iter_mut().enumerate() {
+                    // Keys beyond the count are not read.
+                    let at = first + i.min(count - 1);
+                    let row = if call.keys.is_null() { at } else { *call.keys.add(at) as usize };
+                    *key = call.k.byte_add(row * call.k_stride * BYTES);
+                }
+                if call.groups == 1 && call.keys.is_null() {
+                    // With so little to compute a key, memory is what is waited for.
+                    for i in 0..count {
+                        let row = call.k.cast::<u8>().wrapping_add((first + NEAR_KEYS + i) * call.k_stride * BYTES);
+                        for line in 0..(call.d * BYTES).div_ceil(64) {
+                            _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(line * 64).cast());
+                        }
                     }
                 }
+                if groups > 1 {
+                    tile.ahead = ahead.next(quads);
+                }
+                if call.keys.is_null() && call.k_stride == call.d {
+                    tile.next = tile.keys[0].wrapping_byte_add(count * call.d * BYTES);
+                }
+                kernels[count - 1](&tile);
+                first += count;
+                tile.s = tile.s.wrapping_add(count * LANES);
+                if !tile.words.is_null() {
+                    tile.words = tile.words.wrapping_add(count * size_of::<u64>() / size_of::<u16>());
+                }
             }
-            kernels[count - 1](&tile);
         }
-        first += count;
+    }
+}
+
+/// Keys that register tiles may share, since the same groups see them.
+struct ScoreRun {
+    /// After the last key.
+    end: usize,
+    /// Bits that any key's word has.
+    any: u64,
+    /// Bits that all keys' words have.
+    all: u64,
+}
+
+impl ScoreRun {
+    /// The run from key `first` on. Where the groups change within a few keys, a register tile for each costs more than
+    /// what all of them compute too much, and one tile's keys are taken together.
+    ///
+    /// # Safety
+    /// As [`score`], and `first < nkeys`.
+    unsafe fn new(call: &ScoreCall, first: usize) -> Self {
+        let of_groups = u64::MAX >> (64 - LANES * call.groups);
+        if call.words.is_null() {
+            return Self { end: call.nkeys, any: of_groups, all: u64::MAX };
+        }
+        // SAFETY: `words` holds `nkeys` words.
+        let words = unsafe { std::slice::from_raw_parts(call.words.add(first), call.nkeys - first) };
+        let groups = |word: u64| (word.trailing_zeros() as usize / LANES, word.leading_zeros() as usize / LANES);
+        let seen = groups(words[0] & of_groups);
+        let same = words.iter().take_while(|&&word| groups(word & of_groups) == seen).count();
+        let len = if same < LEAST_RUN { words.len().min(SCORE_KEYS) } else { same };
+        let join = |(any, all), &word| (any | word, all & word);
+        let (any, all) = words[..len].iter().fold((0, u64::MAX), join);
+        Self { end: first + len, any: any & of_groups, all }
     }
 }
 
 /// Floats in a cache line.
 pub(super) const LINE: usize = 16;
 
-/// Hands out [`ScoreCall::ahead`] in portions. Spread over the register tiles, the fetches hide behind their
-/// arithmetic; the hardware's own prefetchers start anew with every row and come too late from beyond L2.
+/// Hands out [`ScoreCall::ahead`] and [`ValueCall::ahead`] in portions. Spread evenly over the register tiles, the
+/// fetches hide behind their arithmetic; in a bunch they would take the buffers that the tiles' own rows come through.
+/// The hardware's own prefetchers start anew with every row and come too late from beyond L2.
 struct AheadCursor<'a> {
-    regions: &'a [super::Ahead],
+    regions: &'a [Ahead],
     piece: usize,
+    /// Lines that a tile fetches at a time.
+    lines: usize,
 }
 
-impl AheadCursor<'_> {
-    /// Where the next `pieces` pieces start, and the step between them; a portion may reach beyond its region.
-    fn next(&mut self, pieces: usize) -> Option<(*const f32, usize)> {
+impl<'a> AheadCursor<'a> {
+    /// For tiles that can fetch `slots` times in all; not asked where there is nothing to fetch.
+    fn new(regions: &'a [Ahead], slots: impl FnOnce() -> usize) -> Self {
+        let lines = match regions.iter().map(|region| region.count).sum::<usize>() {
+            0 => 0,
+            pieces => (pieces * AHEAD_LINES).div_ceil(slots().max(1)).min(AHEAD_LINES),
+        };
+        Self { regions, piece: 0, lines }
+    }
+
+    /// What a tile that can fetch `slots` times fetches; a portion may reach beyond its region.
+    fn next(&mut self, slots: usize) -> Fetch {
         while let Some((region, rest)) = self.regions.split_first() {
             if self.piece < region.count {
-                let start = region.start.wrapping_byte_add(self.piece.wrapping_mul(region.step));
-                self.piece += pieces.max(1);
-                return Some((start, region.step));
+                let at = region.start.wrapping_byte_add(self.piece.wrapping_mul(region.step));
+                self.piece += (slots * self.lines / AHEAD_LINES).max(1);
+                return Fetch { at, step: region.step, left: AHEAD_LINES, lines: self.lines };
             }
             (self.regions, self.piece) = (rest, 0);
         }
-        None
+        Fetch::NOTHING
+    }
+}
+
+/// Memory that a register tile brings into L2, some lines at a time.
+#[derive(Clone, Copy)]
+pub(super) struct Fetch {
+    /// The next line.
+    at: *const f32,
+    /// Bytes from a piece of [`AHEAD_LINES`] lines to the next.
+    step: usize,
+    /// Lines left of the piece.
+    left: usize,
+    /// Lines at a time, 0 for nothing.
+    lines: usize,
+}
+
+impl Fetch {
+    /// Nothing.
+    const NOTHING: Self = Self { at: std::ptr::null(), step: 0, left: AHEAD_LINES, lines: 0 };
+
+    /// Fetches the next lines.
+    #[inline(always)]
+    pub(super) fn some(&mut self) {
+        for _ in 0..self.lines {
+            // SAFETY: a prefetch never faults, whatever the address.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(self.at.cast()) };
+            self.left -= 1;
+            let next = self.at.wrapping_add(LINE);
+            self.at =
+                if self.left == 0 { next.wrapping_byte_add(self.step).wrapping_sub(AHEAD_LINES * LINE) } else { next };
+            self.left = if self.left == 0 { AHEAD_LINES } else { self.left };
+        }
     }
 }
 
@@ -187,7 +267,12 @@ pub(super) struct ValueTile {
     pub rv_stride: usize,
     /// Factor on the restart row.
     pub restart: f32,
+    /// Memory to bring into L2 on the way, some every [`FETCH_KEYS`] keys.
+    pub ahead: Fetch,
 }
+
+/// Keys between two fetches of a value tile.
+pub(super) const FETCH_KEYS: usize = 4;
 
 /// A value micro-kernel; tells whether it wrote a value to the output that is not finite.
 pub(super) type ValueKernel = unsafe fn(&ValueTile) -> bool;
@@ -203,6 +288,17 @@ pub(super) unsafe fn value<const C: usize, const W: usize>(
     let mut bad = false;
     let mut from = 0;
     let mut offsets = [0; GATHERED_KEYS];
+    let trims = |block: usize| match call.trims.is_null() {
+        true => [0; 2],
+        // SAFETY: `block < ROW_BLOCKS`, the length of `trims`.
+        false => unsafe { *call.trims.add(block) }.map(|keys| keys as usize),
+    };
+    let blocks = call.rows.div_ceil(LANES) * 3;
+    let slots = || {
+        let keys = |block| call.nkeys.saturating_sub(trims(block).iter().sum());
+        (0..blocks).map(|block| keys(block) / FETCH_KEYS).sum::<usize>() * call.dv.div_ceil(C * W)
+    };
+    let mut ahead = AheadCursor::new(&call.ahead, slots);
     loop {
         let most = if call.keys.is_null() { RUN_KEYS } else { GATHERED_KEYS };
         let to = call.nkeys.min(from + most);
@@ -228,17 +324,16 @@ pub(super) unsafe fn value<const C: usize, const W: usize>(
             };
             let column = vector * W;
             let tail = if count == left { call.dv - (vectors - 1) * W } else { W };
-            for block in 0..call.rows.div_ceil(LANES) * 3 {
+            for block in 0..blocks {
                 let (group, cut) = (block / 3, block % 3);
                 let row = group * LANES + ROW_CUTS[cut];
                 let rows = (group * LANES + ROW_CUTS[cut + 1]).min(call.rows).saturating_sub(row);
                 if rows == 0 {
                     continue;
                 }
-                // SAFETY: `block < ROW_BLOCKS`, the length of `trims`.
-                let [front, back] = if call.trims.is_null() { [0; 2] } else { unsafe { *call.trims.add(block) } };
-                let begin = from.max(front as usize).min(to);
-                let end = to.min(call.nkeys.saturating_sub(back as usize)).max(begin);
+                let [front, back] = trims(block);
+                let begin = from.max(front).min(to);
+                let end = to.min(call.nkeys.saturating_sub(back)).max(begin);
                 let keep = from > 0 || call.accumulate != 0;
                 if begin == end && keep && (!last || call.out.is_null()) {
                     continue;
@@ -278,6 +373,11 @@ pub(super) unsafe fn value<const C: usize, const W: usize>(
                         },
                         rv_stride: call.rv_stride,
                         restart: call.restart,
+                        ahead: if call.keys.is_null() {
+                            ahead.next((end - begin) / FETCH_KEYS)
+                        } else {
+                            Fetch::NOTHING
+                        },
                     };
                     kernels[rows - 1][count - 1][usize::from(tail < W)](&tile)
                 };

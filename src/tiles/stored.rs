@@ -7,6 +7,8 @@
 //! included; only `convert.rs` knows instruction sets.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 use super::convert::{Convert, Plain, StoredRows};
@@ -224,8 +226,8 @@ unsafe extern "C" fn score<C: Convert>(call: *const StoredCall) {
             part.nkeys = most.min(c.nkeys - first);
             let rows = run(c.k, c.k_stride, c.keys, first, part.nkeys, c.d);
             C::widen(&rows, s.buffer, stride);
+            part.ahead = share(&c.ahead, first..first + part.nkeys, c.nkeys);
             tile::<ScoreCall>(s)(&part);
-            take(&mut part.ahead, part.nkeys, c.d);
             part.s = part.s.wrapping_add(part.nkeys * LANES);
             if !part.words.is_null() {
                 part.words = part.words.wrapping_add(part.nkeys);
@@ -235,18 +237,15 @@ unsafe extern "C" fn score<C: Convert>(call: *const StoredCall) {
     }
 }
 
-/// Takes from the hints what a score call of `keys` keys has brought near: a few pieces every four columns of a
-/// register tile. Hints may be taken wrongly without harm.
-fn take(ahead: &mut [Ahead], keys: usize, d: usize) {
-    let portion = (d / 4).max(1);
-    let mut portions = keys.div_ceil(6);
-    for region in ahead {
-        let taken = region.count.div_ceil(portion).min(portions);
-        let pieces = (taken * portion).min(region.count);
-        region.start = region.start.wrapping_byte_add(pieces.wrapping_mul(region.step));
-        region.count -= pieces;
-        portions -= taken;
-    }
+/// The share of the hints that falls to keys `keys` of `of`.
+fn share<const N: usize>(ahead: &[Ahead; N], keys: Range<usize>, of: usize) -> [Ahead; N] {
+    let total: usize = ahead.iter().map(|region| region.count).sum();
+    let (mut begin, mut end) = (keys.start * total / of, keys.end * total / of);
+    ahead.map(|region| {
+        let (from, to) = (begin.min(region.count), end.min(region.count));
+        (begin, end) = (begin - from, end - to);
+        Ahead { start: region.start.wrapping_byte_add(from.wrapping_mul(region.step)), count: to - from, ..region }
+    })
 }
 
 /// Stored rows of keys `first .. first + count` of a run or a list.
@@ -291,6 +290,7 @@ unsafe extern "C" fn value<C: Convert>(call: *const StoredCall) -> u64 {
                 part.nkeys = keys.min(c.nkeys - first);
                 let behind = c.nkeys - first - part.nkeys;
                 C::widen(&run(c.v, c.v_stride, c.keys, first, part.nkeys, c.dv), s.buffer, stride);
+                part.ahead = share(&c.ahead, first..first + part.nkeys, c.nkeys);
                 part.p = c.p.wrapping_add(first * LANES);
                 if !c.trims.is_null() {
                     for (block, trims) in trims.iter_mut().enumerate() {

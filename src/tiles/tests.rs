@@ -180,7 +180,7 @@ fn score_case(random: &mut Random, family: Family, d: usize, nkeys: usize) {
         k[row * stride + random.below(d)] = poison;
     }
     let call = ScoreCall {
-        ahead: [super::Ahead::NONE; 4],
+        ahead: [super::Ahead { start: qt.as_ptr(), count: random.below(3), step: random.below(1000) }; 4],
         qt: qt.as_ptr(),
         k: k.as_ptr(),
         k_stride: stride,
@@ -211,6 +211,40 @@ fn score_case(random: &mut Random, family: Family, d: usize, nkeys: usize) {
     }
     if !call.max.is_null() {
         assert_eq!(&max[..], &expected_max[..], "{what}: maximum");
+    }
+}
+
+#[test]
+fn score_leaves_out_groups_that_do_not_see_a_key() {
+    let mut random = Random(11);
+    let (d, nkeys) = (64, 192);
+    // A window of 64 keys to either side: its edges move on by a group every 16 keys.
+    let words: Vec<u64> =
+        (0..nkeys).map(|j| (0..64).fold(0, |word, i| word | u64::from(i <= j && j <= i + 128) << i)).collect();
+    let (qt, k) = (random.floats(4 * d * LANES), random.floats(nkeys * d));
+    for family in families() {
+        let mut s = GuardedBuffer::new(&vec![f32::INFINITY; 4 * nkeys * LANES]);
+        let call = ScoreCall {
+            ahead: [super::Ahead::NONE; 4],
+            qt: qt.as_ptr(),
+            k: k.as_ptr(),
+            k_stride: d,
+            keys: std::ptr::null(),
+            nkeys,
+            d,
+            groups: 4,
+            words: words.as_ptr(),
+            s: s.as_mut_ptr(),
+            s_stride: nkeys * LANES,
+            max: std::ptr::null_mut(),
+        };
+        // SAFETY: buffers as the record says.
+        unsafe { (family.score)(&call) };
+        for (at, &score) in s.iter().enumerate() {
+            let (group, key) = (at / LANES / nkeys, at / LANES % nkeys);
+            let sees = words[key] >> (LANES * group) & 0xFFFF != 0;
+            assert_eq!(score.is_finite(), sees, "{} group {group} key {key}", family.isa);
+        }
     }
 }
 
@@ -419,6 +453,7 @@ fn value_case(random: &mut Random, family: Family, dv: usize, nkeys: usize) {
         rv: if random.coin() { rv.as_ptr() } else { std::ptr::null() },
         rv_stride,
         restart: 0.1,
+        ahead: [super::Ahead { start: v.as_ptr(), count: random.below(3), step: random.below(1000) }; 2],
     };
     // SAFETY: buffers as the record says.
     let (expected, bad) = unsafe {

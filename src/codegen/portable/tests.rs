@@ -524,6 +524,7 @@ impl ValueCase {
             rv: ptr::null(),
             rv_stride: 0,
             restart: f32::NAN,
+            ahead: [Ahead::NONE; 2],
         }
     }
 }
