@@ -56,7 +56,7 @@ fn tensor(spec: &PatternSpec, width: usize, stream: u64) -> Array4<f32> {
 }
 
 fn attention(c: &mut Criterion) {
-    let options = Options { threads: THREADS, ..Options::default() };
+    let options = Options { threads: THREADS, ..Options::reproducible() };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(THREADS).build().expect("threads");
     let mut group = c.benchmark_group("attention");
     group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(2));

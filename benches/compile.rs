@@ -45,7 +45,7 @@ fn compile(c: &mut Criterion) {
             if n > 4096 && !REGULAR.contains(&name.as_str()) {
                 continue;
             }
-            let options = Options { isa, ..Options::default() };
+            let options = Options { isa, ..Options::reproducible() };
             group.bench_function(BenchmarkId::from_parameter(&name), |b| {
                 b.iter(|| {
                     let spec = spec::parse(black_box(&text), &name).expect("a right spec");

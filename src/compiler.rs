@@ -1,17 +1,22 @@
 //! The way of the data, on one screen.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use crate::cache::Cache;
+use crate::cost::Forecast;
 use crate::error::{Error, Result};
+use crate::machine::Facts;
 use crate::mask::BlockMask;
 use crate::pattern::Pattern;
-use crate::plan::{Strategy, Wishes};
+use crate::plan::{ASKED_FOR, Choice, Model, Strategy, Tuning, Wishes};
 use crate::runtime::Kernel;
 use crate::schedule::VerifiedSchedule;
 use crate::spec::PatternSpec;
 use crate::target::Isa;
+use crate::tuned::Problem;
 use crate::{codegen, jit, machine, mask, passes, pattern, plan, schedule};
 
 /// Everything the steps make of one spec at one length.
@@ -25,6 +30,12 @@ pub struct Compiled {
     pub schedule: VerifiedSchedule,
     /// The callable kernel; it holds the plan.
     pub kernel: Kernel,
+    /// What the cost model says of the plan's strategy; `None` where the machine was never measured.
+    pub forecast: Option<Forecast>,
+    /// The file that the plan's tuning comes from; `None` where the cost model chose.
+    pub tuned_by: Option<PathBuf>,
+    /// What was passed over in the cache, and why.
+    pub warnings: Vec<String>,
     /// How long each step took, in order.
     pub timings: Vec<(&'static str, Duration)>,
 }
@@ -47,19 +58,59 @@ pub fn compile(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Option
 /// # Errors
 /// Those of [`compile`].
 pub fn compile_pattern(spec: &PatternSpec, pattern: Pattern, options: &Options) -> Result<Compiled> {
+    let advice = options.advice(spec, pattern.q_len, pattern.kv_len);
+    let Some(path) = advice.tuned_by.clone() else {
+        return match compile_with(spec, pattern.clone(), options, advice.clone()) {
+            // The fastest plan is of no use where its P does not fit.
+            Err(error @ Error::Memory { .. }) if advice.strategy(options).is_none() => {
+                let frugal = Options { strategy: Some(Strategy::Recompute), ..options.clone() };
+                let because = Some(format!("chosen, since {error}"));
+                compile_with(spec, pattern, &frugal, Advice { because, ..advice }).map_err(|_| error)
+            }
+            result => result,
+        };
+    };
+    match compile_with(spec, pattern.clone(), options, advice.clone()) {
+        // An entry that this spec's files or this machine's memory have outdated.
+        Err(error @ (Error::Unsupported { .. } | Error::Memory { .. })) => {
+            let mut warnings = advice.warnings;
+            warnings.push(format!("{}: is passed over: {error}", path.display()));
+            compile_with(
+                spec,
+                pattern,
+                options,
+                Advice { choice: None, because: None, tuned_by: None, warnings, ..advice },
+            )
+        }
+        result => result,
+    }
+}
+
+fn compile_with(spec: &PatternSpec, pattern: Pattern, options: &Options, advice: Advice) -> Result<Compiled> {
     let mut clock = Clock::default();
+    let strategy = advice.strategy(options);
     // Whole blocks are classified by intervals; points are visited only inside partial blocks.
-    let mask = clock.time("mask", || build_mask(spec, &pattern, options))?;
+    let mask = clock.time("mask", || build_mask(spec, &pattern, options, strategy))?;
     let schedule = clock.time("schedule", || schedule::build(spec, mask.clone()))?;
     let schedule = clock.time("passes", || passes::run(schedule, &options.without))?;
     let schedule = clock.time("verify", || schedule::verify(schedule))?;
-    let plan = clock.time("plan", || plan::build(&schedule, options.isa, options.wishes()))?;
+    let mut plan = clock.time("plan", || plan::build(&schedule, options.isa, advice.wishes(options)))?;
+    if let (Some(because), Some(last)) =
+        (&advice.because, plan.reasons.iter_mut().find(|text| text.ends_with(ASKED_FOR)))
+    {
+        *last = format!("{}: {because}", plan.strategy);
+    }
+    let wishes = advice.wishes(options);
+    let forecast = wishes
+        .facts
+        .map(|_| Model::new(&schedule, options.isa, &wishes).forecast(plan.strategy, plan.store, plan.reach));
     let isa = jit::target_isa()?;
     let functions = clock.time("lower", || codegen::lower(&plan, &*isa));
     let code = clock.time("link", || jit::link(&plan, functions, &isa))?;
     let kernel = clock.time("kernel", || Kernel::new(plan, code, options.threads))?;
     check_memory(&kernel, options.memory_limit)?;
-    Ok(Compiled { pattern, mask, schedule, kernel, timings: clock.steps })
+    let Advice { tuned_by, warnings, .. } = advice;
+    Ok(Compiled { pattern, mask, schedule, kernel, forecast, tuned_by, warnings, timings: clock.steps })
 }
 
 /// The text of one stage, for `emit`.
@@ -71,7 +122,8 @@ pub fn emit(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Options, 
     if stage == Stage::Pattern {
         return Ok(pattern.print());
     }
-    let mask = build_mask(spec, &pattern, options)?;
+    let advice = options.advice(spec, q_len, kv_len);
+    let mask = build_mask(spec, &pattern, options, advice.strategy(options))?;
     if stage == Stage::Mask {
         return Ok(mask.print());
     }
@@ -83,7 +135,7 @@ pub fn emit(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Options, 
     if stage == Stage::Fused {
         return Ok(schedule.print());
     }
-    let plan = plan::build(&schedule, options.isa, options.wishes())?;
+    let plan = plan::build(&schedule, options.isa, advice.wishes(options))?;
     if stage == Stage::Plan {
         return Ok(plan.print());
     }
@@ -111,9 +163,14 @@ pub fn strategies(
 }
 
 /// Parts of a head are joined by `flash` alone, so a mask is split only where that is what will run.
-fn build_mask(spec: &PatternSpec, pattern: &Pattern, options: &Options) -> Result<BlockMask> {
+fn build_mask(
+    spec: &PatternSpec,
+    pattern: &Pattern,
+    options: &Options,
+    strategy: Option<Strategy>,
+) -> Result<BlockMask> {
     let flash = spec.diffusion.hops.len() <= 1
-        && options.strategy.is_none_or(|strategy| strategy == Strategy::Flash)
+        && strategy.is_none_or(|strategy| strategy == Strategy::Flash)
         && !options.without.iter().any(|pass| pass == "drop_single_hop_loop");
     match flash {
         // Score mods count heads and positions, which rows of several heads mix, and a restart term reads values by
@@ -149,13 +206,26 @@ pub struct Options {
     pub without: Vec<String>,
     /// Bytes that masks, tables and scratch may take.
     pub memory_limit: u64,
+    /// Where the plan's sizes come from, and its strategy where none is given.
+    pub tuning: TuningSource,
+    /// Numbers of this machine for the cost model. Where there are none, those of the cache that tuning comes from, else
+    /// typical ones; compiling never measures.
+    pub facts: Option<Facts>,
 }
 
-impl Options {
-    /// What concerns the plan.
-    fn wishes(&self) -> Wishes {
-        Wishes { strategy: self.strategy, bf16_dots: self.bf16_dots, exact_store: false }
-    }
+/// Where the tuning of a plan comes from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum TuningSource {
+    /// What `hopweave tune` and `hopweave machine` have left in the user's cache folder
+    /// ([`crate::cache::Cache::of_user`]); the cost model where there is nothing.
+    #[default]
+    User,
+    /// The same in a folder of the caller's.
+    Cache(Cache),
+    /// This choice.
+    Given(Choice),
+    /// The cost model alone. Without [`Options::facts`], plans then depend on nothing but spec, lengths and options.
+    Nothing,
 }
 
 impl Default for Options {
@@ -168,6 +238,76 @@ impl Default for Options {
             bf16_dots: None,
             without: Vec::new(),
             memory_limit: machine::default_memory_limit(),
+            tuning: TuningSource::User,
+            facts: None,
+        }
+    }
+}
+
+impl Options {
+    /// The default without the user's cache: plans are the same on every machine of the same tile family.
+    pub fn reproducible() -> Self {
+        Self { tuning: TuningSource::Nothing, ..Self::default() }
+    }
+
+    /// What the cache has to say about a spec at its lengths.
+    fn advice(&self, spec: &PatternSpec, q_len: usize, kv_len: usize) -> Advice {
+        let cache = match &self.tuning {
+            TuningSource::User => Cache::of_user(),
+            TuningSource::Cache(cache) => Some(cache.clone()),
+            TuningSource::Given(choice) => {
+                return Advice { choice: Some(*choice), facts: self.facts, ..Advice::default() };
+            }
+            TuningSource::Nothing => None,
+        };
+        let mut advice = Advice { facts: self.facts, ..Advice::default() };
+        let Some(cache) = cache else { return advice };
+        if advice.facts.is_none() {
+            match Facts::cached(&cache) {
+                Ok(facts) => advice.facts = facts,
+                Err(error) => advice.warnings.push(error.to_string()),
+            }
+        }
+        // Entries are of plans that nobody forced.
+        if self.strategy.is_none() && self.without.is_empty() && self.bf16_dots.is_none() {
+            let problem = Problem { spec, q_len, kv_len, isa: self.isa, threads: self.threads };
+            match problem.find(&cache) {
+                Ok(Some((entry, path))) => {
+                    advice.because = Some(format!("chosen, the fastest that was measured ({})", path.display()));
+                    (advice.choice, advice.tuned_by) = (Some(entry.choice), Some(path));
+                }
+                Ok(None) => {}
+                Err(error) => advice.warnings.push(error.to_string()),
+            }
+        }
+        advice
+    }
+}
+
+/// What is known beside the options.
+#[derive(Debug, Clone, Default)]
+struct Advice {
+    choice: Option<Choice>,
+    /// Why a strategy is wished that the caller did not ask for.
+    because: Option<String>,
+    tuned_by: Option<PathBuf>,
+    facts: Option<Facts>,
+    warnings: Vec<String>,
+}
+
+impl Advice {
+    fn strategy(&self, options: &Options) -> Option<Strategy> {
+        options.strategy.or(self.choice.map(|choice| choice.strategy))
+    }
+
+    fn wishes(&self, options: &Options) -> Wishes {
+        Wishes {
+            strategy: self.strategy(options),
+            bf16_dots: options.bf16_dots,
+            exact_store: self.choice.is_some_and(|choice| choice.store.is_f32()),
+            tuning: self.choice.map_or(Tuning::default(), |choice| choice.tuning),
+            threads: options.threads,
+            facts: self.facts,
         }
     }
 }

@@ -5,9 +5,11 @@
 
 pub mod analysis;
 pub mod baselines;
+pub mod cache;
 pub mod cli;
 pub mod codegen;
 pub mod compiler;
+pub mod cost;
 pub mod dtype;
 pub mod error;
 pub mod import;
@@ -15,6 +17,7 @@ pub mod interpreter;
 pub mod jit;
 pub mod machine;
 pub mod mask;
+pub mod measure;
 pub mod npy;
 pub mod operator;
 pub mod passes;
@@ -25,6 +28,8 @@ pub mod schedule;
 pub mod spec;
 pub mod target;
 pub mod tiles;
+pub mod tune;
+pub mod tuned;
 
 pub use dtype::{Dtype, Element};
 pub use error::{Error, Result};

@@ -313,12 +313,13 @@ impl Task<'_> {
                 // Long stretches first, so that rows that share keys stay with one worker; short ones at the end, so
                 // that no worker finishes much later than the others (guided self-scheduling).
                 let total = self.items * rows;
+                let least = (self.inner.plan.tuning.unit_rows as usize).max(1);
                 let next = AtomicUsize::new(0);
                 let take = |first: usize| match total - first {
                     0 => None,
-                    left => Some(first + (left / (2 * workers)).max(1)),
+                    left => Some(first + (left / (2 * workers)).max(least).min(left)),
                 };
-                self.on_workers(total.div_ceil(LEAST_ROWS), |worker| {
+                self.on_workers(total.div_ceil(LEAST_ROWS.max(least)), |worker| {
                     while let Ok(first) = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
                         let end = take(first).unwrap_or(total);
                         for item in first / rows..end.div_ceil(rows) {
@@ -334,7 +335,10 @@ impl Task<'_> {
                 });
             }
             Strategy::Resident | Strategy::Recompute => {
-                let unit = rows.div_ceil(4 * workers);
+                let unit = match self.inner.plan.tuning.unit_rows {
+                    0 => rows.div_ceil(4 * workers),
+                    rows => rows as usize,
+                };
                 for item in 0..self.items {
                     // Every function reads what all rows of the one before have written.
                     self.hops(&|function, hop| {

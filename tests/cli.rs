@@ -13,7 +13,9 @@ const WINDOW: &str = "name: window\nheads: 2\nhead_dim: 4\npattern: {window: {ra
 
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hopweave"));
-    command.args(args).stdin(Stdio::null());
+    // What the machine's user has measured and tuned is no business of tests.
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cli-cache");
+    command.args(args).stdin(Stdio::null()).env("HOPWEAVE_CACHE_DIR", cache);
     command
 }
 

@@ -10,6 +10,7 @@ use super::table::{Align, Table, milliseconds, significant, thousands};
 use crate::analysis::{self, Analysis};
 use crate::compiler::{self, Compiled};
 use crate::error::{Bytes, Error, Result};
+use crate::mask::{BlockMask, EdgeRule, HeadMask, Keys, RowRun};
 use crate::plan::{ModsBy, ModsPlan};
 
 /// Arguments.
@@ -36,7 +37,8 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     let (q_len, kv_len) = args.lengths.get();
     let start = Instant::now();
     let spec = options.parse(&args.spec.spec, &text)?;
-    let compiled = compiler::compile(&spec, q_len, kv_len, &options.compiler()?)?;
+    let compiled = compiler::compile(&spec, q_len, kv_len, &options.predicting_compiler()?)?;
+    super::warn_of(&compiled);
     let compile_time = start.elapsed();
     let analysis =
         options.pool()?.install(|| analysis::analyse(&compiled.pattern, &compiled.mask, &spec, options.memory_limit()));
@@ -55,6 +57,9 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
                 ("threads".into(), json!(options.threads())),
                 ("isa".into(), json!(plan.isa)),
                 ("strategy".into(), json!(plan.strategy.to_string())),
+                ("edge_cost".into(), json!(EdgeRule::default().edge_cost)),
+                ("tuned_by".into(), json!(compiled.tuned_by)),
+                ("predicted_ms".into(), json!(compiled.forecast.map(|forecast| forecast.seconds * 1e3))),
                 ("reasons".into(), json!(plan.reasons)),
                 ("scratch_bytes".into(), json!(scratch)),
                 ("score_mods".into(), json!(mod_names(plan.mods.as_ref()))),
@@ -87,6 +92,9 @@ fn human(analysis: &Analysis, compiled: &Compiled, scratch: u64, compile_time: D
             thousands(blocks.scattered_edges)
         ),
     ]);
+    if let Some(border) = border_of_edges(&compiled.schedule.neighbors) {
+        table.row(["".to_string(), border]);
+    }
     table.row(["empty rows".to_string(), thousands(analysis.empty_rows)]);
     for reach in &analysis.receptive_field.hops {
         table.row([
@@ -115,7 +123,7 @@ fn human(analysis: &Analysis, compiled: &Compiled, scratch: u64, compile_time: D
         table.row(["score mods".to_string(), describe_mods(mods, analysis.nnz)]);
     }
     table.row(["tiles".to_string(), plan.isa.to_string()]);
-    table.row(["strategy".to_string(), plan.strategy.to_string()]);
+    table.row(["strategy".to_string(), plan.choice().to_string()]);
     for reason in &plan.reasons {
         table.row(["", reason.as_str()]);
     }
@@ -124,6 +132,30 @@ fn human(analysis: &Analysis, compiled: &Compiled, scratch: u64, compile_time: D
         compiled.timings.iter().map(|(step, time)| format!("{step} {}", significant(ms(*time)))).collect();
     table.row(["compiled in".to_string(), format!("{} ({})", milliseconds(compile_time), steps.join(", "))]);
     table.indented(0)
+}
+
+/// Which of the pairs outside wholly allowed runs are edges, and which stand in columns of panels, by which prices;
+/// `None` where nothing had to be decided.
+fn border_of_edges(neighbors: &BlockMask) -> Option<String> {
+    let rule = EdgeRule::default();
+    let edges = neighbors.counts().scattered_edges;
+    let columns = |mask: &HeadMask| -> u64 {
+        let listed = |run: &RowRun| {
+            let lists = run.segments.iter().filter(|segment| matches!(segment.keys, Keys::List { .. }));
+            u64::from(run.count) * lists.map(|segment| mask.segment_len(segment, 0) as u64).sum::<u64>()
+        };
+        mask.rows.iter().map(listed).sum()
+    };
+    let kept: u64 = neighbors.mask_of_head.iter().map(|&mask| columns(&neighbors.masks[mask as usize])).sum();
+    (edges + kept > 0).then(|| {
+        format!(
+            "an edge costs {} dense elements, a column by itself {} more than its own: {} edges stay, {} columns are kept",
+            rule.edge_cost,
+            rule.column_cost,
+            thousands(edges),
+            thousands(kept)
+        )
+    })
 }
 
 fn mod_names(plan: Option<&ModsPlan>) -> Vec<&'static str> {

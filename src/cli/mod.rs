@@ -3,10 +3,11 @@
 //! Results go to standard output, errors and remarks to standard error. Exit status 0: done; 1: the input is
 //! wrong; 2: the command line is wrong. Each command is a file with its arguments and one `run`.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use indicatif::ProgressBar;
 
 use crate::error::Result;
 
@@ -16,6 +17,7 @@ mod emit;
 mod explain;
 mod import;
 mod inputs;
+mod machine;
 mod options;
 mod patterns;
 mod run;
@@ -23,6 +25,7 @@ mod run_time;
 mod schema;
 mod table;
 mod tensors;
+mod tune;
 
 /// Compiles sparse, multi-hop attention for this CPU, from a YAML pattern to machine code in milliseconds.
 #[derive(Debug, Parser)]
@@ -44,12 +47,16 @@ enum Command {
     Run(run::Args),
     /// Measure the compiled kernel against baselines
     Bench(bench::Args),
+    /// Search for the fastest plan at given lengths by measuring, and keep it
+    Tune(tune::Args),
     /// List the nodes that a pattern may be made of
     Patterns,
     /// Print a JSON Schema of specs, for editors
     Schema,
     /// Print a spec that is equivalent to the configuration of another library
     Import(import::Args),
+    /// Say what this machine is, and the measured numbers that plans are chosen by
+    Machine(machine::Args),
     /// Say what a pattern costs, how far it reaches, and which plan was chosen
     Explain(explain::Args),
 }
@@ -62,9 +69,11 @@ pub fn main() -> ExitCode {
         Command::Emit(args) => emit::run(&args, &options),
         Command::Run(args) => run::run(&args, &options),
         Command::Bench(args) => bench::run(&args, &options),
+        Command::Tune(args) => tune::run(&args, &options),
         Command::Patterns => patterns::run(),
         Command::Schema => schema::run(),
         Command::Import(args) => import::run(&args),
+        Command::Machine(args) => machine::run(&args),
         Command::Explain(args) => explain::run(&args, &options),
     };
     match done {
@@ -82,9 +91,25 @@ fn report(error: &crate::error::Error) {
     let _ = writeln!(io::stderr(), "error: {error}");
 }
 
+/// Writes to standard error what was wrong with something that could be done without.
+fn warn(error: &crate::error::Error) {
+    remark(&format!("warning: {error}"));
+}
+
+/// Writes to standard error what a compilation has passed over.
+fn warn_of(compiled: &crate::compiler::Compiled) {
+    compiled.warnings.iter().for_each(|warning| remark(&format!("warning: {warning}")));
+}
+
 /// Writes a remark to standard error.
 fn remark(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// A progress bar that is drawn on a terminal, and nowhere in a pipe. No thread of its own draws it: that would disturb
+/// what is measured.
+fn progress(bar: ProgressBar) -> ProgressBar {
+    if io::stderr().is_terminal() { bar } else { ProgressBar::hidden() }
 }
 
 /// Writes a result to standard output. A reader that has left (`| head`) is no error.

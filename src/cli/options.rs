@@ -5,9 +5,11 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::compiler::Options;
+use super::warn;
+use crate::cache::Cache;
+use crate::compiler::{Options, TuningSource};
 use crate::error::{Error, Result};
-use crate::machine;
+use crate::machine::{self, Facts};
 use crate::plan::Strategy;
 use crate::runtime;
 use crate::spec::{self, PatternSpec, Source};
@@ -39,6 +41,9 @@ pub struct Global {
     /// Strategy for the hops; the planner chooses where it is not given
     #[arg(long, global = true, value_name = "NAME", value_parser = strategy)]
     strategy: Option<Strategy>,
+    /// Leave to the cost model what `tune` has found
+    #[arg(long, global = true)]
+    no_tuning: bool,
 }
 
 impl Global {
@@ -54,7 +59,22 @@ impl Global {
             bf16_dots: None,
             without: self.without.clone(),
             memory_limit: self.memory_limit(),
+            tuning: self.tuning(),
+            facts: Cache::of_user().and_then(|cache| Facts::cached(&cache).ok().flatten()),
         })
+    }
+
+    fn tuning(&self) -> TuningSource {
+        if self.no_tuning { TuningSource::Nothing } else { TuningSource::User }
+    }
+
+    /// The same for a command that shows predictions: a machine that was never measured is measured now.
+    ///
+    /// # Errors
+    /// As [`compiler`](Self::compiler).
+    pub fn predicting_compiler(&self) -> Result<Options> {
+        let options = self.compiler()?;
+        Ok(Options { facts: Some(options.facts.unwrap_or_else(facts)), ..options })
     }
 
     /// Threads to use, at least 1.
@@ -91,6 +111,36 @@ impl Global {
         let source = Source { allow_files: self.allow_files, ..Source::new(text, shown(path)) };
         spec::parse_source(source, &self.sets)
     }
+
+    /// The same with another number of hops, where one is given.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn parse_with_hops(&self, path: &Path, text: &str, hops: Option<usize>) -> Result<PatternSpec> {
+        let Some(hops) = hops else { return self.parse(path, text) };
+        let source = Source { allow_files: self.allow_files, ..Source::new(text, shown(path)) };
+        let mut sets = self.sets.clone();
+        sets.push(("diffusion.hops".into(), hops.to_string()));
+        spec::parse_source(source, &sets)
+    }
+}
+
+/// The numbers of this machine: those of the cache, or new ones, which are kept there. Where the cache is of no use,
+/// standard error says so.
+pub fn facts() -> Facts {
+    let Some(cache) = Cache::of_user() else {
+        return Facts::measure();
+    };
+    match Facts::cached(&cache) {
+        Ok(Some(facts)) => return facts,
+        Ok(None) => {}
+        Err(error) => warn(&error),
+    }
+    let (facts, kept) = Facts::measure_into(&cache);
+    if let Err(error) = kept {
+        warn(&error);
+    }
+    facts
 }
 
 /// The text of a spec: a file, or standard input for `-`.

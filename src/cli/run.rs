@@ -10,10 +10,10 @@ use ndarray::{Array3, Array4, s};
 
 use super::inputs::{self, InputFiles};
 use super::options::{Global, SpecArg, shown};
-use super::remark;
 use super::run_time::RunTimeFiles;
 use super::table::milliseconds;
 use super::tensors::{Extents, Files, Tensors};
+use super::{remark, warn_of};
 use crate::dtype::{Dtype, Element};
 use crate::error::{Error, Result};
 use crate::operator::{Arguments, Facts, Operator};
@@ -143,6 +143,7 @@ fn jit<T: Element>(spec: &PatternSpec, files: &Files, given: Given<'_>, options:
     let facts = if facts.is_empty() { vec![Facts::default()] } else { facts };
     let compiled = facts.iter().map(|facts| operator.kernel(facts)).collect::<Result<Vec<_>>>()?;
     let prepared = start.elapsed();
+    warn_of(&compiled[0]);
     let scratch = compiled.iter().map(|compiled| compiled.kernel.scratch_bytes(extents.batch)).max().unwrap_or(0);
     let given = scratch.saturating_add(extents.bytes(spec)).saturating_add(inputs.bytes());
     if given > options.memory_limit() {

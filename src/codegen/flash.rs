@@ -9,7 +9,7 @@ use super::kernel::{Kernel, Row, Steps};
 use super::softmax::Output;
 use super::steps::{Panel, StepKind};
 use super::{KernelArgs, TileFn};
-use crate::plan::{CHUNK_KEYS, Strategy};
+use crate::plan::Strategy;
 use crate::tiles::{EdgeCall, ValueCall};
 
 /// Writes the function.
@@ -91,8 +91,9 @@ impl<'p> Kernel<'_, 'p> {
             StepKind::Stream(stretch) => {
                 let (start, len) = self.stretch(row, stretch);
                 let end = self.e.b.ins().iadd(start, len);
-                let most = self.e.int(i64::from(CHUNK_KEYS));
-                self.for_range(start, end, i64::from(CHUNK_KEYS), |kernel, key| {
+                let chunk = i64::from(self.plan.tuning.chunk_keys);
+                let most = self.e.int(chunk);
+                self.for_range(start, end, chunk, |kernel, key| {
                     let left = kernel.e.b.ins().isub(end, key);
                     let len = kernel.e.b.ins().smin(left, most);
                     let chunk = kernel.chunk(key, len);

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::machine::Facts;
 use crate::mask::{BlockMask, Edges, HeadMask, QUERY_BLOCK, RowOrder};
 use crate::schedule::{Base, BlockTest, Op, VerifiedSchedule};
 use crate::spec::HopFactors;
@@ -17,17 +18,21 @@ use crate::target::Isa;
 use crate::tiles::stored::{dots_pay, dots_serve};
 use crate::tiles::{LANES, ROW_BLOCKS};
 
+mod predict;
 mod rows;
 mod scratch;
 mod strategy;
 mod text;
+mod tuning;
 mod verify;
 
-pub use rows::{CHUNK_KEYS, JOINT_KEYS, Piece, PieceKeys, RowPlan, Step, Stretch, ValueRun};
+pub use predict::Model;
+pub use rows::{Piece, PieceKeys, RowPlan, Step, Stretch, ValueRun};
 pub use scratch::{EDGE_STATISTICS, Scratch};
 use strategy::Situation;
-pub use strategy::{Reach, Strategy, verdicts};
+pub use strategy::{ASKED_FOR, Reach, Strategy, verdicts};
 pub use text::parse;
+pub use tuning::{CHUNK_KEYS, Choice, JOINT_KEYS, Tuning};
 pub use verify::verify;
 
 /// How one kernel computes all heads of one problem size.
@@ -72,6 +77,9 @@ pub struct KernelPlan {
     /// How far block rows reach, where the strategy goes by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reach: Option<Reach>,
+    /// The sizes that it is cut by; the default ones where the text form has none.
+    #[serde(default, skip_serializing_if = "Tuning::is_default")]
+    pub tuning: Tuning,
     /// One plan per distinct block mask.
     pub masks: Vec<MaskPlan>,
     /// Masks that make up a head ([`crate::mask::BlockMask::parts`]); above 1, `flash` computes them one by one and
@@ -192,6 +200,24 @@ impl KernelPlan {
         usize::from(self.dtype.is_f32())
     }
 
+    /// What of the plan was chosen rather than given.
+    pub fn choice(&self) -> Choice {
+        Choice { strategy: self.strategy, store: self.store, tuning: self.tuning }
+    }
+
+    /// Whether two plans make the same kernel, whatever was said to get them.
+    pub fn does_the_same(&self, other: &Self) -> bool {
+        let bare = |plan: &Self| {
+            let streams = |row: &RowPlan| row.steps.iter().any(|step| matches!(step, Step::Stream(_)));
+            let chunks = plan.masks.iter().any(|mask| mask.rows.iter().any(streams));
+            // Keys per step show in the steps.
+            let chunk_keys = if chunks { plan.tuning.chunk_keys } else { CHUNK_KEYS };
+            let tuning = Tuning { joint_keys: JOINT_KEYS, chunk_keys, ..plan.tuning };
+            Self { reasons: Vec::new(), tuning, ..plan.clone() }
+        };
+        bare(self) == bare(other)
+    }
+
     /// Groups of 16 queries in the widest block row.
     pub fn groups(&self) -> usize {
         self.q_len.min(QUERY_BLOCK).div_ceil(LANES)
@@ -207,6 +233,12 @@ pub struct Wishes {
     pub bf16_dots: Option<bool>,
     /// P stays in f32, though the schedule allows bf16.
     pub exact_store: bool,
+    /// Sizes to cut by.
+    pub tuning: Tuning,
+    /// Threads of a call, for the cost model; 0 is as good as 1.
+    pub threads: usize,
+    /// The machine, for the cost model; a typical one where it is not given.
+    pub facts: Option<Facts>,
 }
 
 /// Plans a kernel.
@@ -256,11 +288,11 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
     }
     scores.panel_scale = (panel_scale != 1.0).then_some(panel_scale as f32);
     let situation = Situation { neighbors: &schedule.neighbors, hops: hops.len(), looped, wish: wishes.strategy };
-    let (strategy, reach, mut reasons) = strategy::choose(&situation)?;
-    let store = match strategy.stores_p() && !wishes.exact_store {
-        true => schedule.store,
-        false => Dtype::F32,
-    };
+    // Strategies that keep no P do not care.
+    let stored = if wishes.exact_store { Dtype::F32 } else { schedule.store };
+    let model = Model::new(schedule, isa, &wishes);
+    let (strategy, reach, mut reasons) = strategy::choose(&situation, &model, stored)?;
+    let store = if strategy.stores_p() { stored } else { Dtype::F32 };
     if !store.is_f32() {
         reasons.push(format!("P is stored in {store}"));
     }
@@ -275,7 +307,12 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
     if bf16_dots {
         reasons.push("scores: dot products of bf16 pairs, whose sums are f32".to_owned());
     }
-    let masks = schedule.neighbors.masks.iter().map(|mask| plan_mask(mask, &schedule.neighbors, strategy)).collect();
+    let masks = schedule
+        .neighbors
+        .masks
+        .iter()
+        .map(|mask| plan_mask(mask, &schedule.neighbors, strategy, wishes.tuning))
+        .collect();
     let plan = KernelPlan {
         isa,
         strategy,
@@ -294,6 +331,7 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
         restart_folded,
         store,
         reach,
+        tuning: wishes.tuning,
         masks,
         parts: schedule.neighbors.parts,
         stack: schedule.neighbors.stack,
@@ -305,10 +343,10 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
     Ok(plan)
 }
 
-fn plan_mask(mask: &HeadMask, neighbors: &BlockMask, strategy: Strategy) -> MaskPlan {
+fn plan_mask(mask: &HeadMask, neighbors: &BlockMask, strategy: Strategy, tuning: Tuning) -> MaskPlan {
     let mut trims = rows::Trims::default();
     let kv_len = neighbors.kv_len;
-    let rows = rows::plan_rows(mask, kv_len, neighbors.masks.len() == 1, strategy, &mut trims);
+    let rows = rows::plan_rows(mask, kv_len, neighbors.masks.len() == 1, (strategy, tuning), &mut trims);
     let keys_of = |numbers: &[u32]| numbers.iter().map(|&number| mask.keys.key_at(number, kv_len)).collect();
     let block_edges = mask
         .edges
@@ -331,7 +369,7 @@ fn plan_mask(mask: &HeadMask, neighbors: &BlockMask, strategy: Strategy) -> Mask
         lists: mask.lists.iter().map(|list| keys_of(list)).collect(),
         trims: trims.into_tables(),
         edges: Edges { offsets: mask.edges.offsets.clone(), keys: keys_of(&mask.edges.keys) },
-        panel_keys: rows.iter().map(RowPlan::widest_panel).max().unwrap_or(0),
+        panel_keys: rows.iter().map(|row| row.widest_panel(tuning)).max().unwrap_or(0),
         stored_keys: rows.iter().map(RowPlan::keys).sum(),
         rows,
         block_edges,

@@ -7,15 +7,10 @@
 use serde::{Deserialize, Serialize};
 use smallvec::{SmallVec, smallvec};
 
-use super::Strategy;
+use super::{Strategy, Tuning};
 use crate::mask::{HeadMask, KeyOrder, Keys, QUERY_BLOCK, RowRun, Segment};
 use crate::tiles::{LANES, ROW_BLOCKS, ROW_CUTS};
 
-/// Keys of a joint step at most: 64 queries of f32 scores over them take 288 KiB, which an L2 holds beside
-/// the keys and values.
-pub const JOINT_KEYS: u32 = 1152;
-/// Keys of a chunk of a stream.
-pub const CHUNK_KEYS: u32 = 1024;
 /// Row runs that get code of their own, with their key ranges as arithmetic in the row number; all other rows
 /// are walked from tables.
 const CONSTANT_RUNS: usize = 2;
@@ -48,7 +43,7 @@ pub enum Step {
         /// The same keys for the value tile.
         runs: Vec<ValueRun>,
     },
-    /// Unmasked keys in chunks of at most [`CHUNK_KEYS`].
+    /// Unmasked keys in chunks of at most [`Tuning::chunk_keys`].
     Stream(Stretch),
 }
 
@@ -164,13 +159,13 @@ impl RowPlan {
     }
 
     /// Keys of the widest panel that a step of the run needs.
-    pub(super) fn widest_panel(&self) -> usize {
+    pub(super) fn widest_panel(&self, tuning: Tuning) -> usize {
         let widest = self.steps.iter().map(|step| match step {
             Step::Edges => 0,
             Step::Joint { pieces, .. } => {
                 pieces.iter().map(|piece| piece.keys.len() + (self.count - 1) * piece.keys.len_step()).sum()
             }
-            Step::Stream(_) => CHUNK_KEYS,
+            Step::Stream(_) => tuning.chunk_keys,
         });
         widest.max().unwrap_or(0) as usize
     }
@@ -205,7 +200,7 @@ pub(super) fn plan_rows(
     mask: &HeadMask,
     kv_len: usize,
     alone: bool,
-    strategy: Strategy,
+    (strategy, tuning): (Strategy, Tuning),
     trims: &mut Trims,
 ) -> Vec<RowPlan> {
     // A few queries over many keys, as in decoding, are one row whose keys are streamed.
@@ -219,15 +214,15 @@ pub(super) fn plan_rows(
         let growing = run.segments.iter().filter(|s| len_step(s) != 0).count();
         let affine = run.segments.iter().all(|segment| stays_affine(mask.keys, kv_len, run, segment));
         if by_count.contains(&i) && affine && (!strategy.stores_p() || growing <= 1) {
-            let steps = plan_steps(mask, kv_len, &run.segments, strategy, true, trims);
+            let steps = plan_steps(mask, kv_len, &run.segments, (strategy, tuning), true, trims);
             plans.push(RowPlan { first: run.first, count: run.count, table: false, steps });
         } else if run.segments.iter().all(|segment| !moves(segment)) {
-            let steps = plan_steps(mask, kv_len, &run.segments, strategy, false, trims);
+            let steps = plan_steps(mask, kv_len, &run.segments, (strategy, tuning), false, trims);
             plans.push(RowPlan { first: run.first, count: run.count, table: true, steps });
         } else {
             for row in 0..run.count {
                 let segments = segments_in_row(run, row);
-                let steps = plan_steps(mask, kv_len, &segments, strategy, false, trims);
+                let steps = plan_steps(mask, kv_len, &segments, (strategy, tuning), false, trims);
                 plans.push(RowPlan { first: run.first + row, count: 1, table: true, steps });
             }
         }
@@ -309,10 +304,11 @@ fn plan_steps(
     mask: &HeadMask,
     kv_len: usize,
     segments: &[Segment],
-    strategy: Strategy,
+    (strategy, tuning): (Strategy, Tuning),
     constant: bool,
     trims: &mut Trims,
 ) -> Vec<Step> {
+    let Tuning { joint_keys, chunk_keys, .. } = tuning;
     let mut steps = Vec::new();
     if !mask.edges.keys.is_empty() {
         steps.push(Step::Edges);
@@ -329,14 +325,14 @@ fn plan_steps(
                 if constant
                     && step == 1
                     && mask.is_none()
-                    && (stretch.len_step != 0 || (fixed > u64::from(JOINT_KEYS) && stretch.len > CHUNK_KEYS)) =>
+                    && (stretch.len_step != 0 || (fixed > u64::from(joint_keys) && stretch.len > chunk_keys)) =>
             {
                 steps.push(Step::Stream(stretch));
             }
-            (false, _) if fixed <= u64::from(JOINT_KEYS) => joint.push((keys, mask)),
+            (false, _) if fixed <= u64::from(joint_keys) => joint.push((keys, mask)),
             (false, _) => {
-                for first in (0..keys.len()).step_by(CHUNK_KEYS as usize) {
-                    let len = CHUNK_KEYS.min(keys.len() - first);
+                for first in (0..keys.len()).step_by(chunk_keys as usize) {
+                    let len = chunk_keys.min(keys.len() - first);
                     joint.push((part(keys, first, len, step), mask.map(|(words, before)| (words, before + first))));
                 }
             }
@@ -347,7 +343,7 @@ fn plan_steps(
     let mut pieces = Vec::new();
     let mut at = 0;
     for (keys, words) in joint {
-        if !strategy.stores_p() && at + keys.len() > JOINT_KEYS && at > 0 {
+        if !strategy.stores_p() && at + keys.len() > joint_keys && at > 0 {
             steps.push(joint_step(mask, std::mem::take(&mut pieces), trims));
             at = 0;
         }

@@ -9,7 +9,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MaskPlan, PieceKeys, Step, Stretch};
+use super::{MaskPlan, Model, PieceKeys, Step, Stretch};
+use crate::dtype::Dtype;
 use crate::error::Error;
 use crate::mask::{BlockMask, HeadMask, Keys, QUERY_BLOCK, RowOrder};
 use crate::schedule::{Op, VerifiedSchedule};
@@ -202,18 +203,31 @@ pub(super) struct Situation<'a> {
     pub wish: Option<Strategy>,
 }
 
-/// The strategy, how far rows reach where it needs that, and a sentence on each strategy.
+/// What is said of a strategy that was wished.
+pub const ASKED_FOR: &str = "asked for";
+
+/// The strategy, how far rows reach where it needs that, and a sentence on each strategy: the wished one, else the legal
+/// one that the cost model finds fastest, where P is stored as `store` says if it is kept.
 ///
 /// # Errors
 /// [`Error::Unsupported`] with the reason where the wished strategy is not legal.
-pub(super) fn choose(situation: &Situation<'_>) -> crate::error::Result<(Strategy, Option<Reach>, Vec<String>)> {
-    let Situation { neighbors, hops, looped, wish } = *situation;
+pub(super) fn choose(
+    situation: &Situation<'_>,
+    model: &Model,
+    store: Dtype,
+) -> crate::error::Result<(Strategy, Option<Reach>, Vec<String>)> {
+    let Situation { neighbors, hops, wish, .. } = *situation;
     // A single hop is flash's; how far rows reach is looked at only where it is asked for.
     let reaches = match (hops, wish) {
         (1, None | Some(Strategy::Flash | Strategy::Resident | Strategy::Recompute)) => None,
         _ => Some(reaches(neighbors)),
     };
     let verdict = |strategy: Strategy| legal(strategy, situation, reaches.as_ref());
+    let band = match reaches {
+        Some(Reaches::Band(reach, _)) => Some(reach),
+        _ => None,
+    };
+    let time = |strategy| model.forecast(strategy, store, band).seconds;
     let rows = neighbors.q_len.div_ceil(QUERY_BLOCK);
     let strategy = match wish {
         Some(wish) => match verdict(wish) {
@@ -225,11 +239,11 @@ pub(super) fn choose(situation: &Situation<'_>) -> crate::error::Result<(Strateg
                 return Err(Error::unsupported(format!("strategy {wish}"), others));
             }
         },
-        None if hops == 1 && !looped => Strategy::Flash,
-        None => [Strategy::Triangular, Strategy::Wavefront, Strategy::Resident]
-            .into_iter()
-            .find(|&strategy| verdict(strategy).is_ok())
-            .unwrap_or(Strategy::Resident),
+        None => {
+            let legal = Strategy::ALL.into_iter().filter(|&strategy| verdict(strategy).is_ok());
+            let times = legal.map(|strategy| (strategy, time(strategy)));
+            times.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(Strategy::Resident, |(strategy, _)| strategy)
+        }
     };
     let reach = match &reaches {
         Some(Reaches::Band(reach, _)) if strategy.sweeps() => {
@@ -241,12 +255,15 @@ pub(super) fn choose(situation: &Situation<'_>) -> crate::error::Result<(Strateg
     let mut reasons: Vec<String> = Strategy::ALL
         .into_iter()
         .map(|strategy| match verdict(strategy) {
-            Ok(why) => format!("{strategy}: legal, {why}"),
+            Ok(why) => {
+                let words = model.words(strategy, store, band).map_or(String::new(), |words| format!("; {words}"));
+                format!("{strategy}: legal, {why}{words}")
+            }
             Err(why) => format!("{strategy}: no, {why}"),
         })
         .collect();
     reasons.push(match wish {
-        Some(_) => format!("{strategy}: asked for"),
+        Some(_) => format!("{strategy}: {ASKED_FOR}"),
         None => format!("{strategy}: chosen"),
     });
     Ok((strategy, reach, reasons))

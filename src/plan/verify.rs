@@ -29,6 +29,9 @@ pub fn verify(plan: &KernelPlan) -> Result<()> {
     if plan.parts > 1 && plan.strategy != Strategy::Flash {
         return Err(broken("parts are joined by flash alone".to_owned()));
     }
+    if !plan.tuning.is_valid() {
+        return Err(broken("sizes that no plan is cut by".to_owned()));
+    }
     if plan.strategy.sweeps() != plan.reach.is_some() {
         return Err(broken("a sweep, and nothing else, goes by how far rows reach".to_owned()));
     }
@@ -110,7 +113,7 @@ fn check_row(plan: &KernelPlan, mask: &MaskPlan, row: &RowPlan) -> Result<(), St
                     }
                 }
                 let of_runs: u32 = runs.iter().map(|run| run.keys.len()).sum();
-                if of_runs != place || row.widest_panel() > mask.panel_keys {
+                if of_runs != place || row.widest_panel(plan.tuning) > mask.panel_keys {
                     return Err("runs and pieces differ in keys, or the panel is too narrow".to_owned());
                 }
             }

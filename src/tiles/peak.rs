@@ -1,8 +1,9 @@
-//! The most multiply-adds that one thread can do: what shares of peak are shares of.
+//! The most multiply-adds that one thread can do: what shares of peak are shares of. And what tiles take beside them.
 #![allow(unsafe_code)]
 
 use std::time::Instant;
 
+use super::{Ahead, BLOCK, ExpCall, LANES, ScoreCall, family};
 use crate::target::Isa;
 
 /// Independent chains of multiply-adds: latency times ports on every machine we know, with room.
@@ -56,6 +57,82 @@ pub fn bf16_dot_peak(seconds: f64) -> f64 {
     }
     let _ = seconds;
     0.0
+}
+
+/// What the tiles of a family take beside multiply-adds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TileTimes {
+    /// Nanoseconds for one element of the exponential.
+    pub exp_ns: f64,
+    /// Nanoseconds for a call of the score tile, beyond what its arithmetic takes in a long call.
+    pub call_ns: f64,
+}
+
+/// Measures a family's tiles on numbers in the L1 cache, for about `seconds`; `None` for the portable family, whose
+/// tiles exist in kernels only, and where this CPU lacks the instructions.
+pub fn tile_times(isa: Isa, seconds: f64) -> Option<TileTimes> {
+    /// Numbers aligned as panels are.
+    #[repr(align(64))]
+    #[derive(Clone)]
+    struct Line {
+        _lanes: [f32; LANES],
+    }
+    const D: usize = 32;
+    const GROUPS: usize = BLOCK / LANES;
+    const FEW: usize = 6;
+    const MANY: usize = 48;
+
+    let family = family(isa)?;
+    let lines = |count: usize, x: f32| vec![Line { _lanes: [x; LANES] }; count];
+    let (keys, queries) = (lines(MANY * D / LANES, 0.5), lines(GROUPS * D, 0.25));
+    let (mut panel, mut max, mut sum) = (lines(GROUPS * MANY, 0.0), lines(GROUPS, 0.0), lines(GROUPS, 0.0));
+    // 2^(s − 1), again and again, comes to rest at s = 1.
+    let reference = lines(GROUPS, 1.0);
+    let panel: *mut f32 = panel.as_mut_ptr().cast();
+    let exp = ExpCall {
+        s: panel,
+        s_stride: MANY * LANES,
+        nkeys: MANY,
+        groups: GROUPS,
+        words: std::ptr::null(),
+        max: reference.as_ptr().cast(),
+        sum: sum.as_mut_ptr().cast(),
+    };
+    let mut score = |nkeys| ScoreCall {
+        qt: queries.as_ptr().cast(),
+        k: keys.as_ptr().cast(),
+        k_stride: D,
+        keys: std::ptr::null(),
+        nkeys,
+        d: D,
+        groups: GROUPS,
+        words: std::ptr::null(),
+        s: panel,
+        s_stride: MANY * LANES,
+        max: max.as_mut_ptr().cast(),
+        ahead: [Ahead::NONE; 4],
+    };
+    let best = |call: &mut dyn FnMut()| {
+        const CALLS: usize = 20;
+        let (start, mut best) = (Instant::now(), f64::INFINITY);
+        while best.is_infinite() || start.elapsed().as_secs_f64() < seconds / 3.0 {
+            let slice = Instant::now();
+            (0..CALLS).for_each(|_| call());
+            best = best.min(slice.elapsed().as_secs_f64() * 1e9 / CALLS as f64);
+        }
+        best
+    };
+    let (few, many) = (score(FEW), score(MANY));
+    // SAFETY: the family exists, so the CPU has the instructions; the records' pointers lead to the arrays above, which
+    // hold `MANY` keys of width `D`, 64 queries and a panel of their scores, and outlive the calls.
+    let few = best(&mut || unsafe { (family.score)(&raw const few) });
+    // SAFETY: as above.
+    let many = best(&mut || unsafe { (family.score)(&raw const many) });
+    // SAFETY: as above.
+    let exp_call = best(&mut || unsafe { (family.exp)(&raw const exp) });
+    let a_key = (many - few) / (MANY - FEW) as f64;
+    let call_ns = (few - FEW as f64 * a_key).max(1.0);
+    Some(TileTimes { exp_ns: (exp_call - call_ns).max(0.1 * exp_call) / (MANY * BLOCK) as f64, call_ns })
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -75,7 +75,7 @@ pub fn spec_of(pattern: &str, head_dim: usize, value_dim: usize, diffusion: &str
 
 /// Options of a test: one thread unless said otherwise.
 pub fn options(isa: Isa, strategy: Option<Strategy>) -> Options {
-    Options { isa, threads: 1, strategy, ..Options::default() }
+    Options { isa, threads: 1, strategy, ..Options::reproducible() }
 }
 
 /// The kernel of a spec, or a panic that names the spec.

@@ -7,17 +7,20 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::inputs::Inputs;
-use super::measure::{Contender, Times, in_turn};
 use crate::analysis;
 use crate::baselines::{Baseline, Prepared, Problem};
+use crate::cli::table::{significant, thousands};
 use crate::cli::tensors::{Extents, Tensors};
 use crate::compiler::{Compiled, Options};
+use crate::cost::Forecast;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::interpreter::{self, SampleRow};
 use crate::machine;
+use crate::measure::{Contender, Times, in_turn};
 use crate::spec::PatternSpec;
 use crate::target::Isa;
+use crate::tune::Callable;
 
 /// Points, over all heads, up to which the interpreter checks every row.
 const CHECK_ALL: u64 = 1 << 24;
@@ -52,8 +55,6 @@ pub struct Case<'a> {
 /// What was measured.
 #[derive(Debug)]
 pub struct Outcome {
-    /// Allowed pairs, over all heads.
-    pub nnz: u64,
     /// FMA peak in GF/s at the kernel's vector width, on the same threads.
     pub peak: f64,
     /// One row for each implementation, the kernel first.
@@ -91,6 +92,18 @@ pub struct Row {
     pub isa: Option<Isa>,
     /// Strategy of the kernel.
     pub strategy: Option<String>,
+    /// Whether the planner chose this strategy, where several were measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<bool>,
+    /// The file that the plan's tuning comes from; without one, the cost model chose.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tuned_by: Option<String>,
+    /// Milliseconds that the cost model predicts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub predicted_ms: Option<f64>,
+    /// What the prediction is made of, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forecast: Option<Forecast>,
     /// Milliseconds, as are the next two.
     pub median_ms: Option<f64>,
     /// Shortest run.
@@ -121,6 +134,26 @@ pub struct Row {
 }
 
 impl Case<'_> {
+    /// What is measured, in a line without an end.
+    pub fn heading(&self) -> String {
+        let Self { spec, extents, .. } = self;
+        let hops = spec.diffusion.hops.len();
+        let nnz = self.compiled.mask.counts().nnz();
+        let pairs = extents.q_len as f64 * extents.kv_len as f64 * spec.heads as f64;
+        format!(
+            "{}: n {}, batch {}, {} heads of {}{}, {hops} {}, {} allowed pairs ({} %)",
+            spec.name,
+            thousands(extents.kv_len as u64),
+            extents.batch,
+            spec.heads,
+            spec.head_dim,
+            if spec.dtype.is_f32() { String::new() } else { format!(" in {} (baselines in f32)", spec.dtype) },
+            if hops == 1 { "hop" } else { "hops" },
+            thousands(nnz),
+            significant(if pairs > 0.0 { 100.0 * nnz as f64 / pairs } else { 0.0 }),
+        )
+    }
+
     /// Measures the kernel and the baselines in turn, about `budget` each. `progress` hears what is going on.
     ///
     /// # Errors
@@ -145,6 +178,9 @@ impl Case<'_> {
         let plan = kernel.plan();
         rows[0].isa = Some(plan.isa);
         rows[0].strategy = Some(plan.strategy.to_string());
+        rows[0].tuned_by = self.compiled.tuned_by.as_ref().map(|path| path.display().to_string());
+        rows[0].predicted_ms =
+            self.compiled.forecast.map(|forecast| forecast.seconds * 1e3 * self.extents.batch as f64);
         rows[0].compile_ms = Some(self.compile_time.as_secs_f64() * 1e3);
         rows[0].scratch_bytes = kernel.scratch_bytes(self.extents.batch);
 
@@ -196,11 +232,11 @@ impl Case<'_> {
                 self.fill(row, times, nnz, if name == "hopweave" { peaks.kernel } else { peaks.best });
             }
         }
-        Ok(Outcome { nnz, peak: peaks.kernel, rows })
+        Ok(Outcome { peak: peaks.kernel, rows })
     }
 
     /// A row without times.
-    fn row(&self, name: &str, nnz: u64, oracle: &[SampleRow], out: Option<ArrayView4<'_, f32>>) -> Row {
+    pub(super) fn row(&self, name: &str, nnz: u64, oracle: &[SampleRow], out: Option<ArrayView4<'_, f32>>) -> Row {
         let Self { spec, extents, .. } = self;
         Row {
             spec: spec.name.clone(),
@@ -217,6 +253,10 @@ impl Case<'_> {
             threads: self.options.threads,
             isa: None,
             strategy: None,
+            chosen: None,
+            tuned_by: None,
+            predicted_ms: None,
+            forecast: None,
             median_ms: None,
             min_ms: None,
             max_ms: None,
@@ -236,7 +276,7 @@ impl Case<'_> {
         }
     }
 
-    fn fill(&self, row: &mut Row, times: &Times, nnz: u64, peak: f64) {
+    pub(super) fn fill(&self, row: &mut Row, times: &Times, nnz: u64, peak: f64) {
         let flops = analysis::flops(nnz, self.spec) as f64 * self.extents.batch as f64;
         let gflops = flops / times.median() * 1e-6;
         row.median_ms = Some(times.median());
@@ -285,7 +325,7 @@ fn error_to_rows(out: ArrayView4<'_, f32>, rows: &[SampleRow]) -> f64 {
 }
 
 /// |found − want|; 0 where both are NaN or the same infinity, infinite where only one is.
-fn difference((found, want): (f32, f64)) -> f64 {
+pub(super) fn difference((found, want): (f32, f64)) -> f64 {
     let found = f64::from(found);
     if found == want || (found.is_nan() && want.is_nan()) {
         return 0.0;
@@ -295,22 +335,22 @@ fn difference((found, want): (f32, f64)) -> f64 {
 }
 
 /// The FMA peak, looked at again and again while others run; the best look counts.
-struct Peaks {
+pub(super) struct Peaks {
     isa: Isa,
     threads: usize,
     looked: Option<Instant>,
     /// At the kernel's vector width.
-    kernel: f64,
+    pub kernel: f64,
     /// At the widest that this machine has, which the baselines may use.
     best: f64,
 }
 
 impl Peaks {
-    fn new(options: &Options) -> Self {
+    pub fn new(options: &Options) -> Self {
         Self { isa: options.isa, threads: options.threads, looked: None, kernel: 0.0, best: 0.0 }
     }
 
-    fn look(&mut self) {
+    pub fn look(&mut self) {
         if self.looked.is_some_and(|looked| looked.elapsed() < PEAK_EVERY) {
             return;
         }

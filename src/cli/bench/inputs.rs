@@ -11,6 +11,7 @@ use crate::compiler::Compiled;
 use crate::dtype::{Dtype, Element};
 use crate::error::{Error, Result};
 use crate::spec::{self, PatternSpec};
+use crate::tune::{Call, Callable};
 
 /// q, k, v, and what score mods read.
 pub struct Inputs {
@@ -28,9 +29,6 @@ enum Stored {
     Bf16(Tensors<bf16>),
     F16(Tensors<f16>),
 }
-
-/// A call that can be repeated.
-pub type Call<'a> = Box<dyn FnMut() -> Result<()> + 'a>;
 
 impl Inputs {
     /// Numbers that look like those of a layer: independent, mean 0, variance 1, the same on every machine.
@@ -89,9 +87,10 @@ impl Inputs {
             Stored::F16(tensors) => first(compiled, tensors, inputs),
         }
     }
+}
 
-    /// Calls of the kernel, into an output of their own.
-    pub fn call<'a>(&'a self, compiled: &'a Compiled) -> Call<'a> {
+impl Callable for Inputs {
+    fn call<'a>(&'a self, compiled: &'a Compiled) -> Call<'a> {
         let inputs = self.of_mods.views();
         match &self.stored {
             Stored::F32 => call(compiled, &self.wide, inputs),

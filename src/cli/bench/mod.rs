@@ -1,6 +1,6 @@
 //! `bench`: the compiled kernel against the baselines, in turn, in one run.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,8 +11,8 @@ use serde_json::json;
 use tempfile::NamedTempFile;
 
 use super::options::{Global, text};
-use super::print;
 use super::tensors::{AXES, Extents, Files, fits};
+use super::{print, progress, warn_of};
 use crate::baselines::{BASELINES, Baseline};
 use crate::compiler;
 use crate::dtype::Dtype;
@@ -21,12 +21,13 @@ use crate::spec::PatternSpec;
 use crate::{machine, npy};
 
 mod case;
-mod inputs;
-mod measure;
+pub(super) mod inputs;
 mod report;
+mod strategies;
 
 use case::{Case, Row};
 use inputs::Inputs;
+use strategies::Compared;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -64,6 +65,15 @@ pub struct Args {
     /// Where the machine and all rows go, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Measure every legal strategy beside what the cost model predicts, instead of baselines
+    #[arg(long, conflicts_with_all = ["baseline", "strategy", "q"])]
+    all_strategies: bool,
+    /// Hops to measure with, in place of the spec's: sets diffusion.hops
+    #[arg(long, value_name = "K,...", value_delimiter = ',')]
+    hops: Vec<usize>,
+    /// With --all-strategies: only a line for each case, and how often the planner chose well
+    #[arg(long, requires = "all_strategies")]
+    summary: bool,
     /// About how long each implementation is measured in each case
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     time: Duration,
@@ -78,21 +88,31 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     if let Some(path) = &args.json {
         npy::check_output(path)?;
     }
-    let compiler_options = options.compiler()?;
+    let compiler_options = if args.all_strategies { options.predicting_compiler()? } else { options.compiler()? };
     let pool = options.pool()?;
     let bar = progress_bar();
     // All specs are read before the first is measured.
     let texts: Vec<String> = args.specs.iter().map(|path| text(path)).collect::<Result<_>>()?;
-    let specs: Vec<PatternSpec> =
-        args.specs.iter().zip(&texts).map(|(path, text)| options.parse(path, text)).collect::<Result<_>>()?;
+    // Without --hops a spec has its own.
+    let hops: Vec<Option<usize>> = match args.hops[..] {
+        [] => vec![None],
+        _ => args.hops.iter().copied().map(Some).collect(),
+    };
+    let mut specs: Vec<(usize, Option<usize>, PatternSpec)> = Vec::new();
+    for (at, (path, text)) in args.specs.iter().zip(&texts).enumerate() {
+        for &hops in &hops {
+            specs.push((at, hops, options.parse_with_hops(path, text, hops)?));
+        }
+    }
     let mut rows: Vec<Row> = Vec::new();
-    for ((path, text), spec) in args.specs.iter().zip(&texts).zip(&specs) {
+    for (at, hops, spec) in &specs {
         for (extents, given) in inputs(args, spec)? {
             Inputs::check_memory(spec, extents, compiler_options.memory_limit)?;
             let start = Instant::now();
-            let spec = &options.parse(path, text)?;
+            let spec = &options.parse_with_hops(&args.specs[*at], &texts[*at], *hops)?;
             let compiled = compiler::compile(spec, extents.q_len, extents.kv_len, &compiler_options)?;
             let compile_time = start.elapsed();
+            warn_of(&compiled);
             let measured_on = match &given {
                 Some(given) => Inputs::read(spec, &given.files, extents)?,
                 None => Inputs::random(spec, extents, 0)?,
@@ -108,16 +128,29 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
                 inputs: &measured_on,
                 expected: expected.as_ref(),
             };
-            let outcome = case.measure(&baselines, &pool, args.time, &|what| {
+            let progress = |what: &str| {
                 bar.set_message(format!("{} n {}: {what}", spec.name, extents.kv_len));
                 bar.tick();
-            })?;
+            };
             let gap = if rows.is_empty() { "" } else { "\n" };
-            bar.suspend(|| print(&format!("{gap}{}", report::table(&case, &outcome))))?;
-            rows.extend(outcome.rows);
+            let (measured, text) = if args.all_strategies {
+                let Compared { rows, text } = strategies::compare(&case, args.time, &progress)?;
+                (rows, text)
+            } else {
+                let outcome = case.measure(&baselines, &pool, args.time, &progress)?;
+                let text = report::table(&case, &outcome);
+                (outcome.rows, text)
+            };
+            if !args.summary {
+                bar.suspend(|| print(&format!("{gap}{text}")))?;
+            }
+            rows.extend(measured);
         }
     }
     bar.finish_and_clear();
+    if args.all_strategies {
+        print(&format!("{}{}", if args.summary { "" } else { "\n" }, strategies::summary(&rows)))?;
+    }
     if let Some(path) = &args.json {
         write_json(path, &rows, options)?;
     }
@@ -169,13 +202,9 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Baseline>> {
 
 /// A spinner on a terminal, and nothing in a pipe.
 fn progress_bar() -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    // Drawn when a run starts and by no thread of its own, which would disturb what is measured.
     let style =
         ProgressStyle::with_template("{spinner} {elapsed} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
-    ProgressBar::new_spinner().with_style(style)
+    progress(ProgressBar::new_spinner().with_style(style))
 }
 
 /// Writes machine and rows, whole or not at all.

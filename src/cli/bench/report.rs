@@ -6,29 +6,20 @@ use crate::error::Bytes;
 
 /// A heading and the table of one case.
 pub fn table(case: &Case<'_>, outcome: &Outcome) -> String {
-    let spec = case.spec;
-    let hops = spec.diffusion.hops.len();
-    let pairs = case.extents.q_len as f64 * case.extents.kv_len as f64 * spec.heads as f64;
-    let mut text = format!(
-        "{}: n {}, batch {}, {} heads of {}{}, {hops} {}, {} allowed pairs ({} %)\n",
-        spec.name,
-        thousands(case.extents.kv_len as u64),
-        case.extents.batch,
-        spec.heads,
-        spec.head_dim,
-        if spec.dtype.is_f32() { String::new() } else { format!(" in {} (baselines in f32)", spec.dtype) },
-        if hops == 1 { "hop" } else { "hops" },
-        thousands(outcome.nnz),
-        significant(if pairs > 0.0 { 100.0 * outcome.nnz as f64 / pairs } else { 0.0 }),
-    );
     let plan = case.compiled.kernel.plan();
-    text += &format!(
-        "{} threads, FMA peak {} GF/s ({}); compiled in {}, strategy {}\n\n",
+    let chosen_by = match &case.compiled.tuned_by {
+        Some(path) => format!(", tuned ({})", path.display()),
+        None => ", chosen by the cost model".into(),
+    };
+    let text = format!(
+        "{}\n{} threads, FMA peak {} GF/s ({}); compiled in {}, strategy {}{}\n\n",
+        case.heading(),
         case.options.threads,
         significant(outcome.peak),
         plan.isa,
         milliseconds(case.compile_time),
-        plan.strategy,
+        plan.choice(),
+        if case.options.strategy.is_some() { String::new() } else { chosen_by },
     );
     text + &rows(&outcome.rows)
 }

@@ -1,16 +1,22 @@
 //! The machine: what it is, what it has free, and the most it can do.
 //!
 //! In: what the system says about itself (`/proc`, `/sys` on Linux), and short measurements. Out: a
-//! [`Machine`] for reports, a memory limit, the FMA peak that shares of peak are shares of, and the read
-//! bandwidth. What the system does not say is left out, never guessed.
+//! [`Machine`] for reports, [`Facts`] for the cost model, a memory limit, the FMA peak that shares of peak are shares
+//! of, and the read bandwidth. What the system does not say is left out, never guessed.
 
 use std::fs;
 use std::hint::black_box;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::target::Isa;
 use crate::tiles::peak;
+
+mod facts;
+
+pub use facts::{Facts, TileFacts};
 
 /// What is known about this machine.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -40,16 +46,29 @@ pub struct Cache {
 
 /// Asks the system about the machine.
 pub fn describe() -> Machine {
-    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = field(&cpuinfo, "model name").unwrap_or(std::env::consts::ARCH).to_string();
     Machine {
-        cpu,
+        cpu: cpu_name().to_owned(),
         platform: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
         cores: cores(),
         isas: Isa::ALL.into_iter().filter(|isa| isa.available()).collect(),
         caches: caches(Path::new("/sys/devices/system/cpu/cpu0/cache")),
         memory_bytes: meminfo("MemTotal"),
     }
+}
+
+/// The CPU's name for itself, or the architecture where it has none. Asked for once: on many cores the system takes
+/// long to list all of them.
+pub fn cpu_name() -> &'static str {
+    static NAME: OnceLock<String> = OnceLock::new();
+    NAME.get_or_init(|| {
+        let lines = fs::File::open("/proc/cpuinfo").map(|file| BufReader::new(file).lines());
+        let named = lines
+            .into_iter()
+            .flatten()
+            .map_while(Result::ok)
+            .find_map(|line| field(&line, "model name").map(str::to_owned));
+        named.unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+    })
 }
 
 /// Threads that this process may run at the same time, at least 1.
