@@ -147,6 +147,7 @@ impl<'p> Kernel<'_, 'p> {
             kernel.if_else(
                 hop.applies,
                 |kernel| {
+                    kernel.bring_next_outputs_near(row, hop.target);
                     kernel.for_steps(row, steps, |kernel, step| {
                         let last = matches!(step, StepKind::Joint(runs) if fused && runs.is_last());
                         body(kernel, step, redo, last.then_some(output));

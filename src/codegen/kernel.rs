@@ -561,6 +561,20 @@ impl<'a, 'p> Kernel<'a, 'p> {
         self.bring_near(hint, Rows { base: out, stride: out_stride, first, apart, element, width }, row.count);
     }
 
+    /// What the next block row's outputs are made of besides sums: the rows that are written, and those of V for the
+    /// restart, which a sweep has last read some rows ago. By hints of the next value call.
+    pub fn bring_next_outputs_near(&mut self, row: Row, (out, out_stride): (Value, Value)) {
+        let next = self.e.b.ins().iadd_imm_s(row.place, QUERY_BLOCK as i64);
+        let (first, apart) = self.order_at(next);
+        let width = self.plan.value_dim;
+        let v = self.arg(offset_of!(KernelArgs, v));
+        let v_stride = self.arg(offset_of!(KernelArgs, v_stride));
+        let values = Rows { base: v, stride: v_stride, first, apart, element: self.element, width };
+        self.bring_near(Hint::Value(0), values, row.count);
+        let outputs = Rows { base: out, stride: out_stride, first, apart, element: self.out_element, width };
+        self.bring_near(Hint::Value(1), outputs, row.count);
+    }
+
     /// The query at a place, and how far from it the one at the next place is.
     fn order_at(&mut self, place: Value) -> (Value, Value) {
         if !is_ordered(self.plan) {

@@ -592,7 +592,8 @@ impl<'p> Kernel<'_, 'p> {
             Near::Row(share) => self.bring_share_near(row, share, Hint::Value),
         }
         let flag = self.call(TileFn::Value, record);
-        if run.near.is_some() {
+        // A hop's hints stand before its first run.
+        if run.near.is_some() || self.plan.strategy != Strategy::Flash {
             self.bring_nothing_near();
         }
         self.set_int(record, offset_of!(ValueCall, accumulate), 1);
