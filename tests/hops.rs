@@ -65,6 +65,14 @@ fn an_illegal_strategy_is_refused_with_the_rows_that_forbid_it() {
     assert!(said.contains("reach 1 block rows ahead"), "{said}");
     let said = refusal("full", Strategy::Wavefront);
     assert!(said.contains("rows 0..63 reach 7 block rows ahead"), "{said}");
+    // One global query among many ordinary ones is edges.
+    let spec = spec_of("{any: [{window: {radius: 8}}, {global: {tokens: [77]}}]}", 4, 4, "{hops: 5, alpha: 0.1}");
+    for n in [512, 4096] {
+        let Err(error) = compiler::compile(&spec, n, n, &options(Isa::Portable, Some(Strategy::Wavefront))) else {
+            panic!("wavefront was accepted");
+        };
+        assert!(error.to_string().contains("global row 77 reaches every row"), "{error}");
+    }
     // What is chosen instead is told with the same sentences.
     let spec = spec_of(global, 4, 4, "{hops: 5, alpha: 0.1}");
     let chosen = compile(&spec, 512, &options(Isa::Portable, None));

@@ -71,7 +71,7 @@ pub struct Scratch {
 }
 
 /// Block rows whose scattered edges `flash` computes together, at most: 4,096 queries read K, and then V, as long as it
-/// is in L2 (64 random keys a query, n 4,096, one thread: 30.6, 28.5, 24.7 and 22.4 ms at 1, 4, 16 and 64 rows).
+/// is in L2.
 const EDGE_BATCH: usize = 64;
 
 /// Arrays over the queries of a block row that its scattered edges leave to its other keys: maximum, maximum at the last

@@ -180,7 +180,13 @@ fn unordered(mask: &HeadMask, neighbors: &BlockMask) -> String {
                 };
             }
         }
-        let here = order.iter().skip((run.first + row) as usize * QUERY_BLOCK);
+        let first = (run.first + row) as usize * QUERY_BLOCK;
+        for (place, count) in keys.iter_mut().enumerate() {
+            if let [from, to, ..] = mask.edges.offsets.get(first + place..).unwrap_or(&[]) {
+                *count += (to - from) as usize;
+            }
+        }
+        let here = order.iter().skip(first);
         global = here.zip(keys).filter(|&(_, keys)| 2 * keys > neighbors.kv_len).map(|(&query, _)| query).collect();
         global.sort_unstable();
     }
