@@ -13,6 +13,7 @@ use memmap2::MmapMut;
 use ndarray::{Array3, Array4, ArrayView4, ArrayViewMut3, ArrayViewMut4, CowArray, Ix4};
 use rayon::prelude::*;
 
+use self::places::Places;
 use crate::codegen::{KernelArgs, Tables};
 use crate::dtype::Element;
 use crate::error::{Bytes, Error, Result};
@@ -711,11 +712,11 @@ pub fn pool(threads: usize) -> Result<Arc<rayon::ThreadPool>> {
     if let Some(pool) = pools.iter().find(|pool| pool.current_num_threads() == threads) {
         return Ok(Arc::clone(pool));
     }
-    let places = places::of_threads(threads);
+    let places = Places::new(threads);
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .thread_name(|index| format!("hopweave-{index}"))
-        .start_handler(move |index| places::stay(&places, index))
+        .start_handler(move |index| places.take(index))
         .build()
         .map_err(|error| Error::unsupported(format!("{threads} threads"), error.to_string()))?;
     pools.push(Arc::new(pool));

@@ -5,61 +5,101 @@
 //! for every core that the process may use, each stays on a core of its own. Smaller pools are left to the system,
 //! and so is every pool with `HOPWEAVE_PIN=0` in the environment, as for processes that share their cores.
 
-/// The cores of `threads` workers, one each, or none where the system shall choose.
 #[cfg(target_os = "linux")]
-pub(super) fn of_threads(threads: usize) -> Vec<usize> {
-    use rustix::thread::{CpuSet, sched_getaffinity};
-    if threads < 2 || std::env::var_os("HOPWEAVE_PIN").is_some_and(|value| value == "0") {
-        return Vec::new();
-    }
-    let Ok(allowed) = sched_getaffinity(None) else { return Vec::new() };
-    let cores: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core)).collect();
-    if cores.len() == threads { cores } else { Vec::new() }
-}
+pub(super) use linux::Places;
 
-/// Makes the calling thread, worker `index` of its pool, stay on its core.
 #[cfg(target_os = "linux")]
-pub(super) fn stay(cores: &[usize], index: usize) {
-    use rustix::thread::{CpuSet, sched_setaffinity};
-    if let Some(&core) = cores.get(index) {
-        let mut only = CpuSet::new();
-        only.set(core);
-        // Where it is not allowed, nothing is lost but speed.
-        let _ = sched_setaffinity(None, &only);
+mod linux {
+    use std::cell::Cell;
+
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+    thread_local! {
+        /// Where a worker that stays on its core could have run: threads that it starts would inherit its one core.
+        static BEFORE: Cell<Option<CpuSet>> = const { Cell::new(None) };
     }
-}
 
-/// Elsewhere the system chooses.
-#[cfg(not(target_os = "linux"))]
-pub(super) fn of_threads(_: usize) -> Vec<usize> {
-    Vec::new()
-}
+    /// Where the workers of a pool run.
+    pub struct Places {
+        /// Cores of the process, where they are known.
+        allowed: Option<CpuSet>,
+        /// A core for each worker, or none where the system shall choose.
+        cores: Vec<usize>,
+    }
 
-/// Elsewhere the system chooses.
-#[cfg(not(target_os = "linux"))]
-pub(super) fn stay(_: &[usize], _: usize) {}
-
-#[cfg(all(test, target_os = "linux"))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_worker_for_every_core_stays_there_and_others_are_free() {
-        let cores = rustix::thread::sched_getaffinity(None).expect("an affinity").count() as usize;
-        let places = of_threads(cores);
-        if cores < 2 {
-            eprintln!("skipped: one core");
-            assert!(places.is_empty());
-            return;
+    impl Places {
+        /// Places for a pool of `threads` workers that the calling thread starts.
+        pub fn new(threads: usize) -> Self {
+            let allowed = BEFORE.get().or_else(|| sched_getaffinity(None).ok());
+            let is_set = |core: &usize| allowed.is_some_and(|allowed| allowed.is_set(*core));
+            let mut cores: Vec<usize> = (0..CpuSet::MAX_CPU).filter(is_set).collect();
+            let unwanted = std::env::var_os("HOPWEAVE_PIN").is_some_and(|value| value == "0");
+            if threads < 2 || cores.len() != threads || unwanted {
+                cores.clear();
+            }
+            Self { allowed, cores }
         }
-        assert_eq!(places.len(), cores);
-        assert!(of_threads(cores - 1).is_empty() && of_threads(cores + 1).is_empty() && of_threads(1).is_empty());
-        std::thread::spawn(move || {
-            stay(&places, 1);
-            let after = rustix::thread::sched_getaffinity(None).expect("an affinity");
-            assert!(after.count() == 1 && after.is_set(places[1]));
-        })
-        .join()
-        .expect("a thread");
+
+        /// Makes the calling thread, worker `index` of the pool, stay in its place. Where the system does not allow it,
+        /// nothing is lost but speed.
+        pub fn take(&self, index: usize) {
+            let _ = match (self.cores.get(index), self.allowed) {
+                (Some(&core), allowed) => {
+                    BEFORE.set(allowed);
+                    let mut only = CpuSet::new();
+                    only.set(core);
+                    sched_setaffinity(None, &only)
+                }
+                (None, Some(allowed)) => sched_setaffinity(None, &allowed),
+                (None, None) => Ok(()),
+            };
+        }
     }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn a_worker_for_every_core_stays_there_and_others_are_free() {
+            let allowed = sched_getaffinity(None).expect("an affinity");
+            let cores = allowed.count() as usize;
+            let places = Places::new(cores);
+            if cores < 2 {
+                eprintln!("skipped: one core");
+                assert!(places.cores.is_empty());
+                return;
+            }
+            assert_eq!(places.cores.len(), cores);
+            for other in [1, cores - 1, cores + 1] {
+                assert!(Places::new(other).cores.is_empty() || other == cores);
+            }
+            let worker = std::thread::spawn(move || {
+                places.take(1);
+                let here = sched_getaffinity(None).expect("an affinity");
+                assert!(here.count() == 1 && here.is_set(places.cores[1]));
+                // A pool that such a worker starts is not held to its one core.
+                let pool = Places::new(cores + 1);
+                let thread = std::thread::spawn(move || {
+                    pool.take(0);
+                    sched_getaffinity(None).expect("an affinity")
+                });
+                assert_eq!(thread.join().expect("a thread"), allowed);
+            });
+            worker.join().expect("a thread");
+        }
+    }
+}
+
+/// Elsewhere the system chooses.
+#[cfg(not(target_os = "linux"))]
+pub(super) struct Places;
+
+#[cfg(not(target_os = "linux"))]
+impl Places {
+    pub fn new(_: usize) -> Self {
+        Self
+    }
+
+    pub fn take(&self, _: usize) {}
 }
