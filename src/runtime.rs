@@ -355,7 +355,9 @@ impl Task<'_> {
                 let unit = rows.div_ceil(stretches);
                 self.spread(self.items * stretches, |worker, index| {
                     let first = index % stretches * unit;
-                    self.sweep(index / stretches, worker, first.min(rows)..rows.min(first + unit));
+                    if first < rows {
+                        self.sweep(index / stretches, worker, first..rows.min(first + unit));
+                    }
                 });
             }
         }
