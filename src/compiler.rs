@@ -94,16 +94,18 @@ fn compile_with(spec: &PatternSpec, pattern: Pattern, options: &Options, advice:
     let schedule = clock.time("schedule", || schedule::build(spec, mask.clone()))?;
     let schedule = clock.time("passes", || passes::run(schedule, &options.without))?;
     let schedule = clock.time("verify", || schedule::verify(schedule))?;
-    let mut plan = clock.time("plan", || plan::build(&schedule, options.isa, advice.wishes(options)))?;
+    let wishes = advice.wishes(options);
+    let (mut plan, forecast) = clock.time("plan", || {
+        let model = Model::new(&schedule, options.isa, &wishes);
+        let plan = plan::build_by(&schedule, options.isa, wishes, &model)?;
+        let forecast = wishes.facts.map(|_| model.forecast(plan.strategy, plan.store, plan.reach));
+        Ok::<_, Error>((plan, forecast))
+    })?;
     if let (Some(because), Some(last)) =
         (&advice.because, plan.reasons.iter_mut().find(|text| text.ends_with(ASKED_FOR)))
     {
         *last = format!("{}: {because}", plan.strategy);
     }
-    let wishes = advice.wishes(options);
-    let forecast = wishes
-        .facts
-        .map(|_| Model::new(&schedule, options.isa, &wishes).forecast(plan.strategy, plan.store, plan.reach));
     let isa = jit::target_isa()?;
     let functions = clock.time("lower", || codegen::lower(&plan, &*isa));
     let code = clock.time("link", || jit::link(&plan, functions, &isa))?;

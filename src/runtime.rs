@@ -351,7 +351,7 @@ impl Task<'_> {
                 }
             }
             Strategy::Wavefront | Strategy::Triangular => {
-                let stretches = self.stretches();
+                let stretches = self.inner.plan.stretches(self.items, workers);
                 let unit = rows.div_ceil(stretches);
                 self.spread(self.items * stretches, |worker, index| {
                     let first = index % stretches * unit;
@@ -390,25 +390,6 @@ impl Task<'_> {
         self.enter(function, &args);
     }
 
-    /// Into how many stretches of block rows a sweep cuts an item, so that the busiest worker has least to do. Rows near
-    /// a border are computed on both sides of it, bit for bit the same.
-    fn stretches(&self) -> usize {
-        let plan = &self.inner.plan;
-        let (workers, rows, hops) = (self.local.len(), plan.block_rows(), plan.hops.len());
-        let reach = plan.reach.map_or(0, |reach| reach.window() - 1);
-        // Scores cost as much as a hop. Beyond a border, hop h of K is computed for (K - h) · reach more rows.
-        let own = |stretches: usize| (hops + 1) * rows.div_ceil(stretches);
-        let beyond = |stretches: usize| match stretches {
-            1 => 0,
-            _ => (hops - 1) * (hops + 2) / 2 * reach,
-        };
-        let busiest = |&stretches: &usize| {
-            let work = own(stretches) + beyond(stretches).min(own(1) - own(stretches));
-            (self.items * stretches).div_ceil(workers) * work
-        };
-        (1..=2 * workers.min(rows)).min_by_key(busiest).unwrap_or(1)
-    }
-
     /// A sweep over the block rows `own` of an item: row by row P and the first hop, and every further hop as many rows
     /// behind the one before as a row reaches ahead.
     fn sweep(&self, item: usize, worker: usize, own: Range<usize>) {
@@ -421,12 +402,11 @@ impl Task<'_> {
             let later = hops - 1 - hop;
             own.start.saturating_sub(later * behind)..rows.min(own.end + later * lag)
         };
-        let all = |rows: Range<usize>, hop: usize| self.args(item, 0, worker, worker, rows, hop);
         let end = own.end + (hops - 1) * lag;
         for now in needed(0).start..end {
             for hop in 0..hops {
                 let Some(row) = now.checked_sub(hop * lag).filter(|row| needed(hop).contains(row)) else { continue };
-                let mut args = all(row..row + 1, hop);
+                let mut args = self.args(item, 0, worker, worker, row..row + 1, hop);
                 if hop == 0 {
                     let args = match own.contains(&row) {
                         true => args,

@@ -82,7 +82,8 @@ impl Tables {
         writer.words32(Section::EdgeKeys, mask.edges.keys.iter().copied());
         let starts = Starts::new(mask);
         starts.write_rows(plan, mask, &mut writer);
-        if plan.strategy.stores_p() {
+        // A sweep in f32 goes by slots alone.
+        if plan.strategy.stores_p() && !(plan.strategy.sweeps() && plan.store.is_f32()) {
             writer.words64(Section::StoredPanels, mask.stored_panels().flat_map(|(start, keys)| [start, keys]));
         }
         let hops = plan.hops.iter().flat_map(|hop| [hop.step as f32, hop.restart as f32]);

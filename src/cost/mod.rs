@@ -171,18 +171,41 @@ fn spread(problem: &Problem, walk: Walk, heads: usize, rows: usize) -> f64 {
         Walk::Stored { .. } | Walk::Again if heads < threads => 1.0 / threads as f64,
         Walk::Stored { .. } | Walk::Again => heads.div_ceil(threads) as f64 / heads as f64,
         Walk::Sweep { behind, lag, .. } => {
-            // A head is cut into as many stretches of rows as leave the busiest thread least to do. Scores cost as much
-            // as a hop, and beyond a border hop h of K is computed for (K - h) times the reach.
-            let (hops, reach) = (problem.hops, behind + lag);
-            let own = |stretches: usize| (hops + 1) * rows.div_ceil(stretches);
-            let busiest = |stretches: usize| {
-                let beyond = if stretches == 1 { 0 } else { hops.saturating_sub(1) * (hops + 2) / 2 * reach };
-                let work = own(stretches) + beyond.min(own(1) - own(stretches));
-                (heads * stretches).div_ceil(threads) as f64 * work as f64
-            };
-            let least = (1..=2 * threads.min(rows)).map(busiest).fold(f64::INFINITY, f64::min);
-            least / (heads * own(1)) as f64
+            let all = Sweep { rows, hops: problem.hops, reach: behind + lag };
+            let (_, busiest) = all.stretches(heads, threads);
+            busiest as f64 / (heads * all.work(1)) as f64
         }
+    }
+}
+
+/// What decides how the rows of a head are shared out in a sweep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sweep {
+    /// Block rows of a head.
+    pub rows: usize,
+    /// Hops, at least 1.
+    pub hops: usize,
+    /// Block rows that a row reads behind itself and ahead, together.
+    pub reach: usize,
+}
+
+impl Sweep {
+    /// Into how many stretches each of `items` heads is cut, so that the busiest of `workers` has least to do; and what
+    /// that one has to do, in block rows of a hop. Rows near a border are computed on both sides of it.
+    pub fn stretches(self, items: usize, workers: usize) -> (usize, usize) {
+        let workers = workers.max(1);
+        let busiest = |stretches: usize| (items * stretches).div_ceil(workers) * self.work(stretches);
+        let all = (1..=2 * workers.min(self.rows)).map(|stretches| (stretches, busiest(stretches)));
+        all.min_by_key(|&(_, work)| work).unwrap_or((1, busiest(1)))
+    }
+
+    /// Work on one of so many stretches. Scores cost as much as a hop, and beyond a border hop h of K is computed for
+    /// (K - h) times the reach.
+    fn work(self, stretches: usize) -> usize {
+        let Self { rows, hops, reach } = self;
+        let own = |stretches: usize| (hops + 1) * rows.div_ceil(stretches);
+        let beyond = if stretches == 1 { 0 } else { hops.saturating_sub(1) * (hops + 2) / 2 * reach };
+        own(stretches) + beyond.min(own(1) - own(stretches))
     }
 }
 

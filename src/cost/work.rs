@@ -1,10 +1,8 @@
 //! What a mask makes tiles do, counted without a walk over its points.
 
-use crate::mask::{HeadMask, KeyOrder, Keys, QUERY_BLOCK, RowOrder};
+use crate::mask::{HeadMask, KeyOrder, Keys, QUERY_BLOCK, RowOrder, score_elements};
 use crate::tiles::{LANES, ROW_BLOCKS, ROW_CUTS};
 
-/// Keys of a register tile of the score kernel.
-const TILE_KEYS: usize = 6;
 /// Edges that are looked at to know how far they reach.
 const SAMPLE: usize = 1024;
 
@@ -98,14 +96,6 @@ impl Work {
 
 /// Elements of a masked run for the score tile and for the value tile.
 fn elements(words: &[u64]) -> (f64, f64) {
-    let scores: u64 = words
-        .chunks(TILE_KEYS)
-        .map(|tile| {
-            let any = tile.iter().fold(0, |any, word| any | word);
-            let groups = (0..64 / LANES).filter(|group| (any >> (LANES * group)) & 0xffff != 0).count();
-            (groups * LANES * tile.len()) as u64
-        })
-        .sum();
     let mut values = 0;
     for block in 0..ROW_BLOCKS {
         let (group, cut) = (block / 3, block % 3);
@@ -117,7 +107,7 @@ fn elements(words: &[u64]) -> (f64, f64) {
             values += (last + 1 - first) * rows;
         }
     }
-    (scores as f64, values as f64)
+    (score_elements(words) as f64, values as f64)
 }
 
 /// Rows that the edges of neighboring queries reach: all for random ones, a band for those that stay near.

@@ -44,12 +44,12 @@ impl EdgeRule {
         if gain < u64::from(GROUP) * words.len() as u64 + u64::from(self.run_cost) {
             return false;
         }
-        self.elements(words) + u64::from(self.run_cost) <= gain
+        score_elements(words) + u64::from(self.run_cost) <= gain
     }
 
     /// What a mask costs as a whole.
     pub fn cost(&self, mask: &HeadMask, q_len: usize) -> u64 {
-        let of_words: Vec<u64> = mask.words.iter().map(|words| self.elements(words)).collect();
+        let of_words: Vec<u64> = mask.words.iter().map(|words| score_elements(words)).collect();
         let mut cost = u64::from(self.edge_cost) * mask.edges.keys.len() as u64;
         for run in &mask.rows {
             for segment in &run.segments {
@@ -65,20 +65,20 @@ impl EdgeRule {
         cost
     }
 
-    /// Dense elements of a masked run, trimmed by register tiles.
-    fn elements(&self, words: &[u64]) -> u64 {
-        let tiles = words.chunks(TILE_KEYS).map(|tile| {
-            let any = tile.iter().fold(0, |any, word| any | word);
-            u64::from(active_groups(any) * GROUP) * tile.len() as u64
-        });
-        tiles.sum()
-    }
-
     /// Whether one masked key of a run that was not kept is dense enough for a column of its own.
     pub fn keeps_column(&self, word: u64) -> bool {
         let gain = word.count_ones() * self.edge_cost;
         GROUP + self.column_cost <= gain && active_groups(word) * GROUP + self.column_cost <= gain
     }
+}
+
+/// Dense elements that a masked run takes in the score tile, trimmed by register tiles.
+pub fn score_elements(words: &[u64]) -> u64 {
+    let tiles = words.chunks(TILE_KEYS).map(|tile| {
+        let any = tile.iter().fold(0, |any, word| any | word);
+        u64::from(active_groups(any) * GROUP) * tile.len() as u64
+    });
+    tiles.sum()
 }
 
 /// Groups of 16 queries with at least one bit.

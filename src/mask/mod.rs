@@ -26,7 +26,7 @@ pub use build::{build, build_in_parts, build_with};
 pub use coalesce::coalesce;
 pub use count::Counts;
 pub use decode::{split_keys, stack_heads};
-pub use edge_rule::EdgeRule;
+pub use edge_rule::{EdgeRule, score_elements};
 pub use gather_columns::gather_columns;
 pub use key_order::KeyOrder;
 pub use text::parse;

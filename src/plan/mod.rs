@@ -7,6 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cost::Sweep;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::machine::Facts;
@@ -174,6 +175,12 @@ impl KernelPlan {
         (self.heads * self.stack, self.q_len / self.stack)
     }
 
+    /// Into how many stretches of block rows a sweep over `items` heads cuts each ([`Sweep::stretches`]).
+    pub fn stretches(&self, items: usize, workers: usize) -> usize {
+        let reach = self.reach.map_or(0, |reach| reach.window() - 1);
+        Sweep { rows: self.block_rows(), hops: self.hops.len(), reach }.stretches(items, workers).0
+    }
+
     /// Rows of P that a sweep keeps.
     pub fn ring_slots(&self) -> usize {
         self.reach.unwrap_or_default().ring_slots(self.hops.len())
@@ -247,6 +254,14 @@ pub struct Wishes {
 /// [`Error::Unsupported`] when the wished strategy is not legal for the schedule, with the reason, or the machine has no
 /// wished dot products.
 pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<KernelPlan> {
+    build_by(schedule, isa, wishes, &Model::new(schedule, isa, &wishes))
+}
+
+/// The same by a cost model of the schedule that was made before.
+///
+/// # Errors
+/// Those of [`build`].
+pub fn build_by(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes, model: &Model) -> Result<KernelPlan> {
     let mut scores =
         ScoreForm { pack_scale: 1.0, panel_scale: None, fused: false, exp_masked: false, test_every: false };
     scores.test_every = schedule.block_test == BlockTest::Every;
@@ -290,8 +305,7 @@ pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<Ke
     let situation = Situation { neighbors: &schedule.neighbors, hops: hops.len(), looped, wish: wishes.strategy };
     // Strategies that keep no P do not care.
     let stored = if wishes.exact_store { Dtype::F32 } else { schedule.store };
-    let model = Model::new(schedule, isa, &wishes);
-    let (strategy, reach, mut reasons) = strategy::choose(&situation, &model, stored)?;
+    let (strategy, reach, mut reasons) = strategy::choose(&situation, model, stored)?;
     let store = if strategy.stores_p() { stored } else { Dtype::F32 };
     if !store.is_f32() {
         reasons.push(format!("P is stored in {store}"));

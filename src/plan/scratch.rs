@@ -48,10 +48,9 @@ pub struct Scratch {
     pub inverse: usize,
     /// Shared: what was subtracted from the scores of every row, by place (`recompute`).
     pub references: usize,
-    /// Shared: buffers of Z, `[z_rows][acc_stride]` each.
+    /// Shared: buffers of Z, `[z_rows][acc_stride]` each: two that hops write in turn, the second from three hops on, or,
+    /// in a sweep, one for every hop but the last.
     pub z: usize,
-    /// How many: two that hops write in turn, the second from three hops on, or one for every hop but the last.
-    pub z_buffers: usize,
     /// Rows of a buffer of Z.
     pub z_rows: usize,
     /// Shared: outputs of a head's parts from [`KernelPlan::first_part_apart`] on, `[parts][q_len][acc_stride]`.
@@ -171,7 +170,6 @@ impl Scratch {
             inverse,
             references,
             z,
-            z_buffers: keeps.z_buffers,
             z_rows,
             partial,
             partial_max,

@@ -90,7 +90,7 @@ pub fn strategies(spec: &PatternSpec, n: usize) -> Vec<Strategy> {
 
 /// The same where queries and keys differ in number.
 pub fn strategies_at(spec: &PatternSpec, (q_len, kv_len): (usize, usize)) -> Vec<Strategy> {
-    let verdicts = compiler::strategies(spec, q_len, kv_len, &Options::default());
+    let verdicts = compiler::strategies(spec, q_len, kv_len, &Options::reproducible());
     let verdicts = verdicts.unwrap_or_else(|error| panic!("{}\n{error}", spec.print()));
     verdicts.into_iter().filter(|(_, verdict)| verdict.is_ok()).map(|(strategy, _)| strategy).collect()
 }
