@@ -174,21 +174,34 @@ fn compile_training_with(
     TrainingKernel::new(spec.dtype, part(Strategy::Recompute)?, stored, options.threads)
 }
 
-/// The text of one stage, for `emit`.
+/// The text of one stage, for `emit`: of the kernel, or of the one for training, without dropout, that belongs to it (of
+/// its gradient's pass where hops store P in a plan of their own).
 ///
 /// # Errors
 /// Those of [`compile`], as far as the stage needs the steps before it.
-pub fn emit(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Options, stage: Stage) -> Result<String> {
+pub fn emit(
+    spec: &PatternSpec,
+    q_len: usize,
+    kv_len: usize,
+    options: &Options,
+    (stage, training): (Stage, bool),
+) -> Result<String> {
     let pattern = pattern::resolve(spec, q_len, kv_len)?;
     if stage == Stage::Pattern {
         return Ok(pattern.print());
     }
     let advice = options.advice(spec, q_len, kv_len);
-    let mask = build_mask(spec, &pattern, options, advice.strategy(options))?;
+    let mask = match training {
+        true => mask::build(&pattern, options.memory_limit)?,
+        false => build_mask(spec, &pattern, options, advice.strategy(options))?,
+    };
     if stage == Stage::Mask {
         return Ok(mask.print());
     }
-    let schedule = schedule::build(spec, mask)?;
+    let mut schedule = schedule::build(spec, mask)?;
+    if training {
+        schedule = passes::derive_gradient(schedule, false);
+    }
     if stage == Stage::Schedule {
         return Ok(schedule.print());
     }
@@ -196,7 +209,11 @@ pub fn emit(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Options, 
     if stage == Stage::Fused {
         return Ok(schedule.print());
     }
-    let plan = plan::build(&schedule, options.isa, advice.wishes(options))?;
+    let mut wishes = advice.wishes(options);
+    if training {
+        wishes = Wishes { strategy: Some(Strategy::Recompute), ..Wishes::default() };
+    }
+    let plan = plan::build(&schedule, options.isa, wishes)?;
     if stage == Stage::Plan {
         return Ok(plan.print());
     }

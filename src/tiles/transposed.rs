@@ -8,6 +8,9 @@
 
 use super::{EdgeCall, LANES};
 
+#[cfg(test)]
+mod tests;
+
 /// `out[key(j)][:] += factor · Σ_r p[r / 16][j][r % 16] · x[row(r)][:]` for `j < nkeys`, over `r < rows`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
