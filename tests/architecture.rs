@@ -10,6 +10,7 @@ use hopweave::pattern::{COMBINATORS, NODES};
 const MAP: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("dtype", &[]),
+    ("dropout", &["error"]),
     ("target", &["error"]),
     ("npy", &["error", "dtype"]),
     ("cache", &["error"]),
@@ -19,7 +20,7 @@ const MAP: &[(&str, &[&str])] = &[
     ("pattern", &["error", "spec"]),
     ("import", &["error", "spec"]),
     // The oracle shares no code with what it judges.
-    ("interpreter", &["error", "spec", "pattern"]),
+    ("interpreter", &["error", "dropout", "spec", "pattern"]),
     ("mask", &["error", "spec", "pattern"]),
     ("schedule", &["error", "dtype", "spec", "pattern", "mask"]),
     ("passes", &["error", "mask", "schedule"]),
