@@ -23,9 +23,13 @@ pub struct Dropout {
 }
 
 /// Step between the states of SplitMix64: 2^64 over the golden ratio, made odd.
-const GOLDEN_64: u64 = 0x9E37_79B9_7F4A_7C15;
-/// The same for 32 bits.
-const GOLDEN_32: u32 = 0x9E37_79B9;
+const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+/// What [`hash`] multiplies a column with: 2^32 over the golden ratio, made odd.
+pub const COLUMN: u32 = 0x9E37_79B9;
+/// The factor of [`hash`]'s first round.
+pub const FIRST: u32 = 0x7FEB_352D;
+/// The factor of [`hash`]'s second round.
+pub const SECOND: u32 = 0x846C_A68B;
 
 impl Dropout {
     /// Stream of the masks of attention weights.
@@ -38,10 +42,8 @@ impl Dropout {
     pub fn new(attention: f32, hop: f32, seed: u64) -> Result<Self> {
         for (name, rate) in [("attention", attention), ("hop", hop)] {
             if !(0.0..1.0).contains(&rate) {
-                return Err(Error::Value {
-                    tensor: format!("dropout rate `{name}`"),
-                    message: format!("{rate}; expected a number from 0 to below 1"),
-                });
+                let message = format!("the rate is {rate}; expected 0 to below 1");
+                return Err(Error::Value { tensor: format!("{name} dropout"), message });
             }
         }
         Ok(Self { attention, hop, seed })
@@ -75,33 +77,33 @@ fn factor(rate: f32, row_key: u32, column: u32) -> f32 {
 }
 
 /// What kept entries are multiplied with at a rate in [0, 1): 1 / (1 − rate).
-pub fn scale(rate: f32) -> f32 {
+fn scale(rate: f32) -> f32 {
     1.0 / (1.0 - rate)
 }
 
 /// The key of a row of masks: `stream` is [`Dropout::ATTENTION`] or [`Dropout::hop_stream`], `item` is batch · heads +
 /// query head, `row` the query's number in its head.
-pub fn row_key(seed: u64, stream: u32, item: u64, row: u64) -> u32 {
-    let x = mix64(seed.wrapping_add(GOLDEN_64.wrapping_mul(u64::from(stream) + 1)));
-    let x = mix64(x ^ item.wrapping_add(GOLDEN_64));
-    let x = mix64(x ^ row.wrapping_add(GOLDEN_64));
+pub const fn row_key(seed: u64, stream: u32, item: u64, row: u64) -> u32 {
+    let x = mix64(seed.wrapping_add(GOLDEN.wrapping_mul(stream as u64 + 1)));
+    let x = mix64(x ^ item.wrapping_add(GOLDEN));
+    let x = mix64(x ^ row.wrapping_add(GOLDEN));
     (x >> 32) as u32
 }
 
 /// The finalizer of SplitMix64.
-fn mix64(mut x: u64) -> u64 {
+const fn mix64(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     x ^ (x >> 31)
 }
 
 /// The number of an entry; `column` is the key's number (attention weights) or the column of the values (hops).
-pub fn hash(row_key: u32, column: u32) -> u32 {
-    let mut x = row_key ^ column.wrapping_mul(GOLDEN_32);
+pub const fn hash(row_key: u32, column: u32) -> u32 {
+    let mut x = row_key ^ column.wrapping_mul(COLUMN);
     x ^= x >> 16;
-    x = x.wrapping_mul(0x7FEB_352D);
+    x = x.wrapping_mul(FIRST);
     x ^= x >> 15;
-    x = x.wrapping_mul(0x846C_A68B);
+    x = x.wrapping_mul(SECOND);
     x ^ (x >> 16)
 }
 
@@ -121,7 +123,7 @@ mod tests {
             [(1.0, 0.0, "attention"), (-0.1, 0.0, "attention"), (0.5, f32::NAN, "hop"), (0.0, f32::INFINITY, "hop")]
         {
             let error = Dropout::new(attention, hop, 1).unwrap_err().to_string();
-            assert!(error.contains(name) && error.contains("from 0 to below 1"), "{error}");
+            assert!(error.starts_with(name) && error.contains("expected 0 to below 1"), "{error}");
         }
         assert!(Dropout::new(0.0, 0.999, 1).is_ok());
     }
