@@ -532,7 +532,7 @@ impl<'a> Head<'a> {
         let rows = self.inner.pass.plan.block_rows();
         let unit = rows.div_ceil(self.room.stretches);
         self.each_stretch(|head, worker, rows| {
-            let stretch = if unit == 0 { 0 } else { rows.start / unit };
+            let stretch = rows.start.checked_div(unit).unwrap_or(0);
             if !rows.is_empty() {
                 work(head, worker, rows, &addresses[stretch]);
             }
