@@ -40,6 +40,7 @@ const MAP: &[(&str, &[&str])] = &[
     ("tune", &["error", "dtype", "spec", "mask", "plan", "compiler", "measure"]),
     ("operator", &["error", "dtype", "spec", "pattern", "runtime", "compiler"]),
     ("analysis", &["error", "spec", "pattern", "mask", "schedule"]),
+    ("picture", &["error", "spec", "pattern", "mask", "analysis"]),
     // The interpreter judges baselines too.
     ("baselines", &["error", "spec", "pattern", "interpreter", "analysis"]),
     (
@@ -65,6 +66,7 @@ const MAP: &[(&str, &[&str])] = &[
             "tune",
             "operator",
             "analysis",
+            "picture",
             "baselines",
         ],
     ),

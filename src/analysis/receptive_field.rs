@@ -8,9 +8,10 @@ use std::sync::OnceLock;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::{EdgeList, KeyFinder, distinct_heads};
+use super::support::{count, set};
+use super::{EdgeList, KeyFinder, Support, distinct_heads, each_hop};
 use crate::pattern::Pattern;
-use crate::spec::{HopFactors, PatternSpec};
+use crate::spec::{Diffusion, HopFactors, PatternSpec};
 
 /// Longest sequence that is followed in full.
 const EXACT: usize = 4096;
@@ -40,6 +41,17 @@ pub struct Reach {
     pub mean: f64,
     /// Least over the queries.
     pub minimum: f64,
+    /// The first query that has the least.
+    pub worst: Place,
+}
+
+/// A query of a head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Place {
+    /// Query head.
+    pub head: usize,
+    /// Query, counted from 0.
+    pub query: usize,
 }
 
 /// Follows the support of Z_1 to Z_K. `memory_limit` in bytes bounds the bit matrices.
@@ -49,10 +61,9 @@ pub fn receptive_field(pattern: &Pattern, spec: &PatternSpec, memory_limit: u64)
         return ReceptiveField { hops: Vec::new(), rows: 0, note: String::new() };
     }
     let heads: Vec<usize> = distinct_heads(pattern).collect();
-    let matrices = 3 * pattern.q_len as u64 * pattern.kv_len as u64 / 8;
+    let matrices = Support::bytes(pattern.q_len, pattern.kv_len);
     if pattern.q_len.max(pattern.kv_len) <= EXACT && matrices <= memory_limit {
-        let each: Vec<Vec<Shares>> =
-            heads.iter().map(|&head| exact(pattern, head, spec.diffusion.initial != 0.0, hops)).collect();
+        let each: Vec<Vec<Shares>> = heads.iter().map(|&head| exact(pattern, head, &spec.diffusion)).collect();
         return ReceptiveField { hops: join(&each), rows: pattern.q_len, note: String::new() };
     }
     let rows = SAMPLE.min(pattern.q_len);
@@ -85,56 +96,37 @@ pub fn receptive_field(pattern: &Pattern, spec: &PatternSpec, memory_limit: u64)
 struct Shares {
     mean: f64,
     minimum: f64,
+    worst: Place,
 }
 
 /// Means of means and minima of minima; each entry has one item a hop.
 fn join(each: &[Vec<Shares>]) -> Vec<Reach> {
     let Some(first) = each.first() else { return Vec::new() };
     (0..first.len())
-        .map(|hop| Reach {
-            hop: hop + 1,
-            mean: each.iter().map(|shares| shares[hop].mean).sum::<f64>() / each.len() as f64,
-            minimum: each.iter().map(|shares| shares[hop].minimum).fold(1.0, f64::min),
+        .map(|hop| {
+            // Of equally small ones the first.
+            let least = each.iter().min_by(|a, b| a[hop].minimum.total_cmp(&b[hop].minimum)).unwrap_or(first)[hop];
+            let mean = each.iter().map(|shares| shares[hop].mean).sum::<f64>() / each.len() as f64;
+            Reach { hop: hop + 1, mean, minimum: least.minimum, worst: least.worst }
         })
         .collect()
 }
 
-/// Support of all rows: R_0 = identity, R_{j+1} = A R_j with the identity where there is a restart.
-fn exact(pattern: &Pattern, head: usize, initial: bool, hops: &[HopFactors]) -> Vec<Shares> {
+/// Shares of all rows.
+fn exact(pattern: &Pattern, head: usize, diffusion: &Diffusion) -> Vec<Shares> {
     let (q_len, kv_len) = (pattern.q_len, pattern.kv_len);
     let list = EdgeList::build(pattern, head);
-    let width = kv_len.div_ceil(64);
-    let mut reached = vec![0_u64; kv_len * width];
-    if initial {
-        for (key, row) in reached.chunks_exact_mut(width).enumerate() {
-            set(row, key);
-        }
-    }
-    hops.iter()
-        .map(|hop| {
-            let mut next = vec![0_u64; q_len * width];
-            next.par_chunks_exact_mut(width).enumerate().for_each(|(query, row)| {
-                if hop.step != 0.0 {
-                    for &key in list.row(query) {
-                        let from = key as usize * width;
-                        for (bits, more) in row.iter_mut().zip(&reached[from..from + width]) {
-                            *bits |= more;
-                        }
-                    }
-                }
-                if hop.restart != 0.0 && query < kv_len {
-                    set(row, query);
-                }
-            });
-            let counts = next.chunks_exact(width).map(count);
-            let shares = Shares {
-                mean: counts.clone().sum::<u64>() as f64 / (q_len as f64 * kv_len as f64),
-                minimum: counts.min().unwrap_or(0) as f64 / kv_len as f64,
-            };
-            reached = next;
-            shares
-        })
-        .collect()
+    let mut shares = Vec::new();
+    each_hop(&list, kv_len, diffusion, |_, support| {
+        let counts: Vec<u64> = support.rows().map(count).collect();
+        let (query, least) = counts.iter().enumerate().min_by_key(|&(_, count)| count).unwrap_or((0, &0));
+        shares.push(Shares {
+            mean: counts.iter().sum::<u64>() as f64 / (q_len as f64 * kv_len as f64),
+            minimum: *least as f64 / kv_len as f64,
+            worst: Place { head, query },
+        });
+    });
+    shares
 }
 
 /// Support of one row of Z_1 to Z_K. `None` when more than `visits` rows would have to be visited.
@@ -184,7 +176,11 @@ fn sampled(
         count(&reached)
     };
     let share = |t| support(t) as f64 / pattern.kv_len as f64;
-    Some((1..=hops.len()).map(|t| Shares { mean: share(t), minimum: share(t) }).collect())
+    let of_row = |t| {
+        let share = share(t);
+        Shares { mean: share, minimum: share, worst: Place { head, query } }
+    };
+    Some((1..=hops.len()).map(of_row).collect())
 }
 
 /// The keys of all queries in a set.
@@ -201,17 +197,11 @@ fn keys_of(pattern: &Pattern, head: usize, queries: &[u64], finder: &mut KeyFind
     keys
 }
 
-fn set(row: &mut [u64], bit: usize) {
-    row[bit / 64] |= 1 << (bit % 64);
-}
-
-fn count(row: &[u64]) -> u64 {
-    row.iter().map(|word| u64::from(word.count_ones())).sum()
-}
-
 #[cfg(test)]
 pub(super) fn both_ways(pattern: &Pattern, head: usize, initial: bool, hops: &[HopFactors]) -> [Vec<(f64, f64)>; 2] {
-    let exact = exact(pattern, head, initial, hops).iter().map(|shares| (shares.mean, shares.minimum)).collect();
+    let diffusion =
+        Diffusion { initial: f64::from(u8::from(initial)), hops: hops.to_vec(), store: crate::spec::Dtype::F32 };
+    let exact = exact(pattern, head, &diffusion).iter().map(|shares| (shares.mean, shares.minimum)).collect();
     let rows: Vec<Vec<Shares>> = (0..pattern.q_len)
         .filter_map(|query| sampled(pattern, (head, query), initial, hops, usize::MAX, &OnceLock::new()))
         .collect();

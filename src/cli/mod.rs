@@ -15,6 +15,7 @@ mod bench;
 mod check;
 mod emit;
 mod explain;
+mod files;
 mod import;
 mod inputs;
 mod machine;
@@ -23,6 +24,7 @@ mod patterns;
 mod run;
 mod run_time;
 mod schema;
+mod show;
 mod table;
 mod tensors;
 mod tune;
@@ -41,6 +43,8 @@ struct Cli {
 enum Command {
     /// Read specs and say what is wrong with them
     Check(check::Args),
+    /// Draw the mask of a head, in the terminal or as SVG or PNG
+    Show(show::Args),
     /// Print what the compiler makes of a spec, at any stage
     Emit(emit::Args),
     /// Run a spec on tensors in .npy files
@@ -66,6 +70,7 @@ pub fn main() -> ExitCode {
     let Cli { options, command } = Cli::parse();
     let done = match command {
         Command::Check(args) => check::run(&args, &options),
+        Command::Show(args) => show::run(&args, &options),
         Command::Emit(args) => emit::run(&args, &options),
         Command::Run(args) => run::run(&args, &options),
         Command::Bench(args) => bench::run(&args, &options),

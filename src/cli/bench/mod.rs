@@ -1,6 +1,5 @@
 //! `bench`: the compiled kernel against the baselines, in turn, in one run.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -8,11 +7,10 @@ use half::{bf16, f16};
 use indicatif::{ProgressBar, ProgressStyle};
 use ndarray::Array4;
 use serde_json::json;
-use tempfile::NamedTempFile;
 
 use super::options::{Global, text};
 use super::tensors::{AXES, Extents, Files, fits};
-use super::{print, progress, warn_of};
+use super::{files, print, progress, warn_of};
 use crate::baselines::{BASELINES, Baseline};
 use crate::compiler;
 use crate::dtype::Dtype;
@@ -220,12 +218,7 @@ fn write_json(path: &Path, rows: &[Row], options: &Global) -> Result<()> {
         object.insert("version".into(), json!(env!("CARGO_PKG_VERSION")));
     }
     let text = format!("{:#}\n", json!({ "machine": machine, "rows": rows }));
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = NamedTempFile::new_in(folder).map_err(|error| wrong(&error))?;
-    file.write_all(text.as_bytes()).map_err(|error| wrong(&error))?;
-    npy::share_mode(&file, path).map_err(|error| wrong(&error))?;
-    file.persist(path).map_err(|error| wrong(&error.error))?;
-    Ok(())
+    files::write(path, text.as_bytes())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
