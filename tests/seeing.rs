@@ -20,7 +20,12 @@ diffusion: {hops: 2, alpha: 0.1}
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hopweave"));
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("seeing-cache");
-    command.args(args).stdin(Stdio::null()).env("HOPWEAVE_CACHE_DIR", cache).env_remove("NO_COLOR").env_remove("COLORTERM");
+    command
+        .args(args)
+        .stdin(Stdio::null())
+        .env("HOPWEAVE_CACHE_DIR", cache)
+        .env_remove("NO_COLOR")
+        .env_remove("COLORTERM");
     command
 }
 
@@ -91,7 +96,18 @@ fn show_draws_in_the_terminal() {
     assert!(hops.contains("after 1 hop: ") && hops.contains("after 2 hops: "), "{hops}");
     let more = done(&["show", &spec, "-n", "60", "--hops", "--set", "diffusion.hops=3"]);
     assert!(more.contains("after 3 hops: "), "{more}");
-    let rectangle = done(&["show", &spec, "--q-len", "1", "--kv-len", "90", "--set", "diffusion.hops=1", "--set", "diffusion.alpha=0"]);
+    let rectangle = done(&[
+        "show",
+        &spec,
+        "--q-len",
+        "1",
+        "--kv-len",
+        "90",
+        "--set",
+        "diffusion.hops=1",
+        "--set",
+        "diffusion.alpha=0",
+    ]);
     assert!(rectangle.contains("1 queries (down) × 90 keys"), "{rectangle}");
 }
 
@@ -118,10 +134,16 @@ fn show_says_what_is_wrong_and_writes_nothing() {
     let folder = Folder::new();
     let spec = folder.text("spec.yaml");
     let file = |name: &str| folder.text(name);
-    refused(&["show", &spec, "-n", "60", "-o", &file("mask.gif")], "mask.gif: ends in `.gif`; expected `.svg` or `.png`");
+    refused(
+        &["show", &spec, "-n", "60", "-o", &file("mask.gif")],
+        "mask.gif: ends in `.gif`; expected `.svg` or `.png`",
+    );
     refused(&["show", &spec, "-n", "60", "-o", &file("mask")], "mask: has no ending; expected `.svg` or `.png`");
     refused(&["show", &spec, "-n", "60", "-o", &file("none/mask.svg")], "there is no folder");
-    refused(&["show", &spec, "-n", "60", "--head", "2", "-o", &file("mask.svg")], "has no head 2; heads go from 0 to 1");
+    refused(
+        &["show", &spec, "-n", "60", "--head", "2", "-o", &file("mask.svg")],
+        "has no head 2; heads go from 0 to 1",
+    );
     refused(&["show", &spec, "-n", "99999999999", "-o", &file("mask.svg")], "unsupported: length 99999999999");
     refused(&["show", &spec, "--q-len", "5", "--kv-len", "6"], "diffusion needs as many queries as keys");
     assert_eq!(folder.names(), ["spec.yaml"]);

@@ -105,7 +105,7 @@ pub fn analyse(pattern: &Pattern, mask: &BlockMask, spec: &PatternSpec, memory_l
             computed_pairs: (counts.full_keys + counts.partial_keys) * rows,
         },
         empty_rows: counts.empty_rows,
-        receptive_field: receptive_field(pattern, spec, memory_limit),
+        receptive_field: receptive_field(pattern, &walks, spec, memory_limit),
         spectral_gap: spectral_gap(pattern, &walks, &spec.diffusion),
         reach_everything: reach_everything(&walks),
         far_weight: far_weight(&walks, &spec.diffusion),
@@ -117,9 +117,4 @@ pub fn analyse(pattern: &Pattern, mask: &BlockMask, spec: &PatternSpec, memory_l
 pub fn flops(nnz: u64, spec: &PatternSpec) -> u64 {
     let per_pair = 2 * spec.head_dim + 2 * spec.diffusion.hops.len() * spec.value_dim;
     nnz.saturating_mul(per_pair as u64)
-}
-
-/// The heads whose patterns may differ from each other.
-fn distinct_heads(pattern: &Pattern) -> std::ops::Range<usize> {
-    0..if pattern.depends_on_head() { pattern.heads } else { pattern.heads.min(1) }
 }

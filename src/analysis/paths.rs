@@ -48,9 +48,8 @@ pub fn reach_everything(walks: &[(usize, Walk<'_>)]) -> Option<ReachEverything> 
     let journeys: Vec<(Place, super::Journey)> = walks
         .iter()
         .flat_map(|(head, walk)| {
-            let follow = |searcher: &mut Searcher, &query: &usize| {
-                (Place { head: *head, query }, walk.follow(query, searcher))
-            };
+            let follow =
+                |searcher: &mut Searcher, &query: &usize| (Place { head: *head, query }, walk.follow(query, searcher));
             queries.par_iter().map_init(Searcher::default, follow).collect::<Vec<_>>()
         })
         .collect();

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::support::{count, set};
-use super::{EdgeList, KeyFinder, Support, distinct_heads, each_hop};
+use super::{EdgeList, Searcher, Support, Walk, each_hop};
 use crate::pattern::Pattern;
 use crate::spec::{Diffusion, HopFactors, PatternSpec};
 
@@ -55,28 +55,35 @@ pub struct Place {
 }
 
 /// Follows the support of Z_1 to Z_K. `memory_limit` in bytes bounds the bit matrices.
-pub fn receptive_field(pattern: &Pattern, spec: &PatternSpec, memory_limit: u64) -> ReceptiveField {
+/// `walks` are those of the distinct heads, with their numbers.
+pub fn receptive_field(
+    pattern: &Pattern,
+    walks: &[(usize, Walk<'_>)],
+    spec: &PatternSpec,
+    memory_limit: u64,
+) -> ReceptiveField {
     let hops = &spec.diffusion.hops;
-    if pattern.q_len == 0 || pattern.kv_len == 0 || hops.is_empty() {
+    if pattern.q_len == 0 || pattern.kv_len == 0 || hops.is_empty() || walks.is_empty() {
         return ReceptiveField { hops: Vec::new(), rows: 0, note: String::new() };
     }
-    let heads: Vec<usize> = distinct_heads(pattern).collect();
     let matrices = Support::bytes(pattern.q_len, pattern.kv_len);
     if pattern.q_len.max(pattern.kv_len) <= EXACT && matrices <= memory_limit {
-        let each: Vec<Vec<Shares>> = heads.iter().map(|&head| exact(pattern, head, &spec.diffusion)).collect();
+        let each: Vec<Vec<Shares>> = walks.iter().map(|(head, _)| exact(pattern, *head, &spec.diffusion)).collect();
         return ReceptiveField { hops: join(&each), rows: pattern.q_len, note: String::new() };
     }
     let rows = SAMPLE.min(pattern.q_len);
     // The middle of each share of the queries: neither end, where global tokens stand more often than not.
     let queries: Vec<usize> = (0..rows).map(|i| (2 * i + 1) * pattern.q_len / (2 * rows)).collect();
-    let visits = VISITS / (heads.len() * rows);
+    let visits = VISITS / (walks.len() * rows);
     let initial = spec.diffusion.initial != 0.0;
-    let each: Vec<Option<Vec<Shares>>> = heads
+    let each: Vec<Option<Vec<Shares>>> = walks
         .iter()
-        .flat_map(|&head| {
+        .flat_map(|(head, walk)| {
             let everything = OnceLock::new();
-            let follow = |&query| sampled(pattern, (head, query), initial, hops, visits, &everything);
-            queries.par_iter().map(follow).collect::<Vec<_>>()
+            let follow = |searcher: &mut Searcher, &query: &usize| {
+                sampled((walk, searcher), (*head, query), initial, hops, visits, &everything)
+            };
+            queries.par_iter().map_init(Searcher::default, follow).collect::<Vec<_>>()
         })
         .collect();
     let done: Vec<Vec<Shares>> = each.iter().flatten().cloned().collect();
@@ -135,27 +142,36 @@ fn exact(pattern: &Pattern, head: usize, diffusion: &Diffusion) -> Vec<Shares> {
 /// Row q of Z_t holds V at walks[t] (q's keys' keys, t times over) and, for every hop with a restart, at the
 /// walks that lead to it.
 fn sampled(
-    pattern: &Pattern,
+    (walk, searcher): (&Walk<'_>, &mut Searcher),
     (head, query): (usize, usize),
     initial: bool,
     hops: &[HopFactors],
     visits: usize,
     everything: &OnceLock<Vec<u64>>,
 ) -> Option<Vec<Shares>> {
-    let width = pattern.kv_len.max(pattern.q_len).div_ceil(64);
+    let width = walk.keys().max(walk.queries()).div_ceil(64);
     let mut start = vec![0_u64; width];
     set(&mut start, query);
     let mut walks = vec![start];
-    let (mut finder, mut visited) = (KeyFinder::default(), 0);
+    let mut visited = 0;
     for _ in hops {
         let last = &walks[walks.len() - 1];
         let reached = count(last) as usize;
+        let mut step = || {
+            let mut keys = walk.keys_of(last, searcher);
+            keys.resize(width, 0);
+            keys
+        };
+        if reached == walk.queries() {
+            let next = everything.get_or_init(step).clone();
+            walks.push(next);
+            continue;
+        }
         visited += reached;
         if visited > visits {
             return None;
         }
-        let mut step = || keys_of(pattern, head, last, &mut finder);
-        let next = if reached == pattern.q_len { everything.get_or_init(step).clone() } else { step() };
+        let next = step();
         walks.push(next);
     }
     let support = |t: usize| {
@@ -175,7 +191,7 @@ fn sampled(
         }
         count(&reached)
     };
-    let share = |t| support(t) as f64 / pattern.kv_len as f64;
+    let share = |t| support(t) as f64 / walk.keys() as f64;
     let of_row = |t| {
         let share = share(t);
         Shares { mean: share, minimum: share, worst: Place { head, query } }
@@ -183,27 +199,16 @@ fn sampled(
     Some((1..=hops.len()).map(of_row).collect())
 }
 
-/// The keys of all queries in a set.
-fn keys_of(pattern: &Pattern, head: usize, queries: &[u64], finder: &mut KeyFinder) -> Vec<u64> {
-    let mut keys = vec![0_u64; queries.len()];
-    for (block, &bits) in queries.iter().enumerate() {
-        let mut bits = bits;
-        while bits != 0 {
-            let row = block * 64 + bits.trailing_zeros() as usize;
-            bits &= bits - 1;
-            finder.each_word(pattern, head, row, |block, word| keys[block as usize] |= word);
-        }
-    }
-    keys
-}
-
 #[cfg(test)]
 pub(super) fn both_ways(pattern: &Pattern, head: usize, initial: bool, hops: &[HopFactors]) -> [Vec<(f64, f64)>; 2] {
     let diffusion =
         Diffusion { initial: f64::from(u8::from(initial)), hops: hops.to_vec(), store: crate::spec::Dtype::F32 };
     let exact = exact(pattern, head, &diffusion).iter().map(|shares| (shares.mean, shares.minimum)).collect();
+    let mask = crate::mask::build(pattern, u64::MAX).expect("a mask");
+    let walk = Walk::new(&mask, head).expect("no rows of several heads");
+    let mut searcher = Searcher::default();
     let rows: Vec<Vec<Shares>> = (0..pattern.q_len)
-        .filter_map(|query| sampled(pattern, (head, query), initial, hops, usize::MAX, &OnceLock::new()))
+        .filter_map(|query| sampled((&walk, &mut searcher), (head, query), initial, hops, usize::MAX, &OnceLock::new()))
         .collect();
     [exact, join(&rows).iter().map(|reach| (reach.mean, reach.minimum)).collect()]
 }

@@ -3,8 +3,8 @@
 //! The walk goes from a query to each of its keys with the same probability. Its matrix A has row sums 1, so the constant
 //! vector belongs to λ1 = 1; on the vectors of mean 0 (A applied, the mean taken off again) the largest eigenvalue is λ2.
 //! Of a causal pattern the matrix is triangular and its eigenvalues stand on the diagonal. Otherwise vectors are
-//! multiplied with A, without the matrix, until the two largest eigenvalues fit what is left of them (a step of Arnoldi's
-//! method on the last three vectors), or until the budget is spent.
+//! multiplied with A, without the matrix, until what is left of them lies in the space of two eigenvectors (two steps of
+//! Arnoldi's method), or until the budget is spent.
 //!
 //! The diffused operator is a polynomial p of A, so that its eigenvalues are p(λ).
 
@@ -101,7 +101,11 @@ pub fn spectral_gap(pattern: &Pattern, walks: &[(usize, Walk<'_>)], diffusion: &
         diffused_gap: (all > 0.0).then(|| 1.0 - image / all),
         second_eigenvalue: Some([value.0, value.1]),
         spectral_gap_residual: Some(residual),
-        spectral_gap_note: if settled { String::new() } else { "not settled: the residual is larger than the gap allows".into() },
+        spectral_gap_note: if settled {
+            String::new()
+        } else {
+            "not settled: the residual is larger than the gap allows".into()
+        },
     }
 }
 
@@ -156,7 +160,7 @@ fn iterate(walk: &Walk<'_>, steps: usize) -> Second {
         if step % WINDOW == 0 {
             walk.apply(&once, &mut twice);
             center(&mut twice);
-            found = fit(&x, &once, &twice);
+            found = fit(&x, &once, &mut twice);
             if step >= STEPS.0 && found.settled {
                 return found;
             }
@@ -167,35 +171,40 @@ fn iterate(walk: &Walk<'_>, steps: usize) -> Second {
     found
 }
 
-/// The pair of eigenvalues for which the vectors x, A x, A² x fit best, the larger one with its residual.
-fn fit(x: &[f64], once: &[f64], twice: &[f64]) -> Second {
-    let (xx, xy, yy) = (dot(x, x), dot(x, once), dot(once, once));
-    let (xz, yz, zz) = (dot(x, twice), dot(once, twice), dot(twice, twice));
+/// The larger eigenvalue of A on the space of x and A x, and its residual: two steps of Arnoldi's method. `x` has norm
+/// 1, and `twice` holds A² x, which is used up.
+fn fit(x: &[f64], once: &[f64], twice: &mut [f64]) -> Second {
     let settles = |value: Complex, residual: f64| residual <= TOLERANCE * (1.0 - modulus(value)).max(1e-12);
-    // One eigenvalue alone: A x = θ x.
-    let theta = xy / xx;
-    let lone = ((yy - theta * xy).max(0.0) / xx).sqrt();
-    let single = Second { value: (theta, 0.0), residual: lone, settled: settles((theta, 0.0), lone) };
-    let determinant = yy * xx - xy * xy;
-    if single.settled || determinant <= 1e-14 * yy * xx {
+    // A q1 = h11 q1 + h21 q2, with q1 = x. Differences are taken of vectors and not of products, which would cancel.
+    let h11 = dot(x, once);
+    let rest: Vec<f64> = once.iter().zip(x).map(|(y, x)| y - h11 * x).collect();
+    let h21 = dot(&rest, &rest).sqrt();
+    let single = Second { value: (h11, 0.0), residual: h21, settled: settles((h11, 0.0), h21) };
+    if h21 <= 1e-12 {
         return single;
     }
-    // Least squares of A² x = a A x − b x.
-    let a = (yz * xx - xz * xy) / determinant;
-    let b = (yz * xy - xz * yy) / determinant;
-    let left = (zz - a * yz + b * xz).max(0.0).sqrt();
-    let root = a * a / 4.0 - b;
-    let (value, other) = if root >= 0.0 {
-        let far = a / 2.0 + if a >= 0.0 { root.sqrt() } else { -root.sqrt() };
-        ((far, 0.0), (a - far, 0.0))
-    } else {
-        ((a / 2.0, (-root).sqrt()), (a / 2.0, -(-root).sqrt()))
+    // A q2 = (A² x − h11 A x) / h21.
+    twice.iter_mut().zip(once).for_each(|(z, y)| *z = (*z - h11 * y) / h21);
+    let second: Vec<f64> = rest.iter().map(|x| x / h21).collect();
+    let (h12, h22) = (dot(x, twice), dot(&second, twice));
+    twice.iter_mut().zip(x).zip(&second).for_each(|((z, x), q)| *z -= h12 * x + h22 * q);
+    let h32 = dot(twice, twice).sqrt();
+    // λ² − (h11 + h22) λ + h11 h22 − h12 h21 = 0.
+    let middle = (h11 + h22) / 2.0;
+    let root = ((h11 - h22) / 2.0).powi(2) + h12 * h21;
+    let value = match root {
+        root if root < 0.0 => (middle, (-root).sqrt()),
+        root if middle >= 0.0 => (middle + root.sqrt(), 0.0),
+        root => (middle - root.sqrt(), 0.0),
     };
-    // The vector of the larger one is w = A x − other · x.
-    let norm = (yy - 2.0 * other.0 * xy + modulus(other).powi(2) * xx).max(0.0).sqrt();
-    let residual = if norm > 0.0 { left / norm } else { f64::INFINITY };
-    let pair = Second { value, residual, settled: settles(value, residual) };
-    if modulus(value) <= 1.0 + 1e-9 && residual <= lone { pair } else { single }
+    // The eigenvector is (λ − h22, h21).
+    let share = h21 / (value.0 - h22).hypot(value.1).hypot(h21);
+    let residual = h32 * share;
+    if residual <= single.residual && modulus(value) <= 1.0 + 1e-9 {
+        Second { value, residual, settled: settles(value, residual) }
+    } else {
+        single
+    }
 }
 
 fn dot(x: &[f64], y: &[f64]) -> f64 {

@@ -117,12 +117,12 @@ fn gaps_of_known_walks() {
 
 #[test]
 fn a_slow_walk_settles() {
-    // A window over a long path: 1 - λ2 is about the variance of a step times (π / n)² / 2.
+    // A window over a long path: 1 - λ2 is about the variance of a step times (π / n)² / 2, and 0.8 % more with the ends.
     let n = 8192;
     let spec = crate::spec::parse("name: x\nhead_dim: 4\npattern: {window: {radius: 64}}\n", "<text>").unwrap();
     let slow = gap(&crate::pattern::resolve(&spec, n, n).unwrap(), &Diffusion::plain());
     let variance = 64.0 * 65.0 / 3.0;
-    near(slow.spectral_gap, variance * (std::f64::consts::PI / n as f64).powi(2) / 2.0, 0.03);
+    near(slow.spectral_gap, 1.008 * variance * (std::f64::consts::PI / n as f64).powi(2) / 2.0, 0.01);
     assert_eq!(slow.spectral_gap_note, "");
 }
 
@@ -137,7 +137,8 @@ fn the_diffused_gap_is_the_polynomial_of_the_eigenvalue() {
     near(gap(&causal, &Diffusion::polynomial(&[2.0, 3.0])).diffused_gap, 1.0 - 3.5 / 5.0, 1e-12);
     assert_eq!(gap(&causal, &Diffusion::polynomial(&[1.0, -1.0])).diffused_gap, None);
     // Against the eigenvalue of the diffused operator itself, on a symmetric walk: (1 + 2 cos) / 3.
-    let cycle = gap(&pattern(64, |_, q, k| q == k || (q + 1) % 64 == k || (k + 1) % 64 == q), &Diffusion::restart(3, 0.2));
+    let cycle =
+        gap(&pattern(64, |_, q, k| q == k || (q + 1) % 64 == k || (k + 1) % 64 == q), &Diffusion::restart(3, 0.2));
     let x = (1.0 + 2.0 * (std::f64::consts::TAU / 64.0).cos()) / 3.0;
     let z = (0..3).fold(1.0, |z, _| 0.8 * x * z + 0.2);
     near(cycle.diffused_gap, 1.0 - z, 0.02);

@@ -102,6 +102,20 @@ impl<'a> Walk<'a> {
         self.parts.iter().all(|part| part.is_causal(self.q_len))
     }
 
+    /// The keys of all queries in a set, both as bits.
+    pub fn keys_of(&self, queries: &[u64], searcher: &mut Searcher) -> Vec<u64> {
+        searcher.prepare(self);
+        searcher.front.reached.clear();
+        searcher.front.reached.resize(self.kv_len.div_ceil(64), 0);
+        searcher.front.new.clear();
+        searcher.last.clear();
+        for (number, &word) in queries.iter().enumerate() {
+            each_bit(word, |bit| searcher.last.push((number * 64 + bit) as u32));
+        }
+        searcher.step(self);
+        std::mem::take(&mut searcher.front.reached)
+    }
+
     /// Follows the walk from one query, a step at a time, to every key that it ever reaches. Needs as many queries as
     /// keys.
     pub fn follow(&self, from: usize, searcher: &mut Searcher) -> Journey {
@@ -173,7 +187,7 @@ impl Front {
 }
 
 impl Searcher {
-    fn start(&mut self, walk: &Walk<'_>, from: usize) {
+    fn prepare(&mut self, walk: &Walk<'_>) {
         if self.places.len() != walk.parts.len() {
             let of = |part: &Part<'_>| {
                 let mut places = vec![0; walk.q_len];
@@ -183,6 +197,10 @@ impl Searcher {
             self.places = walk.parts.iter().map(of).collect();
             self.rows = vec![0; walk.q_len.div_ceil(QUERY_BLOCK)];
         }
+    }
+
+    fn start(&mut self, walk: &Walk<'_>, from: usize) {
+        self.prepare(walk);
         self.front.reached.clear();
         self.front.reached.resize(walk.kv_len.div_ceil(64), 0);
         self.front.new.clear();
@@ -358,9 +376,7 @@ impl Part<'_> {
                     (_, Some(numbers)) if words.is_none() && self.keys.is_none() => {
                         numbers.end.checked_sub(1).is_none_or(|last| last as usize <= first)
                     }
-                    (_, numbers) => {
-                        numbers.into_iter().flatten().map(|number| self.key(number)).enumerate().all(fits)
-                    }
+                    (_, numbers) => numbers.into_iter().flatten().map(|number| self.key(number)).enumerate().all(fits),
                 }
             });
             let edges = || {

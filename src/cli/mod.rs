@@ -20,6 +20,7 @@ mod import;
 mod inputs;
 mod machine;
 mod options;
+mod page;
 mod patterns;
 mod run;
 mod run_time;

@@ -131,7 +131,8 @@ fn format_of(path: &Path) -> Result<Format> {
 }
 
 fn no_such_head(head: usize, spec: &PatternSpec) -> Error {
-    let there = if spec.heads == 1 { "it has head 0 alone".into() } else { format!("heads go from 0 to {}", spec.heads - 1) };
+    let there =
+        if spec.heads == 1 { "it has head 0 alone".into() } else { format!("heads go from 0 to {}", spec.heads - 1) };
     Error::Input { path: (&spec.source.file).into(), message: format!("has no head {head}; {there}") }
 }
 

@@ -63,7 +63,8 @@ pub fn of_pattern(
     let mask = build_some_rows(pattern, head, &chosen, memory_limit)?;
     let mut counter = Counter::new(pattern, head, Detail { rows, ..detail });
     counter.add(&mask, chosen.len() * QUERY_BLOCK);
-    let note = format!("each row of cells is drawn from {} of its {} queries", each * QUERY_BLOCK, pattern.q_len / rows);
+    let note =
+        format!("each row of cells is drawn from {} of its {} queries", each * QUERY_BLOCK, pattern.q_len / rows);
     Ok(counter.picture(title, note))
 }
 
@@ -267,13 +268,7 @@ impl Counter {
     }
 
     /// The same for numbers of one residue class, which are keys a step apart.
-    fn stride_columns(
-        &self,
-        numbers: Range<u32>,
-        order: KeyOrder,
-        step: usize,
-        columns: &mut Vec<(usize, u64, u64)>,
-    ) {
+    fn stride_columns(&self, numbers: Range<u32>, order: KeyOrder, step: usize, columns: &mut Vec<(usize, u64, u64)>) {
         let first = order.key_at(numbers.start, self.kv_len) as usize;
         let count = numbers.len();
         let mut at = 0;

@@ -62,11 +62,8 @@ pub fn of_hops(
     if !blocks.note.is_empty() {
         note += &format!("; {}", blocks.note);
     }
-    let drawing = Drawing {
-        lengths: (pattern.q_len, pattern.kv_len),
-        grid: (blocks.rows, blocks.columns),
-        title: title(head),
-    };
+    let drawing =
+        Drawing { lengths: (pattern.q_len, pattern.kv_len), grid: (blocks.rows, blocks.columns), title: title(head) };
     Ok(drawing.draw(&list, blocks.columns, diffusion, note))
 }
 

@@ -9,9 +9,9 @@ mod cells;
 mod hops;
 mod png;
 mod svg;
+mod terminal;
 #[cfg(test)]
 mod tests;
-mod terminal;
 
 pub use cells::{Detail, of_mask, of_pattern};
 pub use hops::of_hops;

@@ -30,12 +30,8 @@ pub fn png(picture: &Picture) -> Result<Vec<u8>> {
     let head = 28;
     let below = 60 + 14 * notes.len();
     let mut canvas = Canvas::new((panel_width * across).max(560), head + panel_height * down + below);
-    let title = format!(
-        "{}: {} queries x {} keys",
-        picture.title,
-        short(picture.q_len as f64),
-        short(picture.kv_len as f64)
-    );
+    let title =
+        format!("{}: {} queries x {} keys", picture.title, short(picture.q_len as f64), short(picture.kv_len as f64));
     canvas.text(16, 12, &title);
     for (number, panel) in picture.panels.iter().enumerate() {
         let (x, y) = (number % across * panel_width, head + number / across * panel_height);
@@ -46,7 +42,8 @@ pub fn png(picture: &Picture) -> Result<Vec<u8>> {
     for (number, class) in picture.classes.iter().enumerate() {
         canvas.fill(x, y, 8, 8, class.colour);
         let share: f64 = picture.panels.iter().map(|panel| panel.shares[number]).sum();
-        let name = if picture.panels.len() > 1 { class.name.into() } else { format!("{} {}", class.name, percent(share)) };
+        let name =
+            if picture.panels.len() > 1 { class.name.into() } else { format!("{} {}", class.name, percent(share)) };
         canvas.text(x + 12, y, &name);
         x += 12 + LETTER * (name.len() + 2);
         if x > canvas.width.saturating_sub(180) && number + 1 < picture.classes.len() {

@@ -41,7 +41,7 @@ pub fn svg(picture: &Picture) -> String {
             text.title x=(MARGIN.0) y="24" { (heading(picture)) }
             @for (number, panel) in picture.panels.iter().enumerate() {
                 @let (x, y) = ((number % across) as f64 * panel_width, head + (number / across) as f64 * panel_height);
-                g transform=(format!("translate({x:.0} {y:.0})")) { (matrix(picture, panel)) }
+                g transform=(format!("translate({x:.0} {y:.0})")) { (matrix(picture, panel, picture.panels.len() > 1)) }
             }
             g transform=(format!("translate({:.0} {:.0})", MARGIN.0, all.1 - 62.0)) { (legend(picture)) }
         }
@@ -49,24 +49,19 @@ pub fn svg(picture: &Picture) -> String {
     markup.into_string()
 }
 
-/// One panel with its axes, for a page that holds [`STYLE`].
+/// One panel with its axes but without its title, for a page that holds [`STYLE`].
 pub fn panel(picture: &Picture, panel: &Panel) -> Markup {
     let (width, height) = size(picture);
     let view = format!("0 0 {:.0} {:.0}", width + MARGIN.0 + 24.0, height + MARGIN.1 + 8.0);
     html! {
         svg viewBox=(view) role="img" aria-label=(format!("{}: {}", picture.title, panel.title)) {
-            (matrix(picture, panel))
+            (matrix(picture, panel, false))
         }
     }
 }
 
 fn heading(picture: &Picture) -> String {
-    format!(
-        "{} · {} queries × {} keys",
-        picture.title,
-        short(picture.q_len as f64),
-        short(picture.kv_len as f64)
-    )
+    format!("{} · {} queries × {} keys", picture.title, short(picture.q_len as f64), short(picture.kv_len as f64))
 }
 
 /// Width and height of a matrix: the longer side is [`SIDE`], the other no less than an eighth of it.
@@ -76,9 +71,8 @@ fn size(picture: &Picture) -> (f64, f64) {
     (side(picture.kv_len), side(picture.q_len))
 }
 
-fn matrix(picture: &Picture, panel: &Panel) -> Markup {
+fn matrix(picture: &Picture, panel: &Panel, named: bool) -> Markup {
     let (width, height) = size(picture);
-    let several = picture.panels.len() > 1;
     let name = format!("{} · {} of all pairs", panel.title, percent(panel.shares.iter().sum()));
     let scale = format!(
         "translate({} {}) scale({} {})",
@@ -88,7 +82,7 @@ fn matrix(picture: &Picture, panel: &Panel) -> Markup {
         height / picture.rows as f64
     );
     html! {
-        @if several { text.title x=(MARGIN.0) y="16" { (name) } }
+        @if named { text.title x=(MARGIN.0) y="16" { (name) } }
         g transform=(scale) shape-rendering="crispEdges" { (cells(picture, panel)) }
         rect.frame x=(MARGIN.0) y=(MARGIN.1) width=(format!("{width:.1}")) height=(format!("{height:.1}")) {}
         @for part in 0..=4_usize {

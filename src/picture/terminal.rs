@@ -58,7 +58,8 @@ fn matrix(picture: &Picture, panel: &Panel, colour: Colour, ascii: bool) -> Stri
     let mut text = ruler(picture, columns);
     for line in 0..rows.div_ceil(2) {
         // The query of the upper row of cells, every eighth line.
-        let label = if line % 8 == 0 { short((2 * line / zoom * picture.q_len / picture.rows) as f64) } else { String::new() };
+        let label =
+            if line % 8 == 0 { short((2 * line / zoom * picture.q_len / picture.rows) as f64) } else { String::new() };
         let _ = write!(text, "{label:>6} ");
         let mut last = None;
         for column in 0..columns {

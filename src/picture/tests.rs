@@ -3,7 +3,8 @@ use crate::pattern::{Pattern, resolve};
 use crate::spec::{PatternSpec, parse};
 
 fn spec(pattern: &str, more: &str) -> PatternSpec {
-    parse(&format!("name: x\nhead_dim: 4\npattern: {pattern}\n{more}"), "<text>").unwrap_or_else(|error| panic!("{error}"))
+    parse(&format!("name: x\nhead_dim: 4\npattern: {pattern}\n{more}"), "<text>")
+        .unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn pattern(text: &str, q_len: usize, kv_len: usize) -> Pattern {
@@ -52,7 +53,10 @@ fn cells_hold_exactly_the_allowed_pairs() {
                     let found = picture.panels[0].cells.iter().map(|cell| cell.share);
                     let expected = by_points(&pattern, picture.rows, picture.columns);
                     for (at, (found, expected)) in found.zip(expected).enumerate() {
-                        assert!((found - expected).abs() < 1e-12, "{text} {q_len} {kv_len} cell {at}: {found} {expected}");
+                        assert!(
+                            (found - expected).abs() < 1e-12,
+                            "{text} {q_len} {kv_len} cell {at}: {found} {expected}"
+                        );
                     }
                     let all = pattern.q_len as f64 * pattern.kv_len as f64;
                     let nnz = (0..q_len).flat_map(|q| (0..kv_len).map(move |k| (q, k)));
@@ -156,8 +160,9 @@ fn half_blocks_are_exact_where_each_cell_is_a_token() {
     let text = terminal(&picture, Colour::None, false);
     let lines: Vec<&str> = text.lines().skip(2).take(15).collect();
     for (line, found) in lines.iter().enumerate() {
-        let expected: String =
-            (0..30).filter_map(|key| if key <= 2 * line { Some('█') } else { (key == 2 * line + 1).then_some('▄') }).collect();
+        let expected: String = (0..30)
+            .filter_map(|key| if key <= 2 * line { Some('█') } else { (key == 2 * line + 1).then_some('▄') })
+            .collect();
         assert_eq!(found[7..], expected, "line {line}");
     }
     let ascii = terminal(&picture, Colour::None, true);
