@@ -85,8 +85,13 @@ fn show_draws_in_the_terminal() {
     assert!(text.contains("global panel: ") && text.contains('█') && !text.contains('\x1b'), "{text}");
     // Wherever it goes, a picture is no wider than asked for.
     let wide = done(&["show", &spec, "-n", "5000", "--width", "50"]);
-    let columns = |text: &str| text.lines().filter(|line| line.contains('█')).map(|line| line.chars().count()).max();
-    assert!(columns(&wide).is_some_and(|columns| (30..=50).contains(&columns)), "{wide}");
+    let drawn: Vec<usize> = wide
+        .lines()
+        .filter(|line| line.contains('░') && !line.contains('%'))
+        .map(|line| line.chars().count())
+        .collect();
+    assert!(drawn.len() > 10 && drawn.iter().all(|&columns| columns <= 50), "{wide}");
+    assert!(drawn.iter().any(|&columns| columns > 40), "{wide}");
     let coloured = done(&["show", &spec, "-n", "60", "--color", "always"]);
     assert!(coloured.contains("\x1b[38;5;") && coloured.contains('▀'), "{coloured}");
     let output = command(&["show", &spec, "-n", "60", "--color", "always"]).env("COLORTERM", "truecolor").output();
@@ -154,4 +159,89 @@ fn show_says_what_is_wrong_and_writes_nothing() {
     let nothing = done(&["show", &spec, "-n", "0"]);
     assert!(nothing.starts_with("two-hops, head 0: 0 queries"), "{nothing}");
     done(&["show", &spec, "-n", "0", "-o", &file("mask.svg"), "--hops"]);
+}
+
+#[test]
+fn explain_says_what_a_pattern_can_do() {
+    let folder = Folder::new();
+    let spec = folder.text("spec.yaml");
+    let text = done(&["explain", &spec, "-n", "100"]);
+    for line in
+        ["keys of a query", "keys after hop 2", "all it can reach", "far weight", "spectral gap", "distance to full"]
+    {
+        assert!(text.lines().any(|found| found.starts_with(line)), "no {line:?} in {text}");
+    }
+    let value: serde_json::Value =
+        serde_json::from_str(&done(&["explain", &spec, "-n", "100", "--json"])).expect("JSON");
+    let number = |path: &str| {
+        value.pointer(path).and_then(serde_json::Value::as_f64).unwrap_or_else(|| panic!("no {path} in {value:#}"))
+    };
+    // Query 99 sees 96..100 and tokens 0 and 40; the worst queries stand at the ends.
+    assert!((number("/receptive_field/hops/0/minimum") - 0.05).abs() < 1e-12);
+    assert_eq!(number("/receptive_field/hops/0/worst/query"), 0.0);
+    assert!(number("/reach_everything/hops") > 10.0 && number("/reach_everything/never_all") == 0.0);
+    assert!((number("/far_weight/full") - 0.25).abs() < 1e-12);
+    let (gap, diffused) = (number("/spectral_gap"), number("/diffused_gap"));
+    assert!(0.0 < gap && gap < diffused && diffused < 1.0, "{gap} {diffused}");
+    assert!(number("/spectral_gap_residual") <= 0.011 * gap);
+    assert_eq!((number("/balance/most_keys"), number("/balance/fewest_keys")), (9.0, 5.0));
+    assert!(number("/full_attention_distance/value") > 0.5);
+    // The distance of full attention to itself is rounding.
+    let full =
+        done(&["explain", &spec, "-n", "100", "--json", "--set", "pattern=full", "--set", "diffusion={hops: 1}"]);
+    let full: serde_json::Value = serde_json::from_str(&full).expect("JSON");
+    assert!(full["full_attention_distance"]["value"].as_f64().is_some_and(|distance| distance < 1e-5), "{full:#}");
+    assert_eq!(full["spectral_gap"], 1.0);
+    for n in ["0", "1", "2"] {
+        done(&["explain", &spec, "-n", n]);
+    }
+    done(&["explain", &spec, "--q-len", "1", "--kv-len", "50", "--set", "diffusion={hops: 1}"]);
+}
+
+#[test]
+fn compare_puts_specs_side_by_side() {
+    let folder = Folder::new();
+    let spec = folder.text("spec.yaml");
+    fs::write(folder.path("full.yaml"), "name: full\nhead_dim: 4\npattern: full\n").expect("a file");
+    let full = folder.text("full.yaml");
+    let text = done(&["compare", &spec, &full, "-n", "120", "--time", "0.01"]);
+    let line =
+        |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {text}"));
+    assert!(
+        line("allowed pairs").ends_with("100 %") && line("hops ").split_whitespace().eq(["hops", "2", "1"]),
+        "{text}"
+    );
+    assert!(!line("measured ms").contains('–'), "{text}");
+    let value: serde_json::Value =
+        serde_json::from_str(&done(&["compare", &spec, &full, "-n", "120", "--time", "0", "--json"])).expect("JSON");
+    assert_eq!(value[0]["spec"], "two-hops");
+    assert_eq!(value[1]["nnz"], 14_400);
+    assert!(value[1]["median_ms"].is_null() && value[1]["predicted_ms"].is_number(), "{value:#}");
+    refused(&["compare", &spec, &folder.text("none.yaml"), "-n", "120"], "none.yaml: cannot be read");
+}
+
+#[test]
+fn pages_are_written_whole_or_not_at_all() {
+    let folder = Folder::new();
+    let spec = folder.text("spec.yaml");
+    refused(&["explain", &spec, "-n", "60", "--html", &folder.text("none/page.html")], "there is no folder");
+    refused(&["bench", &spec, "-n", "60", "--html", &folder.text("none/page.html")], "there is no folder");
+    fs::write(folder.path("page.html"), "before").expect("a file");
+    refused(&["explain", &spec, "-n", "60", "--html", &folder.text("page.html"), "--set", "heads=0"], "heads");
+    assert_eq!(fs::read_to_string(folder.path("page.html")).expect("the file"), "before");
+    assert_eq!(folder.names(), ["page.html", "spec.yaml"]);
+    // What a spec says of itself is text and no part of the page.
+    done(&[
+        "explain",
+        &spec,
+        "-n",
+        "60",
+        "--html",
+        &folder.text("page.html"),
+        "--set",
+        "description=<script>alert(1)</script>",
+    ]);
+    let page = fs::read_to_string(folder.path("page.html")).expect("the page");
+    assert!(page.contains("&lt;script&gt;") && !page.contains("<script") && !page.contains("src="), "{page}");
+    assert!(!page.contains("NaN") && page.ends_with("</html>"));
 }

@@ -13,6 +13,7 @@ use crate::error::Result;
 
 mod bench;
 mod check;
+mod compare;
 mod emit;
 mod explain;
 mod files;
@@ -46,6 +47,8 @@ enum Command {
     Check(check::Args),
     /// Draw the mask of a head, in the terminal or as SVG or PNG
     Show(show::Args),
+    /// Several specs side by side: what they reach, what they cost, how long they take
+    Compare(compare::Args),
     /// Print what the compiler makes of a spec, at any stage
     Emit(emit::Args),
     /// Run a spec on tensors in .npy files
@@ -72,6 +75,7 @@ pub fn main() -> ExitCode {
     let done = match command {
         Command::Check(args) => check::run(&args, &options),
         Command::Show(args) => show::run(&args, &options),
+        Command::Compare(args) => compare::run(&args, &options),
         Command::Emit(args) => emit::run(&args, &options),
         Command::Run(args) => run::run(&args, &options),
         Command::Bench(args) => bench::run(&args, &options),

@@ -5,7 +5,7 @@ use font8x8::{BASIC_FONTS, UnicodeFonts};
 use super::{Panel, Picture, SHADES, percent, share_of_shade, short, strength};
 use crate::error::{Error, Result};
 
-/// Least side of a panel's matrix in pixels, where cells can be enlarged so far.
+/// Least side of a panel's matrix in pixels.
 const SIDE: usize = 512;
 /// Pixels left of a matrix, for the numbers of queries, and above, for those of keys.
 const MARGIN: (usize, usize) = (56, 44);
@@ -21,7 +21,7 @@ const FRAME: [u8; 3] = [208, 215, 222];
 /// # Errors
 /// [`Error::Internal`] where the encoder refuses.
 pub fn png(picture: &Picture) -> Result<Vec<u8>> {
-    let zoom = (SIDE / picture.rows.max(picture.columns).max(1)).max(1);
+    let zoom = SIDE.div_ceil(picture.rows.max(picture.columns).max(1));
     let (width, height) = (picture.columns * zoom, picture.rows * zoom);
     let (panel_width, panel_height) = (width + MARGIN.0 + 24, height + MARGIN.1 + 16);
     let across = picture.panels.len().clamp(1, ACROSS);

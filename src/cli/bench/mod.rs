@@ -20,6 +20,7 @@ use crate::{machine, npy};
 
 mod case;
 pub(super) mod inputs;
+mod page;
 mod report;
 mod strategies;
 
@@ -63,6 +64,9 @@ pub struct Args {
     /// Where the machine and all rows go, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Where a page with charts of the run goes
+    #[arg(long, value_name = "FILE.html")]
+    html: Option<PathBuf>,
     /// Measure every legal strategy beside what the cost model predicts, instead of baselines
     #[arg(long, conflicts_with_all = ["baseline", "strategy", "q"])]
     all_strategies: bool,
@@ -83,7 +87,7 @@ pub struct Args {
 /// What is wrong with specs, files and options; nothing is measured where an argument is wrong.
 pub fn run(args: &Args, options: &Global) -> Result<()> {
     let baselines = chosen(&args.baseline)?;
-    if let Some(path) = &args.json {
+    for path in [&args.json, &args.html].into_iter().flatten() {
         npy::check_output(path)?;
     }
     let compiler_options = if args.all_strategies { options.predicting_compiler()? } else { options.compiler()? };
@@ -151,6 +155,9 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     }
     if let Some(path) = &args.json {
         write_json(path, &rows, options)?;
+    }
+    if let Some(path) = &args.html {
+        files::write(path, page::page(&rows, options.threads()).as_bytes())?;
     }
     Ok(())
 }
@@ -221,7 +228,11 @@ fn write_json(path: &Path, rows: &[Row], options: &Global) -> Result<()> {
     files::write(path, text.as_bytes())
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+/// Reads a number of seconds.
+///
+/// # Errors
+/// What was expected.
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<f64>() {
         Ok(seconds) if (0.0..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
         _ => Err("expected seconds from 0 to 3600".into()),

@@ -20,7 +20,7 @@ mod page;
 mod text;
 
 pub use distance::{Distance, distance};
-pub use text::{everything_text, far_text, gap_text};
+pub use text::share;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]

@@ -107,7 +107,7 @@ fn place(place: Place, heads: usize) -> String {
 }
 
 /// How far paths of any length lead.
-pub fn everything_text(everything: &ReachEverything, heads: usize) -> String {
+fn everything_text(everything: &ReachEverything, heads: usize) -> String {
     let hops = everything.hops;
     let slowest = place(everything.slowest, heads);
     let mut text = format!("after {hops} {} (slowest: {slowest})", if hops == 1 { "hop" } else { "hops" });
@@ -130,7 +130,7 @@ pub fn everything_text(everything: &ReachEverything, heads: usize) -> String {
 }
 
 /// What far tokens give to each other.
-pub fn far_text(far: &FarWeight) -> String {
+fn far_text(far: &FarWeight) -> String {
     format!(
         "{} from the last quarter to the first, {} the other way; {} with full attention",
         share(far.back),
@@ -139,7 +139,8 @@ pub fn far_text(far: &FarWeight) -> String {
     )
 }
 
-fn share(share: f64) -> String {
+/// A number that may be tiny.
+pub fn share(share: f64) -> String {
     match share {
         0.0 => "0".into(),
         x if x.abs() < 1e-3 => format!("{x:.1e}"),
@@ -148,7 +149,7 @@ fn share(share: f64) -> String {
 }
 
 /// The gap, how sure it is, or why there is none.
-pub fn gap_text(gap: &SpectralGap) -> String {
+fn gap_text(gap: &SpectralGap) -> String {
     let note = gap.spectral_gap_note.as_str();
     let Some(number) = gap.spectral_gap else { return format!("none: {note}") };
     let residual = match gap.spectral_gap_residual {
