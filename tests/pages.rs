@@ -23,7 +23,7 @@ addEventListener("load", () => {
   const beyond = all("body *").filter(e => !e.closest(".scroll") && !e.closest("svg") && rect(e).right > frame.innerWidth + 1);
   const cut = labels.filter(label => {
     const t = rect(label), s = rect(label.closest("svg"));
-    return t.left < s.left - 2 || t.right > s.right + 2 || t.bottom > s.bottom + 2 || t.top < s.top - 2;
+    return t.left < s.left || t.right > s.right || t.bottom > s.bottom || t.top < s.top;
   });
   document.title = JSON.stringify({
     inner: frame.innerWidth, scroll: page.documentElement.scrollWidth, back: frame.getComputedStyle(page.body).backgroundColor,

@@ -61,7 +61,7 @@ pub fn of_pattern(
         first = after;
     }
     let mask = build_some_rows(pattern, head, &chosen, memory_limit)?;
-    let mut counter = Counter::new(pattern, head, Detail { rows, ..detail });
+    let mut counter = Counter { sampled: true, ..Counter::new(pattern, head, Detail { rows, ..detail }) };
     counter.add(&mask, chosen.len() * QUERY_BLOCK);
     let note =
         format!("each row of cells is drawn from {} of its {} queries", each * QUERY_BLOCK, pattern.q_len / rows);
@@ -97,6 +97,8 @@ struct Counter {
     /// Queries that were looked at, by row of cells.
     queries: Vec<u64>,
     queries_are_counted: bool,
+    /// Whether rows stand for others. Global queries then are left out, and what they see is added.
+    sampled: bool,
     global_keys: KeySet,
     global_queries: Vec<u32>,
 }
@@ -126,6 +128,7 @@ impl Counter {
             counts: vec![[0; KINDS.len()]; rows * columns],
             queries: vec![0; rows],
             queries_are_counted: false,
+            sampled: false,
             global_keys: pattern.global_keys(head),
             global_queries: pattern.dense_queries(head),
         }
@@ -176,6 +179,9 @@ impl Counter {
         for (bit, place) in places.enumerate() {
             let query = mask.order.query_at(place);
             let (row, global) = (self.row_of(query), self.global_queries.binary_search(&(query as u32)).is_ok());
+            if self.sampled && global {
+                continue;
+            }
             if !self.queries_are_counted {
                 self.queries[row] += 1;
             }
@@ -300,21 +306,34 @@ impl Counter {
         }
     }
 
+    /// The share of a row's queries that are global and were not looked at: they see every key.
+    fn global_share(&self, row: usize) -> f64 {
+        if !self.sampled || self.q_len == 0 {
+            return 0.0;
+        }
+        let queries = (row * self.q_len).div_ceil(self.rows)..((row + 1) * self.q_len).div_ceil(self.rows);
+        let before = |end: usize| self.global_queries.partition_point(|&query| (query as usize) < end);
+        (before(queries.end) - before(queries.start)) as f64 / queries.len().max(1) as f64
+    }
+
     fn picture(self, title: String, note: String) -> Picture {
-        let mut totals = [0.0; KINDS.len()];
+        let mut shares = vec![0.0; KINDS.len()];
         let mut cells = Vec::with_capacity(self.counts.len());
-        let looked_at: u64 = self.queries.iter().sum();
         for (at, counts) in self.counts.iter().enumerate() {
             let (row, column) = (at / self.columns, at % self.columns);
-            let all = self.queries[row] as f64 * self.keys_of(column).len() as f64;
-            let sum: u64 = counts.iter().sum();
+            let keys = self.keys_of(column).len() as f64;
+            let all = self.queries[row] as f64 * keys;
+            let global = self.global_share(row);
+            let mut of_cell = counts.map(|count| if all > 0.0 { count as f64 / all * (1.0 - global) } else { 0.0 });
+            of_cell[GLOBAL] += global;
             // Of equally many the first: full before partial.
-            let class = (0..counts.len()).rev().max_by_key(|&kind| counts[kind]).unwrap_or(FULL);
-            cells.push(Cell { class, share: if all > 0.0 { sum as f64 / all } else { 0.0 } });
-            totals.iter_mut().zip(counts).for_each(|(total, &count)| *total += count as f64);
+            let class = (0..of_cell.len()).rev().max_by(|&a, &b| of_cell[a].total_cmp(&of_cell[b])).unwrap_or(FULL);
+            cells.push(Cell { class, share: of_cell.iter().sum::<f64>().min(1.0) });
+            // A row of cells weighs as many queries as it stands for.
+            let queries = ((row + 1) * self.q_len).div_ceil(self.rows) - (row * self.q_len).div_ceil(self.rows);
+            let weight = queries as f64 * keys / (self.q_len as f64 * self.kv_len as f64).max(1.0);
+            shares.iter_mut().zip(of_cell).for_each(|(sum, share)| *sum += weight * share);
         }
-        let all = looked_at as f64 * self.kv_len as f64;
-        let shares = totals.iter().map(|total| if all > 0.0 { total / all } else { 0.0 }).collect();
         Picture {
             title: title.clone(),
             q_len: self.q_len,

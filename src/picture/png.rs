@@ -28,7 +28,7 @@ pub fn png(picture: &Picture) -> Result<Vec<u8>> {
     let down = picture.panels.len().div_ceil(across);
     let notes = wrapped(&picture.note, (panel_width * across).max(560) / LETTER - 4);
     let head = 28;
-    let below = 60 + 14 * notes.len();
+    let below = 44 + 14 * (notes.len() + picture.classes.len().div_ceil(2));
     let mut canvas = Canvas::new((panel_width * across).max(560), head + panel_height * down + below);
     let title =
         format!("{}: {} queries x {} keys", picture.title, short(picture.q_len as f64), short(picture.kv_len as f64));
@@ -37,28 +37,27 @@ pub fn png(picture: &Picture) -> Result<Vec<u8>> {
         let (x, y) = (number % across * panel_width, head + number / across * panel_height);
         matrix(&mut canvas, picture, panel, (x, y), zoom);
     }
-    let y = head + panel_height * down + 8;
-    let mut x = 16;
+    // Two classes a line.
+    let mut y = head + panel_height * down + 8;
     for (number, class) in picture.classes.iter().enumerate() {
+        let x = 16 + number % 2 * canvas.width / 2;
         canvas.fill(x, y, 8, 8, class.colour);
         let share: f64 = picture.panels.iter().map(|panel| panel.shares[number]).sum();
-        let name =
-            if picture.panels.len() > 1 { class.name.into() } else { format!("{} {}", class.name, percent(share)) };
-        canvas.text(x + 12, y, &name);
-        x += 12 + LETTER * (name.len() + 2);
-        if x > canvas.width.saturating_sub(180) && number + 1 < picture.classes.len() {
-            x = 16 + canvas.width / 2;
-        }
+        let of_all = if picture.panels.len() > 1 { String::new() } else { format!(" {}", percent(share)) };
+        canvas.text(x + 12, y, &format!("{}{of_all}", class.name));
+        y += number % 2 * 14;
     }
+    y += picture.classes.len() % 2 * 14 + 4;
     let mut x = 16;
     for shade in 1..=SHADES {
-        canvas.fill(x, y + 20, 8, 8, over_white(picture.classes[0].colour, shade));
+        canvas.fill(x, y, 8, 8, over_white(picture.classes[0].colour, shade));
         let label = percent(share_of_shade(shade));
-        canvas.text(x + 10, y + 20, &label);
+        canvas.text(x + 10, y, &label);
         x += 10 + LETTER * label.len() + 6;
     }
+    canvas.text(x, y, "of a cell");
     for (line, note) in notes.iter().enumerate() {
-        canvas.text(16, y + 40 + 14 * line, note);
+        canvas.text(16, y + 20 + 14 * line, note);
     }
     canvas.encode()
 }

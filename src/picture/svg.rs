@@ -31,7 +31,7 @@ pub fn svg(picture: &Picture) -> String {
     let down = picture.panels.len().div_ceil(across);
     let (panel_width, panel_height) = (width + MARGIN.0 + 24.0, height + MARGIN.1 + 24.0);
     let head = 34.0;
-    let all = ((panel_width * across as f64).max(620.0), head + panel_height * down as f64 + 74.0);
+    let all = ((panel_width * across as f64).max(620.0), head + panel_height * down as f64 + 92.0);
     let markup = html! {
         svg xmlns="http://www.w3.org/2000/svg" viewBox=(format!("0 0 {:.0} {:.0}", all.0, all.1))
             width=(format!("{:.0}", all.0)) height=(format!("{:.0}", all.1)) role="img" {
@@ -43,7 +43,7 @@ pub fn svg(picture: &Picture) -> String {
                 @let (x, y) = ((number % across) as f64 * panel_width, head + (number / across) as f64 * panel_height);
                 g transform=(format!("translate({x:.0} {y:.0})")) { (matrix(picture, panel, picture.panels.len() > 1)) }
             }
-            g transform=(format!("translate({:.0} {:.0})", MARGIN.0, all.1 - 62.0)) { (legend(picture)) }
+            g transform=(format!("translate({:.0} {:.0})", MARGIN.0, all.1 - 80.0)) { (legend(picture)) }
         }
     };
     markup.into_string()
@@ -128,18 +128,19 @@ fn legend(picture: &Picture) -> Markup {
     let several = picture.panels.len() > 1;
     html! {
         @for (number, class) in picture.classes.iter().enumerate() {
-            @let x = 160 * number;
+            @let (x, y) = (300 * (number % 2), 18 * (number / 2));
             @let share: f64 = picture.panels.iter().map(|panel| panel.shares[number]).sum();
-            rect.{ "f" (number) } x=(x) y="0" width="12" height="12" {}
-            text x=(x + 18) y="11" {
+            rect.{ "f" (number) } x=(x) y=(y) width="12" height="12" {}
+            text x=(x + 18) y=(y + 11) {
                 (class.name) @if !several { " " (percent(share)) }
             }
         }
+        @let y = 18 * picture.classes.len().div_ceil(2) + 4;
         @for shade in 1..=SHADES {
-            rect.f0 x=(60 * (shade - 1)) y="22" width="12" height="12" fill-opacity=(format!("{:.2}", strength(shade))) {}
-            text x=(60 * (shade - 1) + 16) y="33" { (percent(share_of_shade(shade))) }
+            rect.f0 x=(60 * (shade - 1)) y=(y) width="12" height="12" fill-opacity=(format!("{:.2}", strength(shade))) {}
+            text x=(60 * (shade - 1) + 16) y=(y + 11) { (percent(share_of_shade(shade))) }
         }
-        text x=(60 * SHADES) y="33" { "of a cell" }
-        @if !picture.note.is_empty() { text x="0" y="54" { (picture.note) } }
+        text x=(60 * SHADES) y=(y + 11) { "of a cell" }
+        @if !picture.note.is_empty() { text x="0" y=(y + 32) { (picture.note) } }
     }
 }

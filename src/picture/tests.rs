@@ -89,12 +89,15 @@ fn kinds_are_those_of_the_mask() {
 #[test]
 fn a_sample_of_rows_is_near_and_says_so() {
     // Scattered edges all over: too many to build for a picture.
-    let pattern = pattern("{any: [{random: {keys_per_query: 64, seed: 1}}, {sink: 1024}]}", 1 << 17, 1 << 17);
+    let spread = "{any: [{random: {keys_per_query: 64, seed: 1}}, {sink: 1024}, {global: {tokens: {first: 100}}}]}";
+    let pattern = pattern(spread, 1 << 17, 1 << 17);
     let picture = draw(&pattern, false, 16, 16);
     assert!(picture.note.contains("256 of its 8192 queries"), "{}", picture.note);
-    let expected = (1024.0 + 64.0) / f64::from(1 << 17);
+    let expected = (1024.0 + 64.0 + 100.0) / f64::from(1 << 17);
     assert!((picture.panels[0].shares.iter().sum::<f64>() / expected - 1.0).abs() < 0.01);
     assert!(picture.panels[0].cells.iter().all(|cell| cell.share > 0.0));
+    // The global queries stand at the very top, between the rows that were looked at.
+    assert!((picture.panels[0].shares[3] / ((1024.0 + 100.0) / f64::from(1 << 17)) - 1.0).abs() < 0.01);
 }
 
 #[test]

@@ -46,7 +46,7 @@ pub struct Chart {
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 260.0;
 /// Room left, right, above and below the plot.
-const ROOM: [f64; 4] = [52.0, 14.0, 12.0, 40.0];
+const ROOM: [f64; 4] = [52.0, 24.0, 12.0, 40.0];
 
 /// An axis: from where to where, with marks.
 struct Axis {

@@ -21,10 +21,10 @@ p{margin:4px 0 8px;max-width:75ch}.faint,figcaption{color:var(--faint)}\
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:20px 0}\
 .card{border:1px solid var(--line);border-radius:8px;padding:10px 12px}\
 .card b{display:block;font-size:1.3rem;line-height:1.3}.card span{color:var(--faint);font-size:.85rem}\
-.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr));gap:20px}\
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr));gap:20px}\
 .figures.one{grid-template-columns:minmax(0,540px)}figure{margin:0;min-width:0}figure svg{display:block;width:100%;height:auto}\
 figcaption{font-size:.9rem;margin-top:4px}\
-.picture svg text{font-size:17px}\
+.picture svg text{font-size:17px}a{color:var(--c0)}\
 .legend{display:flex;flex-wrap:wrap;gap:4px 16px;font-size:.9rem;color:var(--faint);margin:8px 0 12px}\
 .legend span{display:inline-flex;align-items:center;gap:6px}.legend svg{width:12px;height:12px;flex:none}\
 .scroll{overflow-x:auto}\
