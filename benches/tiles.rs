@@ -55,7 +55,7 @@ fn portable() -> Family {
     let isa = hopweave::jit::target_isa().expect("a CPU that Cranelift knows");
     let mut module = JITModule::new(JITBuilder::with_isa(isa, default_libcall_names()));
     let shapes = portable::Shapes { d: D, dv: D };
-    let options = portable::Options { verify: false, edges: true };
+    let options = portable::Options { verify: false, ..portable::Options::default() };
     let symbols = portable::define(&mut module, shapes, options).expect("tiles");
     let edges = symbols.edges.expect("edge tiles were asked for");
     module.finalize_definitions().expect("finished code");
@@ -77,6 +77,10 @@ fn portable() -> Family {
             widen_panel: hopweave::tiles::half_panel::widen,
             softcap: mods("softcap 30.0"),
             alibi: mods("alibi [0.5]"),
+            transposed: hopweave::tiles::transposed::transposed,
+            scatter: hopweave::tiles::transposed::scatter,
+            gradient: hopweave::tiles::gradient::gradient,
+            edge_gradient: hopweave::tiles::gradient::edge_gradient,
         }
     }
 }
@@ -87,7 +91,7 @@ fn mods(text: &str) -> Tile<ModCall> {
     let mut module = JITModule::new(JITBuilder::with_isa(isa, default_libcall_names()));
     let mods = format!("positions q_len 512 kv_len 512 heads 1 q_offset 0\n{text}").parse().expect("a score mod");
     let plan = ModsPlan { mods, factor: 1.0, fused: true, by: ModsBy::Code };
-    let options = portable::Options { verify: false, edges: false };
+    let options = portable::Options { verify: false, edges: false, ..portable::Options::default() };
     let symbols = portable::define_mods(&mut module, &plan, options).expect("code");
     module.finalize_definitions().expect("finished code");
     let code = ManuallyDrop::new(module).get_finalized_function(symbols.panel.expect("code for panels"));

@@ -12,7 +12,7 @@ use crate::machine::Facts;
 use crate::mask::BlockMask;
 use crate::pattern::Pattern;
 use crate::plan::{ASKED_FOR, Choice, Model, Strategy, Tuning, Wishes};
-use crate::runtime::Kernel;
+use crate::runtime::{Kernel, Train, TrainingKernel};
 use crate::schedule::VerifiedSchedule;
 use crate::spec::PatternSpec;
 use crate::target::Isa;
@@ -109,27 +109,99 @@ fn compile_with(spec: &PatternSpec, pattern: Pattern, options: &Options, advice:
     let isa = jit::target_isa()?;
     let functions = clock.time("lower", || codegen::lower(&plan, &*isa));
     let code = clock.time("link", || jit::link(&plan, functions, &isa))?;
-    let kernel = clock.time("kernel", || Kernel::new(plan, code, options.threads))?;
+    // A gradient is compiled at the first backward call.
+    let train: Train = {
+        let (spec, pattern, options) = (spec.clone(), pattern.clone(), options.clone());
+        Box::new(move || compile_training(&spec, &pattern, &options, false))
+    };
+    let kernel = clock.time("kernel", || Kernel::with_training(plan, code, options.threads, Some(train)))?;
     check_memory(&kernel, options.memory_limit)?;
     let Advice { tuned_by, warnings, .. } = advice;
     Ok(Compiled { pattern, mask, schedule, kernel, forecast, tuned_by, warnings, timings: clock.steps })
 }
 
-/// The text of one stage, for `emit`.
+/// Compiles a kernel for training from the pattern of a spec: gradients, and dropout where it is asked for.
+///
+/// Hops store P, and the gradient's pass takes the Z of all hops at once. What does not fit the memory limit is computed
+/// again instead: first P, then Z.
+///
+/// # Errors
+/// Those of [`compile`].
+pub fn compile_training(
+    spec: &PatternSpec,
+    pattern: &Pattern,
+    options: &Options,
+    dropout: bool,
+) -> Result<TrainingKernel> {
+    let hops = spec.diffusion.hops.len();
+    let frugal: &[(bool, bool)] = match (hops, options.strategy) {
+        (..=1, _) => &[(false, false)],
+        (_, Some(Strategy::Recompute)) => &[(false, false), (false, true)],
+        _ => &[(true, false), (false, false), (false, true)],
+    };
+    let mut refused = None;
+    for &(stored, single_hop_passes) in frugal {
+        let kernel = compile_training_with(spec, pattern, options, dropout, stored, single_hop_passes)?;
+        let given = kernel.scratch_bytes(1);
+        if given <= options.memory_limit {
+            return Ok(kernel);
+        }
+        refused =
+            Some(Error::Memory { what: "scratch of the gradient".to_owned(), given, limit: options.memory_limit });
+    }
+    Err(refused.unwrap_or_else(|| Error::internal("compiler", "no way to compute a gradient", "")))
+}
+
+fn compile_training_with(
+    spec: &PatternSpec,
+    pattern: &Pattern,
+    options: &Options,
+    dropout: bool,
+    stored: bool,
+    single_hop_passes: bool,
+) -> Result<TrainingKernel> {
+    let mask = mask::build(pattern, options.memory_limit)?;
+    let schedule = passes::derive_gradient(schedule::build(spec, mask)?, dropout);
+    let schedule = schedule::verify(passes::run(schedule, &options.without)?)?;
+    let isa = jit::target_isa()?;
+    let part = |strategy: Strategy| {
+        let wishes = Wishes { strategy: Some(strategy), single_hop_passes, ..Wishes::default() };
+        let plan = plan::build(&schedule, options.isa, wishes)?;
+        let code = jit::link(&plan, codegen::lower(&plan, &*isa), &isa)?;
+        Ok::<_, Error>((plan, code))
+    };
+    let stored = if stored { Some(part(Strategy::Resident)?) } else { None };
+    TrainingKernel::new(spec.dtype, part(Strategy::Recompute)?, stored, options.threads)
+}
+
+/// The text of one stage, for `emit`: of the kernel, or of the one for training, without dropout, that belongs to it (of
+/// its gradient's pass where hops store P in a plan of their own).
 ///
 /// # Errors
 /// Those of [`compile`], as far as the stage needs the steps before it.
-pub fn emit(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Options, stage: Stage) -> Result<String> {
+pub fn emit(
+    spec: &PatternSpec,
+    q_len: usize,
+    kv_len: usize,
+    options: &Options,
+    (stage, training): (Stage, bool),
+) -> Result<String> {
     let pattern = pattern::resolve(spec, q_len, kv_len)?;
     if stage == Stage::Pattern {
         return Ok(pattern.print());
     }
     let advice = options.advice(spec, q_len, kv_len);
-    let mask = build_mask(spec, &pattern, options, advice.strategy(options))?;
+    let mask = match training {
+        true => mask::build(&pattern, options.memory_limit)?,
+        false => build_mask(spec, &pattern, options, advice.strategy(options))?,
+    };
     if stage == Stage::Mask {
         return Ok(mask.print());
     }
-    let schedule = schedule::build(spec, mask)?;
+    let mut schedule = schedule::build(spec, mask)?;
+    if training {
+        schedule = passes::derive_gradient(schedule, false);
+    }
     if stage == Stage::Schedule {
         return Ok(schedule.print());
     }
@@ -137,7 +209,11 @@ pub fn emit(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Options, 
     if stage == Stage::Fused {
         return Ok(schedule.print());
     }
-    let plan = plan::build(&schedule, options.isa, advice.wishes(options))?;
+    let mut wishes = advice.wishes(options);
+    if training {
+        wishes = Wishes { strategy: Some(Strategy::Recompute), ..Wishes::default() };
+    }
+    let plan = plan::build(&schedule, options.isa, wishes)?;
     if stage == Stage::Plan {
         return Ok(plan.print());
     }
@@ -310,6 +386,7 @@ impl Advice {
             tuning: self.choice.map_or(Tuning::default(), |choice| choice.tuning),
             threads: options.threads,
             facts: self.facts,
+            single_hop_passes: false,
         }
     }
 }

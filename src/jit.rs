@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::plan::{KernelPlan, ModsBy};
 use crate::target::Isa;
 use crate::tiles::stored::{dots_serve, stored_family};
-use crate::tiles::{self, exact, half_panel, join};
+use crate::tiles::{self, Family, exact, gradient, half_panel, join, transposed};
 
 /// The settings with which kernels are compiled: this CPU's own features, and the cheapest register allocation,
 /// since the tiles do the work.
@@ -94,6 +94,9 @@ pub fn link(plan: &KernelPlan, functions: Vec<Lowered>, isa: &OwnedTargetIsa) ->
     });
     builder.symbol(TileFn::NarrowPanel.name(), narrow);
     builder.symbol(TileFn::WidenPanel.name(), widen);
+    for (tile, address) in training_tiles(family.as_ref()) {
+        builder.symbol(tile.name(), address);
+    }
     if let Some(stored) = stored_family(plan.isa, plan.dtype) {
         if plan.bf16_dots && !dots_serve(plan.isa, plan.dtype, plan.head_dim) {
             return Err(Error::unsupported("dot products of bf16 pairs", "this CPU has no AVX512-BF16"));
@@ -188,6 +191,24 @@ fn import(module: &mut JITModule, tile: TileFn, name: &str) -> Result<FuncId> {
     module.declare_function(name, Linkage::Import, &signature).map_err(|error| internal(error.to_string()))
 }
 
+/// The tiles that only kernels for training call, plain ones where there is no family.
+fn training_tiles(family: Option<&Family>) -> [(TileFn, *const u8); 4] {
+    match family {
+        None => [
+            (TileFn::Transposed, transposed::transposed as *const u8),
+            (TileFn::Scatter, transposed::scatter as *const u8),
+            (TileFn::Gradient, gradient::gradient as *const u8),
+            (TileFn::EdgeGradient, gradient::edge_gradient as *const u8),
+        ],
+        Some(family) => [
+            (TileFn::Transposed, family.transposed as *const u8),
+            (TileFn::Scatter, family.scatter as *const u8),
+            (TileFn::Gradient, family.gradient as *const u8),
+            (TileFn::EdgeGradient, family.edge_gradient as *const u8),
+        ],
+    }
+}
+
 fn imported_tiles(module: &mut JITModule) -> Result<[FuncId; TileFn::ALL.len()]> {
     // Some function must stand in place of the passes of score mods, until there are some.
     let mut ids = [import(module, TileFn::Pack, TileFn::Pack.name())?; TileFn::ALL.len()];
@@ -215,28 +236,46 @@ fn mod_passes(plan: &KernelPlan, module: &mut JITModule, tiles: &mut [FuncId; Ti
 }
 
 fn portable_tiles(plan: &KernelPlan, module: &mut JITModule) -> Result<[FuncId; TileFn::ALL.len()]> {
-    let shapes = portable::Shapes { d: plan.head_dim, dv: plan.value_dim };
     let edges = plan.masks.iter().any(|mask| !mask.edges.keys.is_empty());
-    let symbols = portable::define(module, shapes, portable::Options { edges, ..portable::Options::default() })?;
-    // Without edges nothing calls an edge tile; some function must stand in its place.
-    let none = portable::EdgeSymbols { score: symbols.pack, exp: symbols.pack, value: symbols.pack };
-    let edges = symbols.edges.unwrap_or(none);
-    Ok([
-        symbols.pack,
-        symbols.score,
-        symbols.exp,
-        symbols.value,
-        edges.score,
-        edges.exp,
-        edges.value,
-        import(module, TileFn::ValueExact, TileFn::ValueExact.name())?,
-        import(module, TileFn::Join, TileFn::Join.name())?,
-        // Replaced where the plan has score mods.
-        symbols.pack,
-        symbols.pack,
-        import(module, TileFn::NarrowPanel, TileFn::NarrowPanel.name())?,
-        import(module, TileFn::WidenPanel, TileFn::WidenPanel.name())?,
-    ])
+    let mut tiles_of = |d, dv, prefix| {
+        let options = portable::Options { edges, prefix, ..portable::Options::default() };
+        let symbols = portable::define(module, portable::Shapes { d, dv }, options)?;
+        // Without edges nothing calls an edge tile; some function must stand in its place.
+        let none = portable::EdgeSymbols { score: symbols.pack, exp: symbols.pack, value: symbols.pack };
+        Ok::<_, Error>((symbols, symbols.edges.unwrap_or(none)))
+    };
+    let (symbols, edges) = tiles_of(plan.head_dim, plan.value_dim, "portable")?;
+    let (wide, wide_edges) = match plan.gradient_depth() {
+        depth if depth > 0 && !plan.strategy.stores_p() => tiles_of(depth, plan.head_dim, "gradient")?,
+        _ => (symbols, edges),
+    };
+    let mut found = [symbols.pack; TileFn::ALL.len()];
+    for (found, tile) in found.iter_mut().zip(TileFn::ALL) {
+        *found = match tile {
+            // Mods are replaced where the plan has some.
+            TileFn::Pack | TileFn::Mods | TileFn::EdgeMods => symbols.pack,
+            TileFn::Score => symbols.score,
+            TileFn::Exp => symbols.exp,
+            TileFn::Value => symbols.value,
+            TileFn::EdgeScore => edges.score,
+            TileFn::EdgeExp => edges.exp,
+            TileFn::EdgeValue => edges.value,
+            TileFn::GradientPack => wide.pack,
+            TileFn::GradientScore => wide.score,
+            TileFn::GradientValue => wide.value,
+            TileFn::GradientEdgeScore => wide_edges.score,
+            TileFn::GradientEdgeValue => wide_edges.value,
+            TileFn::ValueExact
+            | TileFn::Join
+            | TileFn::NarrowPanel
+            | TileFn::WidenPanel
+            | TileFn::Transposed
+            | TileFn::Scatter
+            | TileFn::Gradient
+            | TileFn::EdgeGradient => import(module, tile, tile.name())?,
+        };
+    }
+    Ok(found)
 }
 
 impl Code {

@@ -10,6 +10,7 @@ pub mod cli;
 pub mod codegen;
 pub mod compiler;
 pub mod cost;
+pub mod dropout;
 pub mod dtype;
 pub mod error;
 pub mod import;

@@ -10,10 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ndarray::{Array3, Array4, ArrayView2, ArrayView4, s};
 
 use crate::compiler::{self, Compiled, Options};
+use crate::dropout::Dropout;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::pattern::{self, Pattern, RunTime};
-use crate::runtime::Output;
+use crate::runtime::{Gradients, Output, Saved, TrainingKernel};
 use crate::spec::{Inputs, PatternSpec};
 
 /// Kernels that an operator keeps at most.
@@ -25,8 +26,9 @@ pub struct Operator {
     spec: PatternSpec,
     pattern: Pattern,
     options: Options,
-    /// Kernels by the facts they were made for, the least recently used first.
-    kernels: Mutex<Vec<(Facts, Arc<Compiled>)>>,
+    kernels: Kept<Arc<Compiled>>,
+    /// Those for training with dropout.
+    training: Kept<TrainingKernel>,
 }
 
 /// What a call brings besides q, k and v.
@@ -39,6 +41,8 @@ pub struct Arguments<'a> {
     pub key_lengths: Option<&'a [i64]>,
     /// Segment ids by the name of their input, `[batch, kv_len]`, from 0 on and never decreasing.
     pub segments: Vec<(String, ArrayView2<'a, i32>)>,
+    /// Dropout, in training.
+    pub dropout: Option<Dropout>,
 }
 
 /// What is known of one batch element only when it is there.
@@ -123,7 +127,7 @@ impl Operator {
     /// Those of [`compiler::compile`].
     pub fn new(spec: PatternSpec, q_len: usize, kv_len: usize, options: Options) -> Result<Self> {
         let pattern = pattern::resolve(&spec, q_len, kv_len)?;
-        let operator = Self { spec, pattern, options, kernels: Mutex::default() };
+        let operator = Self { spec, pattern, options, kernels: Mutex::default(), training: Mutex::default() };
         if operator.pattern.run_time_segments().is_empty() {
             operator.kernel(&Facts::default())?;
         }
@@ -147,13 +151,105 @@ impl Operator {
         v: ArrayView4<'_, T>,
         arguments: &Arguments<'_>,
     ) -> Result<Output<T>> {
+        let facts = self.facts(q.dim().0, [("k", k.dim().0), ("v", v.dim().0)], arguments)?;
+        let (inputs, dropout) = (&arguments.inputs, arguments.dropout.as_ref());
+        if let Some(first) = facts.first()
+            && facts.iter().all(|other| other == first)
+            && !first.pads(&self.spec)
+        {
+            return match dropout {
+                None => self.kernel(first)?.kernel.forward_with(q, k, v, inputs),
+                Some(_) => self.training(first, true)?.forward(q, k, v, inputs, dropout, 0),
+            };
+        }
         let batch = q.dim().0;
-        for (tensor, view) in [("k", &k), ("v", &v)] {
-            if view.dim().0 != batch {
+        let (heads, q_len, width) = (self.spec.heads, self.pattern.q_len, self.spec.value_dim);
+        let mut output = Output {
+            out: Array4::default((batch, heads, q_len, width)),
+            lse: Array3::from_elem((batch, heads, q_len), f32::NEG_INFINITY),
+        };
+        for (b, facts) in facts.iter().enumerate() {
+            let [q, k, v] = [&q, &k, &v].map(|tensor| tensor.slice(s![b..=b, .., .., ..]));
+            let padded = facts.values(&self.spec, &v);
+            let v = padded.as_ref().map_or(v, |padded| padded.view());
+            let mut out = output.out.slice_mut(s![b..=b, .., .., ..]);
+            let mut lse = output.lse.slice_mut(s![b..=b, .., ..]);
+            match dropout {
+                None => self.kernel(facts)?.kernel.forward_into_with(q, k, v, inputs, &mut out, Some(&mut lse))?,
+                Some(_) => {
+                    let of_element = self.training(facts, true)?.forward(q, k, v, inputs, dropout, b)?;
+                    out.assign(&of_element.out);
+                    lse.assign(&of_element.lse);
+                }
+            }
+        }
+        Ok(output)
+    }
+
+    /// The gradients of `q`, `k` and `v` (shapes of [`Self::forward`]) from that of the output, `grad_out
+    /// [batch, heads, q_len, value_dim]`. `saved` is what [`Self::forward`] gave for the same tensors and arguments; it
+    /// spares computing that again.
+    ///
+    /// # Errors
+    /// Those of [`Self::forward`].
+    pub fn backward<T: Element>(
+        &self,
+        q: ArrayView4<'_, T>,
+        k: ArrayView4<'_, T>,
+        v: ArrayView4<'_, T>,
+        grad_out: ArrayView4<'_, T>,
+        saved: Option<Saved<'_, T>>,
+        arguments: &Arguments<'_>,
+    ) -> Result<Gradients<T>> {
+        let batch = q.dim().0;
+        let facts = self.facts(batch, [("k", k.dim().0), ("v", v.dim().0)], arguments)?;
+        let (inputs, dropout) = (&arguments.inputs, arguments.dropout.as_ref());
+        if let Some(first) = facts.first()
+            && facts.iter().all(|other| other == first)
+            && !first.pads(&self.spec)
+        {
+            return self.training(first, dropout.is_some())?.backward(q, k, v, grad_out, saved, inputs, dropout, 0);
+        }
+        let of_output = [batch, self.spec.heads, self.pattern.q_len, self.spec.value_dim];
+        if grad_out.shape() != of_output {
+            return Err(Error::Shape {
+                tensor: "grad_out".into(),
+                expected: format!("{of_output:?}"),
+                found: format!("{:?}", grad_out.shape()),
+            });
+        }
+        let mut gradients =
+            Gradients { q: Array4::default(q.dim()), k: Array4::default(k.dim()), v: Array4::default(v.dim()) };
+        for (b, facts) in facts.iter().enumerate() {
+            let [q, k, v, grad_out] = [&q, &k, &v, &grad_out].map(|tensor| tensor.slice(s![b..=b, .., .., ..]));
+            let padded = facts.values(&self.spec, &v);
+            let v = padded.as_ref().map_or(v, |padded| padded.view());
+            let saved = saved.as_ref().map(|saved| Saved {
+                out: saved.out.slice_move(s![b..=b, .., .., ..]),
+                lse: saved.lse.slice_move(s![b..=b, .., ..]),
+            });
+            let kernel = self.training(facts, dropout.is_some())?;
+            let mut of_element = kernel.backward(q, k, v, grad_out, saved, inputs, dropout, b)?;
+            if padded.is_some() {
+                // What stands in for padding is no input.
+                let length = facts.key_length.unwrap_or(self.pattern.kv_len);
+                of_element.v.slice_mut(s![.., .., length.., ..]).fill(T::default());
+            }
+            gradients.q.slice_mut(s![b..=b, .., .., ..]).assign(&of_element.q);
+            gradients.k.slice_mut(s![b..=b, .., .., ..]).assign(&of_element.k);
+            gradients.v.slice_mut(s![b..=b, .., .., ..]).assign(&of_element.v);
+        }
+        Ok(gradients)
+    }
+
+    /// What is known of every batch element, of which there are as many as q has.
+    fn facts(&self, batch: usize, others: [(&str, usize); 2], arguments: &Arguments<'_>) -> Result<Vec<Facts>> {
+        for (tensor, found) in others {
+            if found != batch {
                 return Err(Error::Shape {
                     tensor: tensor.into(),
                     expected: format!("a batch of {batch}, as q has"),
-                    found: format!("{:?}", view.shape()),
+                    found: format!("a batch of {found}"),
                 });
             }
         }
@@ -164,34 +260,21 @@ impl Operator {
             }
         }
         let facts = arguments.facts(batch, self.pattern.kv_len)?;
-        let facts = if facts.is_empty() && self.pattern.run_time_segments().is_empty() {
+        if facts.is_empty() && self.pattern.run_time_segments().is_empty() {
             // An empty batch is still checked by a kernel.
-            vec![Facts::default()]
-        } else {
-            facts
-        };
-        let inputs = &arguments.inputs;
-        if let Some(first) = facts.first()
-            && facts.iter().all(|other| other == first)
-            && !first.pads(&self.spec)
-        {
-            return self.kernel(first)?.kernel.forward_with(q, k, v, inputs);
+            return Ok(vec![Facts::default()]);
         }
-        let (heads, q_len, width) = (self.spec.heads, self.pattern.q_len, self.spec.value_dim);
-        let mut output = Output {
-            out: Array4::default((batch, heads, q_len, width)),
-            lse: Array3::from_elem((batch, heads, q_len), f32::NEG_INFINITY),
-        };
-        for (b, facts) in facts.iter().enumerate() {
-            let [q, k, v] = [&q, &k, &v].map(|tensor| tensor.slice(s![b..=b, .., .., ..]));
-            let padded = facts.values(&self.spec, &v);
-            let v = padded.as_ref().map_or(v, |padded| padded.view());
-            let kernel = &self.kernel(facts)?.kernel;
-            let mut out = output.out.slice_mut(s![b..=b, .., .., ..]);
-            let mut lse = output.lse.slice_mut(s![b..=b, .., ..]);
-            kernel.forward_into_with(q, k, v, inputs, &mut out, Some(&mut lse))?;
+        Ok(facts)
+    }
+
+    /// The kernel for training for elements of these facts, made at the first call.
+    fn training(&self, facts: &Facts, dropout: bool) -> Result<TrainingKernel> {
+        if !dropout {
+            return self.kernel(facts)?.kernel.training().cloned();
         }
-        Ok(output)
+        keep(&self.training, facts, || {
+            compiler::compile_training(&self.spec, &facts.bind(&self.pattern)?, &self.options, true)
+        })
     }
 
     /// The kernel for elements of these facts, made at the first call.
@@ -199,27 +282,37 @@ impl Operator {
     /// # Errors
     /// Those of [`Facts::bind`] and of compiling.
     pub fn kernel(&self, facts: &Facts) -> Result<Arc<Compiled>> {
-        let find = |kernels: &mut Vec<(Facts, Arc<Compiled>)>| {
-            let at = kernels.iter().position(|(known, _)| known == facts)?;
-            // Last used, last to go.
-            let entry = kernels.remove(at);
-            let compiled = Arc::clone(&entry.1);
-            kernels.push(entry);
-            Some(compiled)
-        };
-        if let Some(known) = find(&mut self.kernels.lock().unwrap_or_else(PoisonError::into_inner)) {
-            return Ok(known);
-        }
-        // Compiled without the lock: other facts need not wait, and two who make the same waste one.
-        let compiled = Arc::new(compiler::compile_pattern(&self.spec, facts.bind(&self.pattern)?, &self.options)?);
-        let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = find(&mut kernels) {
-            return Ok(known);
-        }
-        if kernels.len() == KEPT {
-            kernels.remove(0);
-        }
-        kernels.push((facts.clone(), Arc::clone(&compiled)));
-        Ok(compiled)
+        keep(&self.kernels, facts, || {
+            Ok(Arc::new(compiler::compile_pattern(&self.spec, facts.bind(&self.pattern)?, &self.options)?))
+        })
     }
+}
+
+/// Kernels by the facts they were made for, the least recently used first.
+type Kept<K> = Mutex<Vec<(Facts, K)>>;
+
+/// The kernel for `facts` among those that are kept, or a new one, which is kept.
+fn keep<K: Clone>(kept: &Kept<K>, facts: &Facts, make: impl FnOnce() -> Result<K>) -> Result<K> {
+    let find = |kernels: &mut Vec<(Facts, K)>| {
+        let at = kernels.iter().position(|(known, _)| known == facts)?;
+        // Last used, last to go.
+        let entry = kernels.remove(at);
+        let kernel = entry.1.clone();
+        kernels.push(entry);
+        Some(kernel)
+    };
+    if let Some(known) = find(&mut kept.lock().unwrap_or_else(PoisonError::into_inner)) {
+        return Ok(known);
+    }
+    // Compiled without the lock: other facts need not wait, and two who make the same waste one.
+    let kernel = make()?;
+    let mut kernels = kept.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = find(&mut kernels) {
+        return Ok(known);
+    }
+    if kernels.len() == KEPT {
+        kernels.remove(0);
+    }
+    kernels.push((facts.clone(), kernel.clone()));
+    Ok(kernel)
 }

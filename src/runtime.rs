@@ -4,10 +4,11 @@
 //! the same code in the same order, whoever computes it, so results do not depend on the number of threads.
 
 mod places;
+mod training;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use memmap2::MmapMut;
 use ndarray::{Array3, Array4, ArrayView4, ArrayViewMut3, ArrayViewMut4, CowArray, Ix4};
@@ -22,6 +23,8 @@ use crate::mask::QUERY_BLOCK;
 use crate::plan::{KernelPlan, Scratch, Strategy};
 use crate::spec::Inputs;
 
+pub use training::{Gradients, Saved, TrainingKernel};
+
 /// Block rows for which another worker pays.
 const LEAST_ROWS: usize = 4;
 /// Block rows after which the parts of a head are joined.
@@ -33,7 +36,6 @@ pub struct Kernel {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
     plan: KernelPlan,
     tables: Vec<Tables>,
@@ -44,6 +46,18 @@ struct Inner {
     threads: Arc<rayon::ThreadPool>,
     /// Scratch of finished calls, for the next ones.
     idle: Mutex<Vec<Workspace>>,
+    /// Makes the kernel for training, which is made at the first backward call.
+    train: Option<Train>,
+    training: OnceLock<TrainingKernel>,
+}
+
+/// Compiles the kernel for training that belongs to a kernel.
+pub type Train = Box<dyn Fn() -> Result<TrainingKernel> + Send + Sync>;
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").field("plan", &self.plan).field("code", &self.code).finish_non_exhaustive()
+    }
 }
 
 /// Result of a call on tensors of `T`.
@@ -61,11 +75,21 @@ impl Kernel {
     /// # Errors
     /// [`Error::Internal`] when the system gives no threads.
     pub fn new(plan: KernelPlan, code: Code, threads: usize) -> Result<Self> {
+        Self::with_training(plan, code, threads, None)
+    }
+
+    /// The same with what makes its kernel for training.
+    ///
+    /// # Errors
+    /// Those of [`Self::new`].
+    pub fn with_training(plan: KernelPlan, code: Code, threads: usize, train: Option<Train>) -> Result<Self> {
         let tables = plan.masks.iter().map(|mask| Tables::new(&plan, mask)).collect();
         let scratch = plan.masks.iter().map(|mask| Scratch::new(&plan, mask)).collect();
         let constants = plan.mods.as_ref().map(|mods| mods.mods.constants()).unwrap_or_default();
         let threads = pool(threads)?;
-        Ok(Self { inner: Arc::new(Inner { plan, tables, scratch, code, constants, threads, idle: Mutex::default() }) })
+        let (idle, training) = (Mutex::default(), OnceLock::new());
+        let inner = Inner { plan, tables, scratch, code, constants, threads, idle, train, training };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The plan that the kernel follows.
@@ -89,6 +113,55 @@ impl Kernel {
         let workers = self.threads();
         let in_flight = self.inner.in_flight(batch * self.inner.plan.heads, workers);
         (workers * local + in_flight * shared) as u64
+    }
+
+    /// The kernel for training, compiled at the first call.
+    ///
+    /// # Errors
+    /// Those of [`crate::compiler::compile_training`].
+    pub fn training(&self) -> Result<&TrainingKernel> {
+        if let Some(kernel) = self.inner.training.get() {
+            return Ok(kernel);
+        }
+        let Some(train) = &self.inner.train else {
+            return Err(Error::unsupported("a gradient", "the kernel was made without what compiles it"));
+        };
+        // Whoever comes second has compiled in vain, and nobody waits.
+        let kernel = train()?;
+        Ok(self.inner.training.get_or_init(|| kernel))
+    }
+
+    /// The gradients of `q`, `k` and `v` (shapes of [`Self::forward`]) from that of the output, `grad_out
+    /// [batch, heads, q_len, value_dim]`. The kernel that computes them is compiled at the first call. Where the output and
+    /// log-sum-exp of a forward call on the same tensors are at hand, [`TrainingKernel::backward`] of [`Self::training`]
+    /// takes them and need not compute them again.
+    ///
+    /// # Errors
+    /// Those of [`Self::forward`], and of compiling.
+    ///
+    /// # Examples
+    /// ```
+    /// use hopweave::compiler::{self, Options};
+    /// use ndarray::Array4;
+    ///
+    /// let text = "name: local\nhead_dim: 16\npattern: {window: {radius: 8}}";
+    /// let spec = hopweave::spec::parse(text, "local.yaml")?;
+    /// let compiled = compiler::compile(&spec, 100, 100, &Options::default())?;
+    /// let ones = Array4::<f32>::ones((1, 1, 100, 16));
+    /// let gradients = compiled.kernel.backward(ones.view(), ones.view(), ones.view(), ones.view())?;
+    /// // All values are the same, so that no score matters.
+    /// assert!(gradients.q.iter().all(|x| x.abs() < 1e-6));
+    /// assert_eq!(gradients.v.dim(), (1, 1, 100, 16));
+    /// # Ok::<(), hopweave::Error>(())
+    /// ```
+    pub fn backward<T: Element>(
+        &self,
+        q: ArrayView4<'_, T>,
+        k: ArrayView4<'_, T>,
+        v: ArrayView4<'_, T>,
+        grad_out: ArrayView4<'_, T>,
+    ) -> Result<Gradients<T>> {
+        self.training()?.backward(q, k, v, grad_out, None, &Inputs::none(), None, 0)
     }
 
     /// Attention over `q [batch, heads, q_len, head_dim]`, `k [batch, kv_heads, kv_len, head_dim]` and
@@ -501,26 +574,12 @@ impl Task<'_> {
 
     /// Hands units `0..units` to workers as they become free.
     fn spread(&self, units: usize, work: impl Fn(usize, usize) + Send + Sync) {
-        let next = AtomicUsize::new(0);
-        self.on_workers(units, |worker| {
-            loop {
-                let unit = next.fetch_add(1, Ordering::Relaxed);
-                if unit >= units {
-                    return;
-                }
-                work(worker, unit);
-            }
-        });
+        spread_over(&self.inner.threads, self.local.len(), units, work);
     }
 
     /// Runs `work` once on every worker, on no more than `most`, and waits for all of them.
     fn on_workers(&self, most: usize, work: impl Fn(usize) + Send + Sync) {
-        let workers = self.local.len().min(most);
-        if workers <= 1 {
-            work(0);
-            return;
-        }
-        self.inner.threads.install(|| (0..workers).into_par_iter().with_max_len(1).for_each(work));
+        on_workers(&self.inner.threads, self.local.len().min(most), work);
     }
 
     fn call(&self, entry: Entry, item: usize, worker: usize, shared: usize, rows: Range<usize>, hop: usize) {
@@ -590,18 +649,47 @@ impl Task<'_> {
             target_stride: self.out.strides[2],
             head,
             inputs: std::ptr::with_exposed_provenance(self.inputs),
+            training: std::ptr::null(),
         }
     }
 
     fn enter(&self, entry: Entry, args: &KernelArgs) {
-        // SAFETY: `forward_into` checked every shape, stride and input against the plan and keeps the tensors borrowed
-        // until all units are done; tables and scratch sizes come from the same plan; a worker's scratch is used
-        // by one unit at a time, and units of a spread write different rows.
-        #[allow(unsafe_code)]
-        unsafe {
-            self.inner.code.call(entry, args);
-        }
+        enter(&self.inner.code, entry, args);
     }
+}
+
+/// Runs a function of a kernel: the one place where machine code is entered.
+fn enter(code: &Code, entry: Entry, args: &KernelArgs) {
+    // SAFETY: the callers, `forward_into_with` and `training`, check every shape, stride and input against the plan of
+    // the code and keep the tensors borrowed until all units are done; tables and scratch sizes come from the same plan;
+    // a worker's scratch is used by one unit at a time, and units that run at once write different rows.
+    #[allow(unsafe_code)]
+    unsafe {
+        code.call(entry, args);
+    }
+}
+
+/// Hands units `0..units` to `workers` as they become free.
+fn spread_over(threads: &rayon::ThreadPool, workers: usize, units: usize, work: impl Fn(usize, usize) + Send + Sync) {
+    let next = AtomicUsize::new(0);
+    on_workers(threads, workers.min(units), |worker| {
+        loop {
+            let unit = next.fetch_add(1, Ordering::Relaxed);
+            if unit >= units {
+                return;
+            }
+            work(worker, unit);
+        }
+    });
+}
+
+/// Runs `work` once on every worker, and waits for all of them.
+fn on_workers(threads: &rayon::ThreadPool, workers: usize, work: impl Fn(usize) + Send + Sync) {
+    if workers <= 1 {
+        work(0);
+        return;
+    }
+    threads.install(|| (0..workers).into_par_iter().with_max_len(1).for_each(work));
 }
 
 impl Inner {

@@ -7,8 +7,8 @@ mod common;
 use common::{golden, options, spec_with};
 use hopweave::compiler::{self, Stage};
 use hopweave::passes::PASSES;
-use hopweave::plan::{self, Wishes};
-use hopweave::schedule::{self, Schedule, VerifiedSchedule};
+use hopweave::plan::{self, Strategy, Wishes};
+use hopweave::schedule::{self, Op, Schedule, VerifiedSchedule};
 use hopweave::spec::PatternSpec;
 use hopweave::target::Isa;
 use hopweave::{codegen, mask, pattern};
@@ -46,9 +46,63 @@ fn every_stage_has_its_text() {
         let spec = spec_with(text, &[]);
         for stage in [Stage::Pattern, Stage::Mask, Stage::Schedule, Stage::Fused, Stage::Plan] {
             // Planning asks nothing of the CPU: the texts are the same on every machine.
-            let printed = compiler::emit(&spec, n, n, &options(Isa::Avx512, None), stage);
+            let printed = compiler::emit(&spec, n, n, &options(Isa::Avx512, None), (stage, false));
             let printed = printed.unwrap_or_else(|error| panic!("{stage} of {}: {error}", spec.name));
             golden(&format!("goldens/{}.{stage}.txt", spec.name), &printed);
+        }
+    }
+}
+
+#[test]
+fn stages_of_training_have_their_texts() {
+    for (text, n) in [(CAUSAL, 130), (DIFFUSER, 100), (MODS, 70)] {
+        let spec = spec_with(text, &[]);
+        for stage in [Stage::Schedule, Stage::Fused, Stage::Plan] {
+            let printed = compiler::emit(&spec, n, n, &options(Isa::Avx512, None), (stage, true));
+            let printed = printed.unwrap_or_else(|error| panic!("{stage} of {}: {error}", spec.name));
+            golden(&format!("goldens/{}.training.{stage}.txt", spec.name), &printed);
+        }
+    }
+}
+
+#[test]
+fn texts_of_training_are_read_back() {
+    for (text, n) in CASES {
+        let spec = spec_with(text, &[]);
+        for dropout in [false, true] {
+            let derived = hopweave::passes::derive_gradient(built(&spec, n), dropout);
+            for schedule in [derived.clone(), hopweave::passes::run(derived, &[]).expect("passes")] {
+                let schedule = schedule::verify(schedule).unwrap_or_else(|error| panic!("{error}"));
+                assert_eq!(schedule::parse(&schedule.print()).expect("a schedule"), *schedule, "{}", spec.name);
+                for strategy in [Strategy::Recompute, Strategy::Resident] {
+                    let wishes = Wishes { strategy: Some(strategy), ..Wishes::default() };
+                    let plan = plan::build(&schedule, Isa::Avx512, wishes).expect("a plan");
+                    assert_eq!(plan::parse(&plan.print()).expect("a plan"), plan, "{} {strategy}", spec.name);
+                }
+            }
+        }
+    }
+}
+
+/// What the verifier says when an operation of the gradient is left out, doubled or moved.
+#[test]
+fn broken_gradients_are_refused() {
+    let schedule = hopweave::passes::derive_gradient(built(&spec_with(MODS, &[]), 70), true);
+    schedule::verify(schedule.clone()).expect("a right schedule");
+    let first = schedule.body.iter().position(|op| *op == Op::Dropout).expect("dropout");
+    for at in first..schedule.body.len() {
+        let mut doubled = schedule.clone();
+        doubled.body.insert(at, schedule.body[at].clone());
+        assert!(schedule::verify(doubled).is_err(), "operation {at} twice");
+        if schedule.body[at] != Op::Dropout {
+            let mut without = schedule.clone();
+            without.body.remove(at);
+            assert!(schedule::verify(without).is_err(), "without operation {at}");
+        }
+        if at > first {
+            let mut moved = schedule.clone();
+            moved.body.swap(at - 1, at);
+            assert!(schedule::verify(moved).is_err(), "operations {} and {at} swapped", at - 1);
         }
     }
 }

@@ -197,7 +197,7 @@ proptest! {
         prop_assert!(spec.same(&again));
         for isa in families() {
             let emit = |stage| {
-                compiler::emit(&spec, n, n, &options(isa, None), stage).unwrap_or_else(|error| panic!("{error}"))
+                compiler::emit(&spec, n, n, &options(isa, None), (stage, false)).unwrap_or_else(|error| panic!("{error}"))
             };
             let printed = emit(Stage::Pattern);
             let read = pattern::parse_text(&printed).unwrap_or_else(|error| panic!("{printed}\n{error}"));

@@ -295,7 +295,7 @@ proptest! {
             check(&spec, n, &options(isa, None), &format!("{term} on {} at {n}, {isa}", PATTERNS[pattern]));
         }
         // Every stage that holds mods reads back.
-        let emit = |stage| compiler::emit(&spec, n, n, &options(Isa::Portable, None), stage).expect("a text");
+        let emit = |stage| compiler::emit(&spec, n, n, &options(Isa::Portable, None), (stage, false)).expect("a text");
         for stage in [Stage::Schedule, Stage::Fused] {
             let printed = emit(stage);
             let read = schedule::parse(&printed).unwrap_or_else(|error| panic!("{printed}\n{error}"));

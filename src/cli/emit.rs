@@ -15,6 +15,9 @@ pub struct Args {
     /// One of pattern, mask, schedule, fused, plan, clif, asm
     #[arg(long, value_name = "STAGE", value_parser = stage)]
     stage: Stage,
+    /// Of the kernel that computes gradients
+    #[arg(long)]
+    training: bool,
 }
 
 fn stage(text: &str) -> Result<Stage, String> {
@@ -28,7 +31,7 @@ fn stage(text: &str) -> Result<Stage, String> {
 pub fn run(args: &Args, options: &Global) -> Result<()> {
     let spec = options.load(&args.spec.spec)?;
     let (q_len, kv_len) = args.lengths.get();
-    let mut text = compiler::emit(&spec, q_len, kv_len, &options.compiler()?, args.stage)?;
+    let mut text = compiler::emit(&spec, q_len, kv_len, &options.compiler()?, (args.stage, args.training))?;
     if !text.ends_with('\n') {
         text.push('\n');
     }

@@ -47,4 +47,42 @@ pub struct KernelArgs {
     /// Element 0 of every input of the score mods, then of every table of their constants
     /// ([`ScoreMods::constants`](crate::spec::score::ScoreMods::constants)); null where there are no mods.
     pub inputs: *const *const f32,
+    /// What kernels for training need besides; null for others.
+    pub training: *const TrainingArgs,
+}
+
+/// What a kernel for training needs besides: `source` of its gradient's pass is the row 0 of all Z, side by side, for
+/// every key, `target` that of the gradient of queries, both as wide as [`KernelPlan::gradient_depth`] and `head_dim`.
+///
+/// [`KernelPlan::gradient_depth`]: crate::plan::KernelPlan::gradient_depth
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct TrainingArgs {
+    /// What the softmax of every row is computed again from: its log-sum-exp in the base-2 domain, 0 for a row without
+    /// keys, by place.
+    pub references: *const f32,
+    /// Of every query, by number, the gradient of each Z of the pass times its step, side by side.
+    pub g: *const f32,
+    /// Elements from one query to the next.
+    pub g_stride: usize,
+    /// Σ p dp of every query, by place.
+    pub delta: *const f32,
+    /// Row 0 of the gradient of keys, added to.
+    pub dk: *mut f32,
+    /// Elements from one key to the next.
+    pub dk_stride: usize,
+    /// Row 0 of the gradient of values, to which the pass adds that of its only hop; null where hops have done so.
+    pub dv: *mut f32,
+    /// Elements from one value to the next.
+    pub dv_stride: usize,
+    /// Not 0: the gradient of queries is added to.
+    pub accumulate: usize,
+    /// Not 0: some tensor holds NaN or Inf.
+    pub exact: usize,
+    /// Dropout's [`row_key`](crate::dropout::row_key) of every query, by place; null where no weights are dropped.
+    pub row_keys: *const u32,
+    /// Dropout's threshold for weights.
+    pub threshold: u32,
+    /// 1 / (1 − rate of dropout).
+    pub keep: f32,
 }

@@ -49,7 +49,7 @@ impl Kernel<'_, '_> {
             let s = kernel.batch_scores(row);
             kernel.edge_scores(s);
             kernel.update(row);
-            kernel.edge_exp();
+            kernel.edge_exp(s);
             let waiting = kernel.waiting(row);
             for (index, from) in kernel.statistics().into_iter().enumerate() {
                 let to = kernel.e.b.ins().iadd_imm_s(waiting, index as i64 * LANE_BYTES);

@@ -64,7 +64,7 @@ impl<'p> Kernel<'_, 'p> {
                 let s = self.local(self.scratch.edges);
                 self.edge_scores(s);
                 self.update(row);
-                self.edge_exp();
+                self.edge_exp(s);
                 if applies {
                     // The first step of a row: sums start here.
                     self.edge_values(s, v, v_stride);
@@ -88,24 +88,15 @@ impl<'p> Kernel<'_, 'p> {
                     self.values(row, panel, source, (v, v_stride), redo, output);
                 }
             }
-            StepKind::Stream(stretch) => {
-                let (start, len) = self.stretch(row, stretch);
-                let end = self.e.b.ins().iadd(start, len);
-                let chunk = i64::from(self.plan.tuning.chunk_keys);
-                let most = self.e.int(chunk);
-                self.for_range(start, end, chunk, |kernel, key| {
-                    let left = kernel.e.b.ins().isub(end, key);
-                    let len = kernel.e.b.ins().smin(left, most);
-                    let chunk = kernel.chunk(key, len);
-                    kernel.score_piece(row, panel, chunk);
-                    kernel.update(row);
-                    kernel.exp_piece(panel, chunk);
-                    if applies {
-                        kernel.rescale(row);
-                        kernel.value_run(row, panel, chunk, v, v_stride);
-                    }
-                });
-            }
+            StepKind::Stream(stretch) => self.for_chunks(row, stretch, |kernel, chunk| {
+                kernel.score_piece(row, panel, chunk);
+                kernel.update(row);
+                kernel.exp_piece(panel, chunk);
+                if applies {
+                    kernel.rescale(row);
+                    kernel.value_run(row, panel, chunk, v, v_stride);
+                }
+            }),
         }
     }
 
@@ -146,14 +137,15 @@ impl<'p> Kernel<'_, 'p> {
         }
     }
 
-    /// Probabilities of the edges scored last, and their sums.
-    pub fn edge_exp(&mut self) {
+    /// Probabilities of the edges scored last, which stand in `s`, and their sums.
+    pub fn edge_exp(&mut self, s: Value) {
         let record = self.records.edge;
         let reference = self.local(self.scratch.reference);
         let sum = self.local(self.scratch.sum);
         self.set(record, offset_of!(EdgeCall, max), reference);
         self.set(record, offset_of!(EdgeCall, sum), sum);
         self.call(TileFn::EdgeExp, record);
+        self.drop_edges(s);
     }
 
     /// Starts the row's sums with the values of its scattered edges.

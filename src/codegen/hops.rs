@@ -41,7 +41,10 @@ pub(super) fn write_probabilities(mut kernel: Kernel<'_, '_>) {
             kernel.set(kernel.records.exp, offset_of!(ExpCall, sum), unused);
         }
         kernel.for_steps(row, steps, |kernel, step| match step {
-            StepKind::Edges => kernel.edge_exp(),
+            StepKind::Edges => {
+                let s = kernel.stored_edges(row);
+                kernel.edge_exp(s);
+            }
             StepKind::Joint(source) => {
                 kernel.for_pieces(row, source, |kernel, piece| kernel.exp_piece(panel, piece));
             }
@@ -217,7 +220,7 @@ impl<'p> Kernel<'_, 'p> {
     }
 
     /// The row's panel of stored probabilities.
-    fn stored_panel(&mut self, row: Row) -> Panel {
+    pub fn stored_panel(&mut self, row: Row) -> Panel {
         let panels = self.shared(self.scratch.stored);
         let bytes = self.plan.store.bytes() as i64;
         if self.plan.strategy.sweeps() {
@@ -238,7 +241,7 @@ impl<'p> Kernel<'_, 'p> {
     }
 
     /// Where the row's edge probabilities are stored.
-    fn stored_edges(&mut self, row: Row) -> Value {
+    pub fn stored_edges(&mut self, row: Row) -> Value {
         let edges = self.shared(self.scratch.stored_edges);
         if self.plan.strategy.sweeps() {
             let slot = self.slot(row);

@@ -10,6 +10,7 @@ use cranelift_codegen::isa::TargetIsa;
 use cranelift_frontend::FunctionBuilderContext;
 
 use super::emit::{Emit, signature};
+use super::gradient::TrainingRecords;
 use super::tables::{Section, Starts};
 use super::{KernelArgs, TileFn, is_ordered};
 use crate::mask::QUERY_BLOCK;
@@ -61,7 +62,7 @@ pub(super) struct Kernel<'a, 'p> {
     /// Call records on the stack.
     pub records: Records,
     /// 1 while a block row is redone because its result was not finite, else 0; on the stack.
-    exact: Value,
+    pub exact: Value,
     /// 1 when the last update corrected anything, one byte on the stack.
     pub moved: Value,
     /// What the value tile said of the row's output, on the stack.
@@ -75,6 +76,10 @@ pub(super) struct Kernel<'a, 'p> {
     pub value_element: Bytes,
     /// Bytes of an element of what the value tile writes: the output, or Z in f32.
     pub out_element: Bytes,
+    /// Whether this is the gradient's pass, which keeps scores as they are before their mods.
+    pub is_gradient_pass: bool,
+    /// Whether weights are dropped as soon as they are known.
+    pub drops: bool,
 }
 
 /// Bytes of an element, as the power of two.
@@ -109,6 +114,8 @@ pub(super) struct Records {
     /// Where the kernel has score mods: the records of their passes over panels and over edges, and the positions
     /// of the row's queries, i32 `[64]`.
     pub mods: Option<[Value; 3]>,
+    /// Those of a kernel for training.
+    pub training: Option<TrainingRecords>,
 }
 
 /// A block row that is being walked.
@@ -165,6 +172,7 @@ impl<'a, 'p> Kernel<'a, 'p> {
             // Nothing calls them.
             TileFn::Mods | TileFn::EdgeMods if plan.mods.is_none() => none,
             TileFn::NarrowPanel | TileFn::WidenPanel if plan.store.is_f32() => none,
+            tile if tile.trains() && plan.training.is_none() => none,
             tile => import(function, isa, tile, index),
         });
         let wrappers = (!plan.dtype.is_f32()).then(|| {
@@ -189,6 +197,7 @@ impl<'a, 'p> Kernel<'a, 'p> {
             edge: record(size_of::<EdgeCall>()),
             panel: record(if plan.store.is_f32() { 8 } else { size_of::<PanelCall>() }),
             mods: mod_records,
+            training: plan.training.is_some().then(|| TrainingRecords::new(&mut record)),
         };
         let exact = record(size_of::<u64>());
         let moved = record(size_of::<u64>());
@@ -213,6 +222,8 @@ impl<'a, 'p> Kernel<'a, 'p> {
             element,
             value_element: element,
             out_element: element,
+            is_gradient_pass: false,
+            drops: plan.training.is_some_and(|training| training.dropout),
         }
     }
 
@@ -261,6 +272,11 @@ impl<'a, 'p> Kernel<'a, 'p> {
 
     /// Calls a tile with its record.
     pub fn call(&mut self, tile: TileFn, record: Value) -> Option<Value> {
+        let tile = match tile {
+            // What the gradient's pass sums are rows as wide as keys.
+            TileFn::Value | TileFn::EdgeValue if self.is_gradient_pass => tile.of_gradient(),
+            tile => tile,
+        };
         let (function, record) = match self.stored {
             Some(stored) if tile.touches_tensors() => {
                 let ptr = self.e.ptr;
@@ -349,6 +365,7 @@ impl<'a, 'p> Kernel<'a, 'p> {
             self.set(edge, offset_of!(EdgeCall, scale), scale);
         }
         self.fill_mod_records();
+        self.fill_training_records();
     }
 
     /// Whether keys of a range may lie apart.
@@ -492,6 +509,7 @@ impl<'a, 'p> Kernel<'a, 'p> {
             self.set(edge, offset_of!(EdgeCall, q_rows), rows);
         }
         self.begin_mods(row);
+        self.begin_training(row);
         self.begin_statistics();
     }
 

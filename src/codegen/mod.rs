@@ -15,6 +15,7 @@ mod args;
 mod edges;
 pub mod emit;
 mod flash;
+mod gradient;
 mod hops;
 mod join;
 mod kernel;
@@ -25,7 +26,7 @@ mod softmax;
 mod steps;
 mod tables;
 
-pub use args::KernelArgs;
+pub use args::{KernelArgs, TrainingArgs};
 pub use tables::Tables;
 
 /// A function that a kernel calls, in the order of [`TileFn::ALL`].
@@ -57,12 +58,31 @@ pub enum TileFn {
     NarrowPanel,
     /// [`crate::tiles::half_panel::PanelCall`]
     WidenPanel,
+    /// [`crate::tiles::transposed::TransposedCall`]
+    Transposed,
+    /// [`crate::tiles::transposed::ScatterCall`]
+    Scatter,
+    /// [`crate::tiles::gradient::GradientCall`]
+    Gradient,
+    /// [`crate::tiles::gradient::EdgeGradientCall`]
+    EdgeGradient,
+    /// [`Self::Pack`] of rows as wide as the gradient's pass has them, as the ones below: portable tiles are made for
+    /// one width.
+    GradientPack,
+    /// [`Self::Score`]
+    GradientScore,
+    /// [`Self::Value`]
+    GradientValue,
+    /// [`Self::EdgeScore`]
+    GradientEdgeScore,
+    /// [`Self::EdgeValue`]
+    GradientEdgeValue,
 }
 
 impl TileFn {
     /// All of them; the position is the index in the external names of lowered functions, where the wrappers for
     /// 16-bit tensors follow in the same order.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 22] = [
         Self::Pack,
         Self::Score,
         Self::Exp,
@@ -76,24 +96,37 @@ impl TileFn {
         Self::EdgeMods,
         Self::NarrowPanel,
         Self::WidenPanel,
+        Self::Transposed,
+        Self::Scatter,
+        Self::Gradient,
+        Self::EdgeGradient,
+        Self::GradientPack,
+        Self::GradientScore,
+        Self::GradientValue,
+        Self::GradientEdgeScore,
+        Self::GradientEdgeValue,
     ];
 
     /// Symbol name.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Pack => "pack",
-            Self::Score => "score",
+            Self::Pack | Self::GradientPack => "pack",
+            Self::Score | Self::GradientScore => "score",
             Self::Exp => "exp",
-            Self::Value => "value",
-            Self::EdgeScore => "edge_score",
+            Self::Value | Self::GradientValue => "value",
+            Self::EdgeScore | Self::GradientEdgeScore => "edge_score",
             Self::EdgeExp => "edge_exp",
-            Self::EdgeValue => "edge_value",
+            Self::EdgeValue | Self::GradientEdgeValue => "edge_value",
             Self::ValueExact => "value_exact",
             Self::Join => "join",
             Self::Mods => "mods",
             Self::EdgeMods => "edge_mods",
             Self::NarrowPanel => "narrow_panel",
             Self::WidenPanel => "widen_panel",
+            Self::Transposed => "transposed",
+            Self::Scatter => "scatter",
+            Self::Gradient => "gradient",
+            Self::EdgeGradient => "edge_gradient",
         }
     }
 
@@ -108,9 +141,27 @@ impl TileFn {
         format!("stored_{}", self.name())
     }
 
+    /// Whether only kernels for training call it.
+    pub const fn trains(self) -> bool {
+        matches!(self, Self::Transposed | Self::Scatter | Self::Gradient | Self::EdgeGradient)
+            || self as usize >= Self::GradientPack as usize
+    }
+
+    /// The same tile at the widths of the gradient's pass.
+    const fn of_gradient(self) -> Self {
+        match self {
+            Self::Pack => Self::GradientPack,
+            Self::Score => Self::GradientScore,
+            Self::Value => Self::GradientValue,
+            Self::EdgeScore => Self::GradientEdgeScore,
+            Self::EdgeValue => Self::GradientEdgeValue,
+            other => other,
+        }
+    }
+
     /// Whether the function returns the flag of [`crate::tiles::Family::value`].
     pub const fn returns_flag(self) -> bool {
-        matches!(self, Self::Value)
+        matches!(self, Self::Value | Self::GradientValue)
     }
 }
 
@@ -127,7 +178,7 @@ pub struct Lowered {
 ///
 /// `flash`: one of this name, and `join_parts` where heads have parts. Where P is stored: `probabilities` and `hop`, and
 /// `slide` for the buffers of a sweep. `recompute`: `first_hop`, which is that of `flash` and keeps the row statistics,
-/// and `hop`.
+/// and `hop`. Behind them, for training: `adjoint_hop`, and, where P is not stored, `gradient_pass`.
 pub fn lower(plan: &KernelPlan, isa: &dyn TargetIsa) -> Vec<Lowered> {
     let mut context = FunctionBuilderContext::new();
     let mut function = |name: &'static str, index: u32, write: fn(kernel::Kernel<'_, '_>)| {
@@ -138,7 +189,7 @@ pub fn lower(plan: &KernelPlan, isa: &dyn TargetIsa) -> Vec<Lowered> {
         write(kernel::Kernel::new(plan, &mut function, &mut context, isa));
         Lowered { name, function }
     };
-    match plan.strategy {
+    let mut functions = match plan.strategy {
         Strategy::Flash if plan.parts > 1 => {
             vec![function("flash", 0, flash::write), function("join_parts", 1, join::write)]
         }
@@ -154,7 +205,14 @@ pub fn lower(plan: &KernelPlan, isa: &dyn TargetIsa) -> Vec<Lowered> {
             function("hop", 1, hops::write_hop),
             function("slide", 2, hops::write_slide),
         ],
+    };
+    if plan.training.is_some() {
+        functions.push(function("adjoint_hop", 2, gradient::write_adjoint_hop));
+        if !plan.strategy.stores_p() {
+            functions.push(function("gradient_pass", 3, gradient::write_gradient));
+        }
     }
+    functions
 }
 
 /// Whether block rows are looked up through an order.

@@ -1,11 +1,8 @@
 //! `recompute`: hops after the first compute P again, from the statistics that the first has kept.
 
-use cranelift_codegen::ir::InstBuilder;
-
 use super::hops::Hop;
 use super::kernel::{Kernel, Row};
 use super::steps::StepKind;
-use crate::plan::CHUNK_KEYS;
 
 /// Writes the function of a hop.
 pub(super) fn write_hop(mut kernel: Kernel<'_, '_>) {
@@ -23,7 +20,7 @@ pub(super) fn write_hop(mut kernel: Kernel<'_, '_>) {
                 StepKind::Edges => {
                     let s = kernel.local(kernel.scratch.edges);
                     kernel.edge_scores(s);
-                    kernel.edge_exp();
+                    kernel.edge_exp(s);
                     kernel.edge_values(s, v, v_stride);
                 }
                 StepKind::Joint(source) => {
@@ -31,19 +28,11 @@ pub(super) fn write_hop(mut kernel: Kernel<'_, '_>) {
                     kernel.for_pieces(row, source, |kernel, piece| kernel.exp_piece(panel, piece));
                     kernel.values(row, panel, source, (v, v_stride), redo, output);
                 }
-                StepKind::Stream(stretch) => {
-                    let (start, len) = kernel.stretch(row, stretch);
-                    let end = kernel.e.b.ins().iadd(start, len);
-                    let most = kernel.e.int(i64::from(CHUNK_KEYS));
-                    kernel.for_range(start, end, i64::from(CHUNK_KEYS), |kernel, key| {
-                        let left = kernel.e.b.ins().isub(end, key);
-                        let len = kernel.e.b.ins().smin(left, most);
-                        let chunk = kernel.chunk(key, len);
-                        kernel.score_piece(row, panel, chunk);
-                        kernel.exp_piece(panel, chunk);
-                        kernel.value_run(row, panel, chunk, v, v_stride);
-                    });
-                }
+                StepKind::Stream(stretch) => kernel.for_chunks(row, stretch, |kernel, chunk| {
+                    kernel.score_piece(row, panel, chunk);
+                    kernel.exp_piece(panel, chunk);
+                    kernel.value_run(row, panel, chunk, v, v_stride);
+                }),
             }
         });
     });

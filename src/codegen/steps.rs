@@ -471,7 +471,7 @@ impl<'p> Kernel<'_, 'p> {
     }
 
     /// Floats from one key of a piece to the next; `stride` is that from row to row.
-    fn key_stride(&mut self, stride: Value, piece: Operands) -> Value {
+    pub fn key_stride(&mut self, stride: Value, piece: Operands) -> Value {
         if !self.has_key_steps() {
             return stride;
         }
@@ -481,7 +481,7 @@ impl<'p> Kernel<'_, 'p> {
     }
 
     /// The words a piece is tested against, or 0.
-    fn words(&mut self, piece: Operands) -> Value {
+    pub fn words(&mut self, piece: Operands) -> Value {
         if !self.plan.scores.test_every || piece.masked == Masked::Yes {
             return piece.aux;
         }
@@ -500,6 +500,7 @@ impl<'p> Kernel<'_, 'p> {
         self.set(record, offset_of!(ExpCall, nkeys), piece.len);
         self.set(record, offset_of!(ExpCall, words), words);
         self.call(TileFn::Exp, record);
+        self.drop_piece(panel, piece);
     }
 
     /// Whether the row's output can be written by its last value run, while the sums are in registers.
@@ -618,8 +619,22 @@ impl<'p> Kernel<'_, 'p> {
         self.set_int(value, offset_of!(ValueCall, accumulate), 1);
     }
 
+    /// Runs `body` for every chunk of a stretch of unmasked keys.
+    pub fn for_chunks(&mut self, row: Row, stretch: Stretch, body: impl FnOnce(&mut Self, Operands)) {
+        let (start, len) = self.stretch(row, stretch);
+        let end = self.e.b.ins().iadd(start, len);
+        let chunk = i64::from(self.plan.tuning.chunk_keys);
+        let most = self.e.int(chunk);
+        self.for_range(start, end, chunk, |kernel, key| {
+            let left = kernel.e.b.ins().isub(end, key);
+            let len = kernel.e.b.ins().smin(left, most);
+            let chunk = kernel.chunk(key, len);
+            body(kernel, chunk);
+        });
+    }
+
     /// Operands of a chunk of unmasked keys at the start of the panel.
-    pub fn chunk(&mut self, start: Value, len: Value) -> Operands {
+    fn chunk(&mut self, start: Value, len: Value) -> Operands {
         let zero = self.e.int(0);
         Operands { start, len, list: zero, aux: zero, at: zero, masked: Masked::No, near: Near::Chunk }
     }

@@ -8,12 +8,15 @@ use crate::error::{Error, Result};
 use crate::schedule::{self, Schedule};
 
 mod coalesce_adjacent_blocks;
+mod derive_gradient;
 mod drop_single_hop_loop;
 mod fold_restart_into_spmm;
 mod fold_scale_into_queries;
 mod fuse_mask_and_rowmax_into_sddmm;
 mod gather_isolated_keys;
 mod specialise_full_blocks;
+
+pub use derive_gradient::derive_gradient;
 
 /// A rewrite of the schedule.
 #[derive(Debug, Clone, Copy)]

@@ -81,6 +81,9 @@ pub struct KernelPlan {
     /// The sizes that it is cut by; the default ones where the text form has none.
     #[serde(default, skip_serializing_if = "Tuning::is_default")]
     pub tuning: Tuning,
+    /// What a kernel for training does besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training: Option<Training>,
     /// One plan per distinct block mask.
     pub masks: Vec<MaskPlan>,
     /// Masks that make up a head ([`crate::mask::BlockMask::parts`]); above 1, `flash` computes them one by one and
@@ -91,6 +94,17 @@ pub struct KernelPlan {
     pub stack: usize,
     /// For every query head and part, its index in `masks`: `[heads][parts]`.
     pub mask_of_head: Vec<u32>,
+}
+
+/// What a kernel for training does besides its output.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Training {
+    /// Derivative of a score before its mods by the product of its query and its key.
+    pub scale: f32,
+    /// Hops whose gradients of P are summed in one pass over the block rows: all of them, or one.
+    pub hops_per_pass: usize,
+    /// Weights, and every Z, are what the rates of a call leave.
+    pub dropout: bool,
 }
 
 /// How scores become probabilities, as far as passes may have changed it.
@@ -225,6 +239,11 @@ impl KernelPlan {
         bare(self) == bare(other)
     }
 
+    /// Columns of what the gradient's pass reads of every hop's Z, side by side; 0 without training.
+    pub fn gradient_depth(&self) -> usize {
+        self.training.map_or(0, |training| training.hops_per_pass * self.value_dim)
+    }
+
     /// Groups of 16 queries in the widest block row.
     pub fn groups(&self) -> usize {
         self.q_len.min(QUERY_BLOCK).div_ceil(LANES)
@@ -246,6 +265,8 @@ pub struct Wishes {
     pub threads: usize,
     /// The machine, for the cost model; a typical one where it is not given.
     pub facts: Option<Facts>,
+    /// Of a schedule for training: the gradient's pass takes one hop at a time, so that only two Z are kept.
+    pub single_hop_passes: bool,
 }
 
 /// Plans a kernel.
@@ -269,13 +290,16 @@ pub fn build_by(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes, model: &M
     let mut hops = Vec::new();
     let mut mods: Option<ModsPlan> = None;
     let (mut restart_folded, mut looped) = (true, false);
+    let mut dropout = false;
+    let training = schedule.gradient_scale();
     for op in &schedule.body {
         match op {
             Op::Pack { scale } => scores.pack_scale = *scale as f32,
             Op::Sddmm { fused } => scores.fused = *fused,
             Op::Scale { factor } => panel_scale *= factor,
             Op::Mods { mods: list, factor, fused } => {
-                let by = ModsBy::choose(list, isa);
+                // The derivative takes scores as the definition has them, which the tiles' own mods do not leave.
+                let by = if training.is_some() { ModsBy::Code } else { ModsBy::choose(list, isa) };
                 mods = Some(ModsPlan { mods: list.clone(), factor: *factor as f32, fused: *fused, by });
             }
             Op::Mask | Op::RowMax => {}
@@ -295,6 +319,9 @@ pub fn build_by(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes, model: &M
                 hops.clone_from(factors);
                 (restart_folded, looped) = (*folded, *in_loop);
             }
+            Op::Dropout => dropout = true,
+            // The gradient is planned as a whole.
+            Op::Adjoint { .. } | Op::GradProbabilities | Op::GradSoftmax | Op::GradMods | Op::GradScores { .. } => {}
         }
     }
     if !schedule.dtype.is_f32() {
@@ -327,6 +354,11 @@ pub fn build_by(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes, model: &M
         .iter()
         .map(|mask| plan_mask(mask, &schedule.neighbors, strategy, wishes.tuning))
         .collect();
+    let training = training.map(|scale| Training {
+        scale: scale as f32,
+        hops_per_pass: if wishes.single_hop_passes { 1 } else { hops.len() },
+        dropout,
+    });
     let plan = KernelPlan {
         isa,
         strategy,
@@ -346,6 +378,7 @@ pub fn build_by(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes, model: &M
         store,
         reach,
         tuning: wishes.tuning,
+        training,
         masks,
         parts: schedule.neighbors.parts,
         stack: schedule.neighbors.stack,

@@ -42,6 +42,8 @@ pub struct Scratch {
     pub panel_stride: usize,
     /// Rows of 16-bit tensors in f32 ([`crate::tiles::stored`]).
     pub widened: usize,
+    /// What the gradient's pass keeps of a block row ([`super::Training`]).
+    pub gradient: GradientScratch,
     /// Local bytes in all.
     pub local: usize,
     /// Shared: 1 / row sum, by place, or by slot of the ring and place in the row.
@@ -69,6 +71,21 @@ pub struct Scratch {
     pub shared: usize,
 }
 
+/// What the gradient's pass keeps of a block row, in local scratch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GradientScratch {
+    /// Packed gradients of Z, `[4][gradient_depth][16]`.
+    pub gt: usize,
+    /// Gradients of scores, a panel like `panel`.
+    pub panel: usize,
+    /// Scores before their mods, a panel like `panel`.
+    pub raw: usize,
+    /// Gradients of edge scores.
+    pub edges: usize,
+    /// Edge scores before their mods.
+    pub raw_edges: usize,
+}
+
 /// Block rows whose scattered edges `flash` computes together, at most: 4,096 queries read K, and then V, as long as it
 /// is in L2.
 const EDGE_BATCH: usize = 64;
@@ -88,7 +105,9 @@ impl Scratch {
     pub fn new(plan: &KernelPlan, mask: &MaskPlan) -> Self {
         let float = size_of::<f32>();
         let lanes = BLOCK * float;
-        let acc_stride = plan.value_dim.next_multiple_of(LANES);
+        // The gradient of queries is summed like values, in rows as wide as keys.
+        let width = if plan.training.is_some() { plan.value_dim.max(plan.head_dim) } else { plan.value_dim };
+        let acc_stride = width.next_multiple_of(LANES);
         let hops = plan.hops.len();
         // Masks of one plan share its code, so every offset is that of the widest.
         let most = |size: fn(&MaskPlan) -> usize| plan.masks.iter().map(size).max().unwrap_or(0);
@@ -96,17 +115,16 @@ impl Scratch {
         let panel_stride = padded_keys(most(|mask| mask.panel_keys) as u64) as usize * LANES;
         let panel_floats = (BLOCK / LANES) * panel_stride;
         let padded_rows = plan.q_len.next_multiple_of(BLOCK);
+        // A kernel for training is given its Z.
+        let z_buffers = if plan.training.is_some() { 0 } else { (hops - 1).min(2) };
         let keeps = match plan.strategy {
             Strategy::Flash => Keeps::default(),
-            Strategy::Recompute => Keeps {
-                statistics: padded_rows,
-                references: padded_rows,
-                z_buffers: (hops - 1).min(2),
-                ..Keeps::default()
-            },
+            Strategy::Recompute => {
+                Keeps { statistics: padded_rows, references: padded_rows, z_buffers, ..Keeps::default() }
+            }
             Strategy::Resident => Keeps {
                 statistics: padded_rows,
-                z_buffers: (hops - 1).min(2),
+                z_buffers,
                 edges: most(|mask| mask.edges.keys.len()),
                 panel_floats: mask
                     .stored_panels()
@@ -140,6 +158,16 @@ impl Scratch {
             Dtype::F32 => 0,
             Dtype::Bf16 | Dtype::F16 => buffer_floats(plan.head_dim, plan.value_dim) * float,
         });
+        let pass = plan.training.is_some() && !plan.strategy.stores_p();
+        let mut of_pass = |wanted: bool, floats: usize| local.take(if pass && wanted { floats * float } else { 0 });
+        let mods = plan.mods.is_some();
+        let gradient = GradientScratch {
+            gt: of_pass(true, BLOCK * plan.gradient_depth()),
+            panel: of_pass(true, panel_floats),
+            raw: of_pass(mods, panel_floats),
+            edges: of_pass(true, batch_edges),
+            raw_edges: of_pass(mods, batch_edges),
+        };
         let mut shared = Layout(0);
         let inverse = shared.take(keeps.statistics * float);
         let references = shared.take(keeps.references * float);
@@ -166,6 +194,7 @@ impl Scratch {
             panel,
             panel_stride,
             widened,
+            gradient,
             local: local.0,
             inverse,
             references,

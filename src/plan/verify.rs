@@ -35,6 +35,17 @@ pub fn verify(plan: &KernelPlan) -> Result<()> {
     if plan.strategy.sweeps() != plan.reach.is_some() {
         return Err(broken("a sweep, and nothing else, goes by how far rows reach".to_owned()));
     }
+    if let Some(training) = plan.training {
+        if !matches!(plan.strategy, Strategy::Resident | Strategy::Recompute) {
+            return Err(broken("kernels for training compute hop by hop".to_owned()));
+        }
+        if !plan.dtype.is_f32() || !plan.store.is_f32() || plan.stack != 1 {
+            return Err(broken("kernels for training are f32, one head a row".to_owned()));
+        }
+        if ![1, plan.hops.len()].contains(&training.hops_per_pass) {
+            return Err(broken("the gradient takes one hop at a time, or all".to_owned()));
+        }
+    }
     if plan.strategy == Strategy::Flash && plan.hops.len() != 1 {
         return Err(broken("flash has one hop".to_owned()));
     }

@@ -24,6 +24,25 @@
 //!   restart v * RESTART               after its hop; folded: `spmm p z * STEP + v * RESTART`
 //! }
 //! hop { … }                           a single hop, no loop and no buffer for z
+//! ```
+//!
+//! and, in a schedule for training, which [`crate::passes::derive_gradient`] makes of one like this:
+//!
+//! ```text
+//! p = dropout p                       weights, and z behind each hop, that the call's rates leave
+//! adjoint K {                         g is the gradient of the last z; the last hop first
+//!   spmm_t p g * STEP                 g' = step * (p / l)^T g
+//!   dv += g * RESTART                 the last g' goes to dv too
+//! }
+//! dp = sddmm z g                      summed over the hops, each with its step
+//! ds = p / l * (dp - rowsum p / l dp)
+//! ds = mods' ds                       times the derivative of the score mods
+//! dq, dk = spmm ds k, spmm_t ds q * SCALE
+//! ```
+//!
+//! both followed by
+//!
+//! ```text
 //! neighbors
 //! …the block mask's own text form…
 //! ```
@@ -119,6 +138,24 @@ pub enum Op {
         /// More than one hop, or one that was not yet recognised as single: Z lives in memory between hops.
         looped: bool,
     },
+    /// `p = dropout p`: the weights that the call's rate leaves, and the same of every Z behind its hop.
+    Dropout,
+    /// `g' = step · Aᵀ g`, `dv += restart · g`, the last hop first: the adjoint of the hops.
+    Adjoint {
+        /// Factors, one entry a hop, in the order of the hops.
+        factors: Vec<HopFactors>,
+    },
+    /// `dp = Z gᵀ` on the neighbors, summed over the hops, each with its step.
+    GradProbabilities,
+    /// `ds = A ∘ (dp − rowsum(A ∘ dp))`: the adjoint of the softmax.
+    GradSoftmax,
+    /// `ds = ds ∘ mods'(s)`, and what the inputs of the mods get.
+    GradMods,
+    /// `dq = scale · ds K`, `dk = scale · dsᵀ Q`.
+    GradScores {
+        /// Factor of a score before its mods.
+        scale: f64,
+    },
 }
 
 /// Base of the softmax's exponential.
@@ -181,6 +218,14 @@ impl Schedule {
     pub fn mods(&self) -> Option<&ScoreMods> {
         self.body.iter().find_map(|op| match op {
             Op::Mods { mods, .. } => Some(mods),
+            _ => None,
+        })
+    }
+
+    /// The factor of a score before its mods, in a schedule for training.
+    pub fn gradient_scale(&self) -> Option<f64> {
+        self.body.iter().find_map(|op| match op {
+            Op::GradScores { scale } => Some(*scale),
             _ => None,
         })
     }

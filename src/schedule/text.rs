@@ -8,6 +8,12 @@ use crate::error::{Error, Result};
 use crate::mask;
 use crate::spec::HopFactors;
 
+const DROPOUT: &str = "p = dropout p";
+const GRAD_PROBABILITIES: &str = "dp = sddmm z g";
+const GRAD_SOFTMAX: &str = "ds = p / l * (dp - rowsum p / l dp)";
+const GRAD_MODS: &str = "ds = mods' ds";
+const GRAD_SCORES: &str = "dq, dk = spmm ds k, spmm_t ds q * ";
+
 impl Schedule {
     /// The text form; [`parse`] reads it back.
     pub fn print(&self) -> String {
@@ -77,6 +83,18 @@ fn print_op(out: &mut String, op: &Op) {
             }
             writeln!(out, "}}")
         }
+        Op::Dropout => writeln!(out, "{DROPOUT}"),
+        Op::Adjoint { factors } => {
+            let _ = writeln!(out, "adjoint {} {{", factors.len());
+            for HopFactors { step, restart } in factors {
+                let _ = writeln!(out, "  spmm_t p g * {step:?}\n  dv += g * {restart:?}");
+            }
+            writeln!(out, "}}")
+        }
+        Op::GradProbabilities => writeln!(out, "{GRAD_PROBABILITIES}"),
+        Op::GradSoftmax => writeln!(out, "{GRAD_SOFTMAX}"),
+        Op::GradMods => writeln!(out, "{GRAD_MODS}"),
+        Op::GradScores { scale } => writeln!(out, "{GRAD_SCORES}{scale:?}"),
     };
 }
 
@@ -139,7 +157,31 @@ fn parse_op(line: &str, lines: &mut Lines<'_>) -> Result<Op> {
     if let Some(factor) = line.strip_prefix("s = scale s * ") {
         return Ok(Op::Scale { factor: number(factor, lines)? });
     }
+    if let Some(scale) = line.strip_prefix(GRAD_SCORES) {
+        return Ok(Op::GradScores { scale: number(scale, lines)? });
+    }
     Ok(match line {
+        DROPOUT => Op::Dropout,
+        GRAD_PROBABILITIES => Op::GradProbabilities,
+        GRAD_SOFTMAX => Op::GradSoftmax,
+        GRAD_MODS => Op::GradMods,
+        _ if line.starts_with("adjoint ") => {
+            let mut factors = Vec::new();
+            loop {
+                let step = lines.next("a hop's adjoint or `}`")?.trim();
+                if step == "}" {
+                    break;
+                }
+                let restart = lines.next("what dv gets")?.trim();
+                let (Some(step), Some(restart)) =
+                    (step.strip_prefix("spmm_t p g * "), restart.strip_prefix("dv += g * "))
+                else {
+                    return Err(lines.refuse("expected `spmm_t p g * STEP` and `dv += g * RESTART`"));
+                };
+                factors.push(HopFactors { step: number(step, lines)?, restart: number(restart, lines)? });
+            }
+            Op::Adjoint { factors }
+        }
         "s = sddmm k qt" => Op::Sddmm { fused: false },
         "s, m = sddmm k qt with mask rowmax" => Op::Sddmm { fused: true },
         "s = mask s" => Op::Mask,

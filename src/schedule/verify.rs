@@ -3,6 +3,7 @@
 use super::{Base, Op, Schedule};
 use crate::error::Result;
 use crate::mask;
+use crate::spec::HopFactors;
 
 /// A schedule that [`verify`] has accepted. For it, planning and code generation succeed or say why not.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,10 +59,11 @@ fn check(schedule: &Schedule) -> Result<()> {
             return Err(schedule.broken(fault));
         }
     }
-    if !state.done {
-        return Err(schedule.broken("the schedule has no hop"));
+    match (state.hops, state.gradient) {
+        (None, _) => Err(schedule.broken("the schedule has no hop")),
+        (Some(_), Gradient::None | Gradient::Scores) => Ok(()),
+        (Some(_), _) => Err(schedule.broken("a gradient that does not reach q and k")),
     }
-    Ok(())
 }
 
 /// What has been computed so far.
@@ -75,15 +77,58 @@ struct State {
     in_tile: bool,
     maximum: bool,
     probabilities: bool,
-    done: bool,
+    dropped: bool,
+    /// The factors of the hops, once they are done.
+    hops: Option<Vec<HopFactors>>,
+    gradient: Gradient,
+}
+
+/// What the gradient has reached.
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum Gradient {
+    #[default]
+    None,
+    Hops,
+    Probabilities,
+    Softmax,
+    Mods,
+    Scores,
 }
 
 impl State {
     fn step(&mut self, op: &Op) -> Option<&'static str> {
-        if self.done {
-            return Some("an operation stands behind the hops");
+        let behind = matches!(
+            op,
+            Op::Adjoint { .. } | Op::GradProbabilities | Op::GradSoftmax | Op::GradMods | Op::GradScores { .. }
+        );
+        match (&self.hops, behind) {
+            (Some(_), false) => return Some("an operation stands behind the hops"),
+            (None, true) => return Some("a gradient stands before the hops"),
+            _ => {}
         }
         match op {
+            Op::Dropout => {
+                let ready = self.probabilities && !self.dropped;
+                self.dropped = true;
+                (!ready).then_some("dropout needs probabilities, once")
+            }
+            Op::Adjoint { factors } => {
+                if self.hops.as_ref() != Some(factors) {
+                    return Some("the adjoint is of other hops");
+                }
+                self.reach(Gradient::None, Gradient::Hops)
+            }
+            Op::GradProbabilities => self.reach(Gradient::Hops, Gradient::Probabilities),
+            Op::GradSoftmax => self.reach(Gradient::Probabilities, Gradient::Softmax),
+            Op::GradMods if !self.modified => Some("the derivative of mods that are not there"),
+            Op::GradMods => self.reach(Gradient::Softmax, Gradient::Mods),
+            Op::GradScores { scale } => {
+                if !scale.is_finite() {
+                    return Some("a factor is not finite");
+                }
+                let before = if self.modified { Gradient::Mods } else { Gradient::Softmax };
+                self.reach(before, Gradient::Scores)
+            }
             Op::Pack { scale } => {
                 self.queries = true;
                 (!scale.is_finite()).then_some("the scale is not finite")
@@ -133,7 +178,7 @@ impl State {
                 (!ready).then_some("exp needs the row maximum, once")
             }
             Op::Hops { factors, looped, restart_folded: _ } => {
-                self.done = true;
+                self.hops = Some(factors.clone());
                 if !self.probabilities {
                     return Some("hops need probabilities");
                 }
@@ -146,5 +191,11 @@ impl State {
                     .then_some("a factor is not finite")
             }
         }
+    }
+
+    fn reach(&mut self, before: Gradient, after: Gradient) -> Option<&'static str> {
+        let ready = self.gradient == before;
+        self.gradient = after;
+        (!ready).then_some("the steps of a gradient stand in another order than the definition's, backwards")
     }
 }

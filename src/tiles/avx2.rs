@@ -11,9 +11,11 @@
 use std::arch::x86_64::*;
 
 use super::elementwise;
+use super::gradient;
 use super::half_panel;
 use super::join::join_avx2;
 use super::split::{self, EdgeRange, SCORE_KEYS, ScoreKernel, ScoreTile, VALUE_ROWS, ValueKernel, ValueTile};
+use super::transposed;
 use super::{EdgeCall, ExpCall, Family, LANES, LEAST_POWER, PackCall, ScoreCall, ValueCall};
 use crate::target::Isa;
 
@@ -32,6 +34,10 @@ pub(super) const FAMILY: Family = Family {
     widen_panel: half_panel::widen_avx2,
     softcap: elementwise::softcap_avx2,
     alibi: elementwise::alibi_avx2,
+    transposed: transposed::transposed_avx2,
+    scatter: transposed::scatter_avx2,
+    gradient: gradient::gradient_avx2,
+    edge_gradient: gradient::edge_gradient_avx2,
 };
 
 /// Floats in a vector.

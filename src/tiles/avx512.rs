@@ -10,11 +10,13 @@
 use std::arch::x86_64::*;
 
 use super::elementwise;
+use super::gradient;
 use super::half_panel;
 use super::join::join_avx512;
 use super::split::{
     self, EdgeRange, FETCH_KEYS, SCORE_KEYS, ScoreKernel, ScoreTile, VALUE_ROWS, ValueKernel, ValueTile,
 };
+use super::transposed;
 use super::{EdgeCall, ExpCall, Family, LANES, LEAST_POWER, PackCall, ScoreCall, ValueCall};
 use crate::target::Isa;
 
@@ -33,6 +35,10 @@ pub(super) const FAMILY: Family = Family {
     widen_panel: half_panel::widen_avx512,
     softcap: elementwise::softcap_avx512,
     alibi: elementwise::alibi_avx512,
+    transposed: transposed::transposed_avx512,
+    scatter: transposed::scatter_avx512,
+    gradient: gradient::gradient_avx512,
+    edge_gradient: gradient::edge_gradient_avx512,
 };
 
 /// Steps of score and value between two branches: the loop's own instructions take FMA ports too, and a short trip

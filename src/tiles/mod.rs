@@ -22,12 +22,14 @@ mod convert;
 #[cfg(target_arch = "x86_64")]
 mod dots;
 pub mod exact;
+pub mod gradient;
 #[doc(hidden)]
 pub mod guard;
 pub mod half_panel;
 pub mod join;
 pub mod peak;
 pub mod stored;
+pub mod transposed;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -35,6 +37,8 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod elementwise;
+#[cfg(target_arch = "x86_64")]
+mod lanes;
 #[cfg(target_arch = "x86_64")]
 mod split;
 
@@ -339,6 +343,14 @@ pub struct Family {
     pub softcap: Tile<ModCall>,
     /// See [`ModCall`]: `factor · (s + slope · (k − q))`; reads no head or inputs.
     pub alibi: Tile<ModCall>,
+    /// See [`transposed::TransposedCall`].
+    pub transposed: Tile<transposed::TransposedCall>,
+    /// See [`transposed::ScatterCall`].
+    pub scatter: Tile<transposed::ScatterCall>,
+    /// See [`gradient::GradientCall`].
+    pub gradient: Tile<gradient::GradientCall>,
+    /// See [`gradient::EdgeGradientCall`].
+    pub edge_gradient: Tile<gradient::EdgeGradientCall>,
 }
 
 /// Families in `std::arch`. One line per family.

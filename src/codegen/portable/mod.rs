@@ -55,12 +55,14 @@ pub struct Options {
     pub verify: bool,
     /// Emit the tiles for scattered edges: about a fifth of the time to compile, wasted where a pattern has none.
     pub edges: bool,
+    /// What the names of the functions begin with.
+    pub prefix: &'static str,
 }
 
 impl Default for Options {
     /// All tiles; the verifier is on where debug assertions are.
     fn default() -> Self {
-        Self { verify: cfg!(debug_assertions), edges: true }
+        Self { verify: cfg!(debug_assertions), edges: true, prefix: "portable" }
     }
 }
 
@@ -90,7 +92,7 @@ pub struct EdgeSymbols {
     pub value: FuncId,
 }
 
-/// Emits the tiles for `shapes` and defines them in `module` under names that begin with `portable_`.
+/// Emits the tiles for `shapes` and defines them in `module`.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for a width of 0, a big-endian host or one that Cranelift does not know, [`Error::Internal`] with the
@@ -108,7 +110,7 @@ pub struct ModSymbols {
     pub edges: Option<FuncId>,
 }
 
-/// Emits the passes that apply score mods and defines them in `module` under names that begin with `portable_`.
+/// Emits the passes that apply score mods and defines them in `module`.
 ///
 /// # Errors
 /// As [`define`].
@@ -122,7 +124,7 @@ fn define_mods_for(
     mods: &ModsPlan,
     options: Options,
 ) -> Result<ModSymbols> {
-    let mut compiler = Compiler { module, isa, context: Context::new(), builder: FunctionBuilderContext::new() };
+    let mut compiler = Compiler::new(module, isa, options);
     let record = [compiler.pointer()];
     let mut symbols = ModSymbols { panel: None, edges: None };
     if mods.by == ModsBy::Code {
@@ -138,7 +140,7 @@ fn define_for(module: &mut JITModule, isa: OwnedTargetIsa, shapes: Shapes, optio
     if shapes.d == 0 || shapes.dv == 0 {
         return Err(Error::unsupported(format!("tiles of shape {shapes:?}"), "widths from 1 are supported"));
     }
-    let mut compiler = Compiler { module, isa, context: Context::new(), builder: FunctionBuilderContext::new() };
+    let mut compiler = Compiler::new(module, isa, options);
     if compiler.isa.endianness() != Endianness::Little {
         return Err(Error::unsupported("portable tiles on a big-endian machine", "mask words are read in parts"));
     }
@@ -167,9 +169,15 @@ struct Compiler<'m> {
     isa: OwnedTargetIsa,
     context: Context,
     builder: FunctionBuilderContext,
+    prefix: &'static str,
 }
 
-impl Compiler<'_> {
+impl<'m> Compiler<'m> {
+    fn new(module: &'m mut JITModule, isa: OwnedTargetIsa, options: Options) -> Self {
+        let builder = FunctionBuilderContext::new();
+        Self { module, isa, context: Context::new(), builder, prefix: options.prefix }
+    }
+
     fn pointer(&self) -> Type {
         self.isa.pointer_type()
     }
@@ -178,7 +186,7 @@ impl Compiler<'_> {
         emit::signature(self.module.isa().default_call_conv(), params, returns)
     }
 
-    /// Emits and defines `portable_{name}`; `write` is given the parameters and the module, for calls, and returns
+    /// Emits and defines `{prefix}_{name}`; `write` is given the parameters and the module, for calls, and returns
     /// what the function returns.
     fn add(
         &mut self,
@@ -190,7 +198,7 @@ impl Compiler<'_> {
         let signature = self.signature(params, returns);
         let id = self
             .module
-            .declare_function(&format!("portable_{name}"), Linkage::Local, &signature)
+            .declare_function(&format!("{}_{name}", self.prefix), Linkage::Local, &signature)
             .map_err(|error| Error::internal("codegen", error.to_string(), name))?;
         let isa = &self.isa;
         self.context.clear();

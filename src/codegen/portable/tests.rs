@@ -28,7 +28,7 @@ impl Tiles {
 
     /// Tiles for this CPU, or for the oldest of its kind.
     fn on(d: usize, dv: usize, native: bool) -> Self {
-        let isa = tile_isa(Options { verify: true, edges: true }, native).unwrap();
+        let isa = tile_isa(Options { verify: true, ..Options::default() }, native).unwrap();
         let mut module = JITModule::new(JITBuilder::with_isa(isa.clone(), default_libcall_names()));
         let symbols = define_for(&mut module, isa, Shapes { d, dv }, Options::default()).unwrap();
         module.finalize_definitions().unwrap();

@@ -24,7 +24,7 @@ struct Passes {
 impl Passes {
     fn new(mods: ScoreMods, fused: bool, native: bool) -> Self {
         mods.verify().unwrap();
-        let options = Options { verify: true, edges: true };
+        let options = Options { verify: true, ..Options::default() };
         let isa = tile_isa(options, native).unwrap();
         let mut module = JITModule::new(JITBuilder::with_isa(isa.clone(), default_libcall_names()));
         let plan = ModsPlan { mods, factor: 1.0, fused, by: ModsBy::Code };
