@@ -1,5 +1,6 @@
 //! The pages as a browser shows them. Where no Chromium is found this is skipped, and says so.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{env, fs};
@@ -118,7 +119,11 @@ fn share_of(pixels: &[u8], channels: usize, colour: [u8; 3]) -> f64 {
 #[test]
 fn pages_look_right_in_a_browser() {
     let Some(chromium) = chromium() else {
-        eprintln!("skipped: 1 test of rendered pages, since no Chromium is found; set CHROMIUM to one");
+        // Written past the capture of test output, so that it is seen.
+        let _ = writeln!(
+            std::io::stderr(),
+            "skipped: 1 test of rendered pages, since there is no Chromium; CHROMIUM may name one"
+        );
         return;
     };
     let folder = tempfile::tempdir().expect("a folder");

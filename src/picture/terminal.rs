@@ -111,8 +111,9 @@ fn is_sharp(panel: &Panel) -> bool {
 fn ruler(picture: &Picture, columns: usize) -> String {
     let mut line = vec![' '; columns + 8];
     for part in [0, 1, 2, 3] {
-        let at = part * columns / 4;
-        let label = short((part * picture.kv_len / 4) as f64);
+        let key = part * picture.kv_len / 4;
+        let at = key * columns / picture.kv_len.max(1);
+        let label = short(key as f64);
         let free = columns / 4 > label.len();
         if part == 0 || (free && columns >= 16) {
             label.chars().enumerate().for_each(|(i, letter)| line[at + i] = letter);

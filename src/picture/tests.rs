@@ -61,7 +61,8 @@ fn cells_hold_exactly_the_allowed_pairs() {
                     let all = pattern.q_len as f64 * pattern.kv_len as f64;
                     let nnz = (0..q_len).flat_map(|q| (0..kv_len).map(move |k| (q, k)));
                     let nnz = nnz.filter(|&(q, k)| pattern.allows(0, q, k)).count() as f64;
-                    assert!((picture.panels[0].shares.iter().sum::<f64>() - nnz / all).abs() < 1e-12);
+                    // A sum over up to 90,000 cells.
+                    assert!((picture.panels[0].shares.iter().sum::<f64>() - nnz / all).abs() < 1e-10);
                 }
             }
         }
