@@ -195,7 +195,14 @@ fn explain_says_what_a_pattern_can_do() {
     for n in ["0", "1", "2"] {
         done(&["explain", &spec, "-n", n]);
     }
-    done(&["explain", &spec, "--q-len", "1", "--kv-len", "50", "--set", "diffusion={hops: 1}"]);
+    // Decoding, where the heads of a group stand in one row.
+    let decoding = ["--q-len", "1", "--kv-len", "50", "--set", "diffusion={hops: 1}", "--json"];
+    for more in [&[][..], &["--set", "heads=8", "--set", "kv_heads=1"]] {
+        let text = done(&[&["explain", &spec][..], &decoding, more].concat());
+        let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        // Query 49 sees 46..50 and the tokens 0 and 40.
+        assert_eq!(value["receptive_field"]["hops"][0]["mean"], 0.12, "{value:#}");
+    }
 }
 
 #[test]

@@ -63,8 +63,11 @@ pub fn receptive_field(
     memory_limit: u64,
 ) -> ReceptiveField {
     let hops = &spec.diffusion.hops;
-    if pattern.q_len == 0 || pattern.kv_len == 0 || hops.is_empty() || walks.is_empty() {
+    if pattern.q_len == 0 || pattern.kv_len == 0 || hops.is_empty() {
         return ReceptiveField { hops: Vec::new(), rows: 0, note: String::new() };
+    }
+    if walks.is_empty() {
+        return decoding(pattern);
     }
     let matrices = Support::bytes(pattern.q_len, pattern.kv_len);
     if pattern.q_len.max(pattern.kv_len) <= EXACT && matrices <= memory_limit {
@@ -96,6 +99,22 @@ pub fn receptive_field(
         );
     }
     ReceptiveField { hops: join(&done), rows, note }
+}
+
+/// The reach of single queries whose heads stand in one row, which have one hop.
+fn decoding(pattern: &Pattern) -> ReceptiveField {
+    let classes = pattern.head_classes();
+    let distinct = (0..pattern.heads).filter(|&head| !classes[..head].contains(&classes[head]));
+    let each: Vec<Vec<Shares>> = distinct
+        .map(|head| {
+            let list = EdgeList::build(pattern, head);
+            let of = |query: usize| list.row(query).len() as f64 / pattern.kv_len as f64;
+            let worst = (0..pattern.q_len).min_by(|&a, &b| of(a).total_cmp(&of(b))).unwrap_or(0);
+            let mean = list.keys.len() as f64 / (pattern.q_len as f64 * pattern.kv_len as f64);
+            vec![Shares { mean, minimum: of(worst), worst: Place { head, query: worst } }]
+        })
+        .collect();
+    ReceptiveField { hops: join(&each), rows: pattern.q_len, note: String::new() }
 }
 
 /// Shares of some rows after one hop.

@@ -52,7 +52,7 @@ pub fn svg(picture: &Picture) -> String {
 /// One panel with its axes but without its title, for a page that holds [`STYLE`].
 pub fn panel(picture: &Picture, panel: &Panel) -> Markup {
     let (width, height) = size(picture);
-    let view = format!("0 0 {:.0} {:.0}", width + MARGIN.0 + 24.0, height + MARGIN.1 + 8.0);
+    let view = format!("0 0 {:.0} {:.0}", width + MARGIN.0 + 24.0, height + MARGIN.1 + 14.0);
     html! {
         svg viewBox=(view) role="img" aria-label=(format!("{}: {}", picture.title, panel.title)) {
             (matrix(picture, panel, false))
