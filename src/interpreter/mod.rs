@@ -11,20 +11,27 @@
 //!   nor NaN in the scores through a step of 0.
 //! - NaN and Inf travel along allowed edges only.
 //!
-//! [`run`] computes everything, [`run_rows`] a sample of rows, for lengths where all n² points are too many.
+//! - What dropout zeroes is left out too: NaN does not pass through it.
+//!
+//! [`run`] computes everything, [`run_rows`] a sample of rows, for lengths where all n² points are too many, and
+//! [`gradients`] what a loss's gradient by the output is by q, k, v and the inputs.
 
 use ndarray::{Array3, Array4, ArrayView1, ArrayView2, ArrayView4, Axis, s};
 use rayon::prelude::*;
 
+use crate::dropout::Dropout;
 use crate::error::{Error, Result};
 use crate::pattern::Pattern;
 use crate::spec::{Diffusion, HopFactors, Inputs, PatternSpec};
 
+mod gradients;
 mod sample;
 mod score;
+mod score_gradient;
 
 use score::Mods;
 
+pub use gradients::{Gradients, gradients};
 pub use sample::{Sample, SampleRow, run_rows};
 
 /// What the interpreter computes.
@@ -43,8 +50,7 @@ pub struct Output {
 /// thread.
 ///
 /// # Errors
-/// [`Error::Shape`] where a tensor does not fit the spec and the pattern's lengths, [`Error::Unsupported`] for a
-/// pattern that waits for run-time inputs.
+/// [`Error::Unsupported`] for a pattern that waits for run-time inputs.
 /// [`Error::Shape`] where a tensor does not fit the spec and the pattern's lengths, [`Error::Spec`] where
 /// an index may leave its input.
 pub fn run(
@@ -69,6 +75,23 @@ pub fn run_with(
     v: ArrayView4<'_, f32>,
     inputs: &Inputs<'_>,
 ) -> Result<Output> {
+    run_dropout(pattern, spec, q, k, v, inputs, None)
+}
+
+/// The same in training, where `dropout` zeroes attention weights (after the softmax; the log-sum-exp does not change) and
+/// entries of Z after every hop, and divides the others by the share that is kept.
+///
+/// # Errors
+/// As [`run_with`].
+pub fn run_dropout(
+    pattern: &Pattern,
+    spec: &PatternSpec,
+    q: ArrayView4<'_, f32>,
+    k: ArrayView4<'_, f32>,
+    v: ArrayView4<'_, f32>,
+    inputs: &Inputs<'_>,
+    dropout: Option<&Dropout>,
+) -> Result<Output> {
     check_shapes(pattern, spec, &q, &k, &v)?;
     let mods = &Mods::new(spec, pattern.q_len, pattern.kv_len, inputs)?;
     let batch = q.dim().0;
@@ -77,7 +100,8 @@ pub fn run_with(
         .map(|place| {
             let (b, h) = (place / spec.heads, place % spec.heads);
             let kv = spec.kv_head(h);
-            Head { pattern, spec, mods, index: h, q: at(&q, b, h), k: at(&k, b, kv), v: at(&v, b, kv) }.run()
+            let (q, k, v) = (at(&q, b, h), at(&k, b, kv), at(&v, b, kv));
+            Head { pattern, spec, mods, dropout, item: place as u64, index: h, q, k, v }.run()
         })
         .collect();
     let head = |b: usize, h: usize| &heads[b * spec.heads + h];
@@ -135,6 +159,10 @@ struct Head<'a> {
     pattern: &'a Pattern,
     spec: &'a PatternSpec,
     mods: &'a Mods<'a>,
+    dropout: Option<&'a Dropout>,
+    /// batch · heads + head, the number by which dropout knows it.
+    item: u64,
+    /// The query head.
     index: usize,
     q: ArrayView2<'a, f32>,
     k: ArrayView2<'a, f32>,
@@ -152,28 +180,69 @@ impl Head<'_> {
     /// The output rows and their log-sum-exps.
     fn run(&self) -> (Vec<Vec<f64>>, Vec<f64>) {
         let rows: Vec<Row> = (0..self.pattern.q_len).map(|i| self.probabilities(i)).collect();
-        let diffusion = &self.spec.diffusion;
-        let mut z: Vec<Vec<f64>> = self.v.axis_iter(Axis(0)).map(|row| initial_row(diffusion, row)).collect();
-        for hop in &diffusion.hops {
-            let next = |(i, row): (usize, &Row)| {
-                let mut sums = vec![0.0; self.spec.value_dim];
-                step(&mut sums, hop, &row.edges, |key| &z[key]);
-                restart(&mut sums, hop, &self.v, i);
-                sums
-            };
-            z = rows.iter().enumerate().map(next).collect();
+        let kept: Vec<Vec<(u32, f64)>> = rows.iter().enumerate().map(|(i, row)| self.kept(i, row)).collect();
+        let mut z = self.first();
+        for number in 0..self.spec.diffusion.hops.len() {
+            z = self.next(number, &kept, &z);
         }
         (z, rows.iter().map(|row| row.lse).collect())
     }
 
+    /// Z_0.
+    fn first(&self) -> Vec<Vec<f64>> {
+        self.v.axis_iter(Axis(0)).map(|row| initial_row(&self.spec.diffusion, row)).collect()
+    }
+
+    /// Z after hop number `number`, from the rows of A that dropout leaves and the Z before.
+    fn next(&self, number: usize, kept: &[Vec<(u32, f64)>], z: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let hop = &self.spec.diffusion.hops[number];
+        let next = |(i, edges): (usize, &Vec<(u32, f64)>)| {
+            let mut sums = vec![0.0; self.spec.value_dim];
+            step(&mut sums, hop, edges, |key| &z[key]);
+            restart(&mut sums, hop, &self.v, i);
+            self.drop_out(number, i, &mut sums);
+            sums
+        };
+        kept.iter().enumerate().map(next).collect()
+    }
+
+    /// Row `i` of A as the hops use it: what dropout zeroes is not there, the rest is divided by the share kept.
+    fn kept(&self, i: usize, row: &Row) -> Vec<(u32, f64)> {
+        let weigh = |&(key, p): &(u32, f64)| match self.attention_factor(i, key) {
+            0.0 => None,
+            factor => Some((key, factor * p)),
+        };
+        row.edges.iter().filter_map(weigh).collect()
+    }
+
+    /// What dropout multiplies an attention weight with.
+    fn attention_factor(&self, i: usize, key: u32) -> f64 {
+        self.dropout.map_or(1.0, |dropout| f64::from(dropout.attention_factor(self.item, i as u64, key)))
+    }
+
+    /// Dropout after hop number `number`, on row `i` of Z or of its gradient.
+    fn drop_out(&self, number: usize, i: usize, row: &mut [f64]) {
+        let Some(dropout) = self.dropout else { return };
+        for (column, x) in row.iter_mut().enumerate() {
+            *x = match dropout.hop_factor(number, self.item, i as u64, column as u32) {
+                0.0 => 0.0,
+                factor => f64::from(factor) * *x,
+            };
+        }
+    }
+
+    /// The score of a pair before the mods.
+    fn scaled(&self, i: usize, key: usize) -> f64 {
+        let dot: f64 = self.q.row(i).iter().zip(self.k.row(key)).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
+        self.spec.scale * dot
+    }
+
     /// Row `i` of A: softmax over the allowed keys of query `i`.
     fn probabilities(&self, i: usize) -> Row {
-        let query = self.q.row(i);
         let mut edges: Vec<(u32, f64)> = Vec::new();
         for key in 0..self.pattern.kv_len {
             if self.pattern.allows(self.index, i, key) {
-                let dot: f64 = query.iter().zip(self.k.row(key)).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
-                edges.push((key as u32, self.mods.apply(self.index, i, key, self.spec.scale * dot)));
+                edges.push((key as u32, self.mods.apply(self.index, i, key, self.scaled(i, key))));
             }
         }
         // `f64::max` passes over NaN; NaN scores come back through exp and the sum.

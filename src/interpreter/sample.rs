@@ -65,7 +65,8 @@ pub fn run_rows(
     for &(batch, index) in places.iter().filter(|&&(b, h)| b < q.dim().0 && h < spec.heads) {
         let kv = spec.kv_head(index);
         let (q, k, v) = (at(&q, batch, index), at(&k, batch, kv), at(&v, batch, kv));
-        let head = Head { pattern, spec, mods, index, q, k, v };
+        let head =
+            Head { pattern, spec, mods, dropout: None, item: (batch * spec.heads + index) as u64, index, q, k, v };
         let mut walk = Walk { head, known: HashMap::new(), spent: 0, budget };
         let hops = spec.diffusion.hops.len();
         // needed[j]: rows of Z_j that must be computed.

@@ -7,12 +7,12 @@ use crate::spec::{Inputs, PatternSpec};
 
 /// The mods of a spec at given lengths, with their inputs.
 pub(super) struct Mods<'a> {
-    mods: Option<ScoreMods>,
+    pub(super) mods: Option<ScoreMods>,
     inputs: Vec<&'a [f32]>,
 }
 
 /// A pair of query and key, and its head.
-struct Pair<'a> {
+pub(super) struct Pair<'a> {
     mods: &'a ScoreMods,
     inputs: &'a [&'a [f32]],
     h: f64,
@@ -30,19 +30,35 @@ impl<'a> Mods<'a> {
     /// The modified score of query `i` and key `key`, from the scaled one.
     pub fn apply(&self, head: usize, i: usize, key: usize, scaled: f64) -> f64 {
         let Some(mods) = &self.mods else { return scaled };
+        let pair = self.pair(mods, head, i, key);
+        mods.mods.iter().fold(scaled, |s, score_mod| pair.modify(score_mod, s))
+    }
+
+    /// A pair, for evaluations.
+    pub fn pair<'b>(&'b self, mods: &'b ScoreMods, head: usize, i: usize, key: usize) -> Pair<'b> {
         let q = (i as i64 + mods.positions.q_offset) as f64;
-        let pair = Pair { mods, inputs: &self.inputs, h: head as f64, q, k: key as f64 };
-        mods.mods.iter().fold(scaled, |s, score_mod| match score_mod {
-            ScoreMod::Softcap(cap) => cap * (s / cap).tanh(),
-            ScoreMod::Alibi(slopes) => s + slopes[head] * (pair.k - pair.q),
-            ScoreMod::Bias(element) => s + pair.element(element),
-            ScoreMod::Expr(term) => pair.term(term, s),
-        })
+        Pair { mods, inputs: &self.inputs, h: head as f64, q, k: key as f64 }
     }
 }
 
 impl Pair<'_> {
+    /// What one mod makes of a score.
+    pub fn modify(&self, score_mod: &ScoreMod, s: f64) -> f64 {
+        match score_mod {
+            ScoreMod::Softcap(cap) => cap * (s / cap).tanh(),
+            ScoreMod::Alibi(slopes) => s + slopes[self.h as usize] * (self.k - self.q),
+            ScoreMod::Bias(element) => s + self.element(element),
+            ScoreMod::Expr(term) => self.term(term, s),
+        }
+    }
+
     fn element(&self, element: &Element) -> f64 {
+        // Every index was proved; were one wrong, NaN would show it.
+        self.offset(element).map_or(f64::NAN, |offset| f64::from(self.inputs[element.input][offset]))
+    }
+
+    /// Where an element lies in its input, in C order.
+    pub fn offset(&self, element: &Element) -> Option<usize> {
         let env = Env::default();
         let values = [(Var::H, self.h), (Var::Q, self.q), (Var::K, self.k)];
         let env = values.into_iter().fold(env, |mut env: Env, (var, value)| {
@@ -51,14 +67,12 @@ impl Pair<'_> {
         });
         let shape = &self.mods.inputs[element.input].shape;
         let at = |expr: &Expr| expr.eval_integer(&env).ok().and_then(|x| usize::try_from(x).ok());
-        let offset = element.index.iter().zip(shape).try_fold(0, |offset, (index, &extent)| {
+        element.index.iter().zip(shape).try_fold(0, |offset, (index, &extent)| {
             at(&index.expr).filter(|&x| x < extent).map(|x| offset * extent + x)
-        });
-        // Every index was proved; were one wrong, NaN would show it.
-        offset.map_or(f64::NAN, |offset| f64::from(self.inputs[element.input][offset]))
+        })
     }
 
-    fn term(&self, term: &Term, s: f64) -> f64 {
+    pub fn term(&self, term: &Term, s: f64) -> f64 {
         match term {
             Term::Number(x) => *x,
             Term::Score => s,
@@ -102,7 +116,7 @@ impl Pair<'_> {
         }
     }
 
-    fn holds(&self, condition: &Condition, s: f64) -> bool {
+    pub fn holds(&self, condition: &Condition, s: f64) -> bool {
         match condition {
             Condition::Compare(op, xs) => op.apply(self.term(&xs[0], s), self.term(&xs[1], s)),
             Condition::And(xs) => self.holds(&xs[0], s) && self.holds(&xs[1], s),
