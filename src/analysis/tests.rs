@@ -116,6 +116,15 @@ fn gaps_of_known_walks() {
 }
 
 #[test]
+fn parts_that_never_meet_have_no_gap() {
+    for text in ["{chunk: {size: 50}}", "{window: {radius: 40, dilation: 2}}"] {
+        let spec = crate::spec::parse(&format!("name: x\nhead_dim: 4\npattern: {text}\n"), "<text>").unwrap();
+        let apart = gap(&crate::pattern::resolve(&spec, 2000, 2000).unwrap(), &Diffusion::plain());
+        assert_eq!((apart.spectral_gap, apart.spectral_gap_residual), (Some(0.0), Some(0.0)), "{text}");
+    }
+}
+
+#[test]
 fn a_slow_walk_settles() {
     // A window over a long path: 1 - λ2 is about the variance of a step times (π / n)² / 2, and 0.8 % more with the ends.
     let n = 8192;

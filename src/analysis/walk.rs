@@ -187,6 +187,11 @@ impl Front {
 }
 
 impl Searcher {
+    /// The tokens that the last walk has reached, as bits.
+    pub fn reached(&self) -> &[u64] {
+        &self.front.reached
+    }
+
     fn prepare(&mut self, walk: &Walk<'_>) {
         if self.places.len() != walk.parts.len() {
             let of = |part: &Part<'_>| {
