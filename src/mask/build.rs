@@ -320,7 +320,7 @@ impl<'a> HeadBuilder<'a> {
                 self.finish_edge_rows((row * QUERY_BLOCK).min(places));
             }
             self.check_memory()?;
-            self.spent += (self.row_words.len().max(self.bits.len()) + 4 * self.pieces.len() + QUERY_BLOCK) as u64;
+            self.spent += (self.row_words.len().max(self.bits.len()) + 8 * self.pieces.len() + QUERY_BLOCK) as u64;
             if self.spent > self.budget {
                 return Ok(None);
             }
