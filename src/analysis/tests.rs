@@ -187,11 +187,11 @@ fn walks_step_as_the_edge_list_says() {
             let x: Vec<f64> = (0..300).map(|i| (i as f64 * 0.7).sin() + 0.3).collect();
             let mut y = vec![f64::NAN; 300];
             walk.apply(&x, &mut y);
-            for query in 0..300 {
+            for (query, y) in y.iter().enumerate() {
                 let keys = list.row(query);
                 let sum: f64 = keys.iter().map(|&key| x[key as usize]).sum();
                 let expected = sum / keys.len().max(1) as f64;
-                assert!((y[query] - expected).abs() < 1e-12, "{query}: {} against {expected}", y[query]);
+                assert!((y - expected).abs() < 1e-12, "{query}: {y} against {expected}");
                 assert_eq!(walk.degrees()[query] as usize, keys.len());
             }
             let causal = (0..300).all(|query| list.row(query).iter().all(|&key| key as usize <= query));

@@ -55,13 +55,11 @@ pub fn of_hops(
         list.offsets.push(list.keys.len());
     }
     let mut note = format!(
-        "followed on a grid of {} × {} blocks, where a block reaches another if any pair of theirs is allowed: \
-         at most so much is reached",
+        "followed on a grid of {} × {} blocks, where a block reaches another if any pair of theirs is allowed",
         blocks.rows, blocks.columns
     );
-    if !blocks.note.is_empty() {
-        note += &format!("; {}", blocks.note);
-    }
+    // A sample of rows may miss pairs; then the picture bounds nothing.
+    note += &if blocks.note.is_empty() { ": at most so much is reached".into() } else { format!("; {}", blocks.note) };
     let drawing =
         Drawing { lengths: (pattern.q_len, pattern.kv_len), grid: (blocks.rows, blocks.columns), title: title(head) };
     Ok(drawing.draw(&list, blocks.columns, diffusion, note))

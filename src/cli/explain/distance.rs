@@ -13,7 +13,7 @@ use crate::cli::table::{significant, thousands};
 use crate::cli::tensors::Extents;
 use crate::compiler::{self, Compiled, Options, TuningSource};
 use crate::dtype::Dtype;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::mask;
 use crate::pattern::{self, Pattern};
 use crate::spec::PatternSpec;
@@ -92,7 +92,12 @@ pub fn distance(
         return Ok(none("its tensors do not fit in memory"));
     }
     let options = Options { strategy: None, tuning: TuningSource::Nothing, ..options.clone() };
-    let kernel = compiler::compile_pattern(&lone, pattern, &options)?;
+    let kernel = match compiler::compile_pattern(&lone, pattern, &options) {
+        Ok(kernel) => kernel,
+        // Whoever asks for an explanation has one without this number too.
+        Err(error @ (Error::Memory { .. } | Error::Unsupported { .. })) => return Ok(none(&error.to_string())),
+        Err(error) => return Err(error),
+    };
     let inputs = Inputs::random(&lone, extents, 0)?;
     let out = inputs.first(&kernel)?;
     let rows: Vec<usize> = match lengths.0 {
