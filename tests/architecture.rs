@@ -26,7 +26,8 @@ const MAP: &[(&str, &[&str])] = &[
     ("passes", &["error", "dtype", "mask", "schedule"]),
     ("cost", &["target", "machine", "spec", "pattern", "mask", "tiles"]),
     ("plan", &["error", "target", "dtype", "machine", "spec", "mask", "schedule", "cost", "tiles"]),
-    ("codegen", &["error", "target", "spec", "mask", "plan", "tiles"]),
+    // The interpreter judges its passes in tests.
+    ("codegen", &["error", "target", "spec", "interpreter", "mask", "plan", "tiles"]),
     ("jit", &["error", "target", "tiles", "plan", "codegen"]),
     ("runtime", &["error", "target", "dtype", "dropout", "spec", "mask", "plan", "codegen", "jit"]),
     ("tuned", &["error", "target", "dtype", "cache", "machine", "spec", "plan"]),

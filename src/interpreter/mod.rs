@@ -33,6 +33,7 @@ use score::Mods;
 
 pub use gradients::{Gradients, gradients};
 pub use sample::{Sample, SampleRow, run_rows};
+pub use score_gradient::score_gradient;
 
 /// What the interpreter computes.
 #[derive(Debug, Clone, PartialEq)]

@@ -8,7 +8,7 @@ use crate::spec::{Inputs, PatternSpec};
 /// The mods of a spec at given lengths, with their inputs.
 pub(super) struct Mods<'a> {
     pub(super) mods: Option<ScoreMods>,
-    inputs: Vec<&'a [f32]>,
+    pub(super) inputs: Vec<&'a [f32]>,
 }
 
 /// A pair of query and key, and its head.

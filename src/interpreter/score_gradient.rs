@@ -7,10 +7,27 @@
 
 use super::score::{Mods, Pair};
 use crate::spec::expr::BinOp;
-use crate::spec::score::{Element, ScoreMod, Term, TermFunc};
+use crate::spec::score::{Element, ScoreMod, ScoreMods, Term, TermFunc};
 
 /// The gradient of the inputs, each in C order.
 pub(super) type InputGradients = Vec<Vec<f64>>;
+
+/// Back through the mods of one pair: from `weight`, the gradient by the modified score, that by the scaled one, and by every
+/// input, in C order.
+///
+/// `place` is the head, the number of the query and the key; `inputs` are as many as `mods` has, of their shapes.
+pub fn score_gradient(
+    mods: &ScoreMods,
+    inputs: &[&[f32]],
+    place: (usize, usize, usize),
+    scaled: f64,
+    weight: f64,
+) -> (f64, Vec<Vec<f64>>) {
+    let mods = Mods { mods: Some(mods.clone()), inputs: inputs.to_vec() };
+    let mut by_inputs = mods.no_gradients();
+    let by_scaled = mods.pull(place, scaled, weight, &mut by_inputs);
+    (by_scaled, by_inputs)
+}
 
 impl Mods<'_> {
     /// Zeros for every input.

@@ -27,6 +27,7 @@ pub mod gradient;
 pub mod guard;
 pub mod half_panel;
 pub mod join;
+pub mod mod_gradients;
 pub mod peak;
 pub mod stored;
 pub mod transposed;

@@ -30,6 +30,7 @@ use cranelift_module::{FuncId, Linkage, Module, ModuleReloc};
 use crate::codegen::emit::{self, Emit};
 use crate::error::{Error, Result};
 use crate::plan::{ModsBy, ModsPlan};
+use crate::spec::score::ScoreMods;
 
 /// Reads a pointer-sized field of a call record.
 macro_rules! field {
@@ -132,6 +133,33 @@ fn define_mods_for(
     }
     if options.edges {
         symbols.edges = Some(compiler.add("edge_mods", &record, &[], |e, p, _| mods::emit_edges(e, p[0], mods))?);
+    }
+    Ok(symbols)
+}
+
+/// Emits the passes that go back through score mods and defines them in `module`: `panel` takes a
+/// [`ModGradientCall`](crate::tiles::mod_gradients::ModGradientCall), `edges`, where asked for, an
+/// [`EdgeModGradientCall`](crate::tiles::mod_gradients::EdgeModGradientCall).
+///
+/// # Errors
+/// As [`define`].
+pub fn define_mod_gradients(module: &mut JITModule, mods: &ScoreMods, options: Options) -> Result<ModSymbols> {
+    define_mod_gradients_for(module, tile_isa(options, true)?, mods, options)
+}
+
+fn define_mod_gradients_for(
+    module: &mut JITModule,
+    isa: OwnedTargetIsa,
+    mods: &ScoreMods,
+    options: Options,
+) -> Result<ModSymbols> {
+    let mut compiler = Compiler::new(module, isa, options);
+    let record = [compiler.pointer()];
+    let panel = compiler.add("mod_gradients", &record, &[], |e, p, _| mods::gradient::emit(e, p[0], mods))?;
+    let mut symbols = ModSymbols { panel: Some(panel), edges: None };
+    if options.edges {
+        let emit = |e: &mut Emit, p: &[Value], _: &mut JITModule| mods::gradient::emit_edges(e, p[0], mods);
+        symbols.edges = Some(compiler.add("edge_mod_gradients", &record, &[], emit)?);
     }
     Ok(symbols)
 }

@@ -4,6 +4,7 @@
 //! worked on. A value that is the same for all of them ([`Lanes::Same`]) is computed once; what depends neither on
 //! the score nor on the key is computed once for all keys ([`Lower::hoist`]).
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
@@ -24,14 +25,14 @@ pub(super) enum Lanes {
 }
 
 impl Lanes {
-    fn at(&self, vector: usize) -> Value {
+    pub fn at(&self, vector: usize) -> Value {
         match self {
             Self::Same(value) => *value,
             Self::Each(values) => values[vector],
         }
     }
 
-    fn map(&self, e: &mut Emit, f: impl Fn(&mut Emit, Value) -> Value) -> Self {
+    pub fn map(&self, e: &mut Emit, f: impl Fn(&mut Emit, Value) -> Value) -> Self {
         match self {
             Self::Same(value) => Self::Same(f(e, *value)),
             Self::Each(values) => Self::Each(values.iter().map(|&value| f(e, value)).collect()),
@@ -39,14 +40,14 @@ impl Lanes {
     }
 
     /// A function of several vectors at once.
-    fn map_all(&self, e: &mut Emit, f: impl Fn(&mut Emit, &[Value]) -> Vec<Value>) -> Self {
+    pub fn map_all(&self, e: &mut Emit, f: impl Fn(&mut Emit, &[Value]) -> Vec<Value>) -> Self {
         match self {
             Self::Same(value) => Self::Same(f(e, &[*value])[0]),
             Self::Each(values) => Self::Each(f(e, values)),
         }
     }
 
-    fn zip(&self, other: &Self, e: &mut Emit, f: impl Fn(&mut Emit, Value, Value) -> Value) -> Self {
+    pub fn zip(&self, other: &Self, e: &mut Emit, f: impl Fn(&mut Emit, Value, Value) -> Value) -> Self {
         match (self, other) {
             (Self::Same(x), Self::Same(y)) => Self::Same(f(e, *x, *y)),
             (Self::Each(xs), _) => Self::Each(xs.iter().enumerate().map(|(i, &x)| f(e, x, other.at(i))).collect()),
@@ -71,19 +72,21 @@ impl Position {
 
 /// Lowers the mods of one kernel.
 pub(super) struct Lower<'m> {
-    mods: &'m ScoreMods,
+    pub(super) mods: &'m ScoreMods,
     /// Element 0 of every input and table of constants.
     inputs: Vec<Value>,
     head: Position,
     query: Position,
     /// Whether the queries of every vector follow each other, where vectors hold queries.
-    consecutive: Option<Value>,
+    pub(super) consecutive: Option<Value>,
     /// What was computed for all keys, by node.
     hoisted: HashMap<*const Term, Lanes>,
     /// The same for the parts of elements' offsets that hold no key, by element.
     bases: HashMap<*const Element, Lanes>,
     /// Slopes of each `alibi`, by its place among the mods.
     slopes: Vec<Option<Lanes>>,
+    /// What was computed for this key, by node, where values are needed again to go back through the mods.
+    pub(super) known: Option<RefCell<HashMap<*const Term, Lanes>>>,
 }
 
 impl<'m> Lower<'m> {
@@ -104,6 +107,7 @@ impl<'m> Lower<'m> {
             hoisted: HashMap::new(),
             bases: HashMap::new(),
             slopes: Vec::new(),
+            known: None,
         };
         let mut constants = mods.inputs.len();
         for score_mod in &mods.mods {
@@ -173,36 +177,55 @@ impl<'m> Lower<'m> {
     /// Applies all mods to scores of a key (or of keys in the lanes).
     pub fn apply(&self, e: &mut Emit, key: &Position, scores: Vec<Value>) -> Vec<Value> {
         let count = scores.len();
-        let mut s = Lanes::Each(scores);
-        for (score_mod, slope) in self.mods.mods.iter().zip(&self.slopes) {
-            s = match (score_mod, slope) {
-                (ScoreMod::Softcap(cap), _) => {
-                    let (inverse, cap) = (e.constant((1.0 / cap) as f32), e.constant(*cap as f32));
-                    let inner = s.map(e, |e, s| e.b.ins().fmul(s, inverse));
-                    let inner = inner.map_all(e, math::tanh);
-                    inner.map(e, |e, x| e.b.ins().fmul(x, cap))
-                }
-                (ScoreMod::Alibi(_), Some(slope)) => {
-                    let distance = key.floats.zip(&self.query.floats, e, |e, k, q| e.b.ins().fsub(k, q));
-                    let slope = slope.at(0);
-                    s.zip(&distance, e, |e, s, distance| e.mul_add(distance, slope, s))
-                }
-                // Slopes are there for every alibi.
-                (ScoreMod::Alibi(_), None) => s,
-                (ScoreMod::Bias(element), _) => {
-                    let bias = self.element(e, element, key);
-                    s.zip(&bias, e, |e, s, bias| e.b.ins().fadd(s, bias))
-                }
-                (ScoreMod::Expr(term), _) => self.term(e, term, key, &s),
-            };
-        }
+        let s = (0..self.mods.mods.len()).fold(Lanes::Each(scores), |s, place| self.modify(e, place, key, &s));
         (0..count).map(|i| s.at(i)).collect()
     }
 
-    fn term(&self, e: &mut Emit, term: &Term, key: &Position, s: &Lanes) -> Lanes {
+    /// What the mod at a place of the list makes of scores.
+    pub fn modify(&self, e: &mut Emit, place: usize, key: &Position, s: &Lanes) -> Lanes {
+        match (&self.mods.mods[place], &self.slopes[place]) {
+            (ScoreMod::Softcap(cap), _) => {
+                let inner = self.capped(e, *cap, s);
+                let cap = e.constant(*cap as f32);
+                inner.map(e, |e, x| e.b.ins().fmul(x, cap))
+            }
+            (ScoreMod::Alibi(_), Some(slope)) => {
+                let distance = key.floats.zip(&self.query.floats, e, |e, k, q| e.b.ins().fsub(k, q));
+                let slope = slope.at(0);
+                s.zip(&distance, e, |e, s, distance| e.mul_add(distance, slope, s))
+            }
+            // Slopes are there for every alibi.
+            (ScoreMod::Alibi(_), None) => s.clone(),
+            (ScoreMod::Bias(element), _) => {
+                let bias = self.element(e, element, key);
+                s.zip(&bias, e, |e, s, bias| e.b.ins().fadd(s, bias))
+            }
+            (ScoreMod::Expr(term), _) => self.term(e, term, key, s),
+        }
+    }
+
+    /// tanh(s / cap)
+    pub fn capped(&self, e: &mut Emit, cap: f64, s: &Lanes) -> Lanes {
+        let inverse = e.constant((1.0 / cap) as f32);
+        let inner = s.map(e, |e, s| e.b.ins().fmul(s, inverse));
+        inner.map_all(e, math::tanh)
+    }
+
+    /// The value of a term.
+    pub fn term(&self, e: &mut Emit, term: &Term, key: &Position, s: &Lanes) -> Lanes {
         if let Some(known) = self.hoisted.get(&std::ptr::from_ref(term)) {
             return known.clone();
         }
+        let Some(known) = &self.known else { return self.compute(e, term, key, s) };
+        if let Some(known) = known.borrow().get(&std::ptr::from_ref(term)) {
+            return known.clone();
+        }
+        let value = self.compute(e, term, key, s);
+        known.borrow_mut().insert(std::ptr::from_ref(term), value.clone());
+        value
+    }
+
+    fn compute(&self, e: &mut Emit, term: &Term, key: &Position, s: &Lanes) -> Lanes {
         match term {
             Term::Number(x) => Lanes::Same(e.constant(*x as f32)),
             Term::Score => s.clone(),
@@ -257,7 +280,7 @@ impl<'m> Lower<'m> {
     }
 
     /// A condition as integers, all ones where it holds.
-    fn condition(&self, e: &mut Emit, condition: &Condition, key: &Position, s: &Lanes) -> Lanes {
+    pub fn condition(&self, e: &mut Emit, condition: &Condition, key: &Position, s: &Lanes) -> Lanes {
         match condition {
             Condition::Compare(op, xs) => {
                 let (x, y) = (self.term(e, &xs[0], key, s), self.term(e, &xs[1], key, s));
@@ -282,7 +305,8 @@ impl<'m> Lower<'m> {
         }
     }
 
-    fn element(&self, e: &mut Emit, element: &Element, key: &Position) -> Lanes {
+    /// The offsets of an element, and, where it is 1 or −1, what they change by from one query to the next.
+    pub fn place(&self, e: &mut Emit, element: &Element, key: &Position) -> (Lanes, Option<f64>) {
         let expr = self.offset(element);
         let factors = Linear::of(&expr).of_positions();
         let at = match (factors, self.bases.get(&std::ptr::from_ref(element))) {
@@ -293,7 +317,11 @@ impl<'m> Lower<'m> {
             }
             _ => self.integer(e, &expr, key),
         };
-        let step = factors.map(|[q, ..]| q).filter(|&q| q == 1.0 || q == -1.0);
+        (at, factors.map(|[q, ..]| q).filter(|&q| q == 1.0 || q == -1.0))
+    }
+
+    fn element(&self, e: &mut Emit, element: &Element, key: &Position) -> Lanes {
+        let (at, step) = self.place(e, element, key);
         match (&at, step, self.consecutive) {
             (Lanes::Each(offsets), Some(step), Some(consecutive)) => {
                 let base = self.inputs[element.input];
@@ -390,7 +418,7 @@ fn binary(e: &mut Emit, op: BinOp, x: Value, y: Value) -> Value {
 }
 
 /// x to a whole power, by repeated squaring.
-fn power(e: &mut Emit, x: Value, mut exponent: u32) -> Value {
+pub(super) fn power(e: &mut Emit, x: Value, mut exponent: u32) -> Value {
     let mut result = None;
     let mut base = x;
     while exponent > 0 {
@@ -426,7 +454,7 @@ fn scaled(e: &mut Emit, position: &Lanes, factor: f64) -> Lanes {
 }
 
 /// One lane of an integer vector as an address-sized integer. Offsets are proved, so none is negative.
-fn lane(e: &mut Emit, vector: Value, lane: u8) -> Value {
+pub(super) fn lane(e: &mut Emit, vector: Value, lane: u8) -> Value {
     let x = e.b.ins().extractlane(vector, lane);
     let ptr: Type = e.ptr;
     if ptr == types::I32 { x } else { e.b.ins().uextend(ptr, x) }
@@ -456,6 +484,11 @@ fn load_row(e: &mut Emit, base: Value, at: Value, backwards: bool) -> Value {
     if !backwards {
         return vector;
     }
+    turned(e, vector)
+}
+
+/// A vector's lanes in the opposite order.
+pub(super) fn turned(e: &mut Emit, vector: Value) -> Value {
     let flags = MemFlagsData::new().with_endianness(cranelift_codegen::ir::Endianness::Little);
     let bytes = e.b.ins().bitcast(types::I8X16, flags, vector);
     let order: Vec<u8> = (0..4u8).rev().flat_map(|lane| (0..4).map(move |byte| 4 * lane + byte)).collect();

@@ -13,6 +13,7 @@ use crate::codegen::emit::Emit;
 use crate::plan::ModsPlan;
 use crate::tiles::{EdgeModCall, LANES, ModCall};
 
+pub(super) mod gradient;
 mod lower;
 mod math;
 #[cfg(test)]

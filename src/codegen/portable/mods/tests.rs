@@ -2,6 +2,7 @@
 
 use core::ptr;
 
+use cranelift_codegen::isa::OwnedTargetIsa;
 use cranelift_jit::{JITBuilder, JITModule};
 use cranelift_module::{FuncId, default_libcall_names};
 
@@ -13,28 +14,33 @@ use crate::spec::score::ScoreMods;
 /// Lines of 16 floats, aligned as panels are.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
-struct Line([f32; LANES]);
+pub struct Line(pub [f32; LANES]);
 
 /// The passes of some mods; the module is freed with them.
-struct Passes {
+pub struct Passes {
     module: Option<JITModule>,
-    symbols: ModSymbols,
+    pub symbols: ModSymbols,
 }
 
 impl Passes {
     fn new(mods: ScoreMods, fused: bool, native: bool) -> Self {
         mods.verify().unwrap();
+        let plan = ModsPlan { mods, factor: 1.0, fused, by: ModsBy::Code };
+        Self::with(native, |module, isa, options| define_mods_for(module, isa, &plan, options).unwrap())
+    }
+
+    /// The functions that `define` defines, for this CPU or the oldest of its kind.
+    pub fn with(native: bool, define: impl FnOnce(&mut JITModule, OwnedTargetIsa, Options) -> ModSymbols) -> Self {
         let options = Options { verify: true, ..Options::default() };
         let isa = tile_isa(options, native).unwrap();
         let mut module = JITModule::new(JITBuilder::with_isa(isa.clone(), default_libcall_names()));
-        let plan = ModsPlan { mods, factor: 1.0, fused, by: ModsBy::Code };
-        let symbols = define_mods_for(&mut module, isa, &plan, options).unwrap();
+        let symbols = define(&mut module, isa, options);
         module.finalize_definitions().unwrap();
         Self { module: Some(module), symbols }
     }
 
     #[allow(unsafe_code)]
-    fn call<Call>(&self, id: Option<FuncId>, call: &Call) {
+    pub fn call<Call>(&self, id: Option<FuncId>, call: &Call) {
         let code = self.module.as_ref().unwrap().get_finalized_function(id.unwrap());
         // SAFETY: the module is finalized and lives as long as `self`; a pass takes one pointer to its record in the
         // system's calling convention. The records in these tests point to buffers that live through the call.

@@ -1,0 +1,26 @@
+"""Sparse, multi-hop attention on CPUs, compiled from a YAML spec.
+
+>>> spec = hopweave.Spec.load("patterns/diffuser.yaml")
+>>> kernel = hopweave.compile(spec, q_len=4096, kv_len=4096)
+>>> out = kernel(q, k, v)                       # numpy arrays or torch tensors [batch, heads, n, width]
+>>> dq, dk, dv = kernel.backward(q, k, v, grad_out)
+
+`hopweave.attention(q, k, v, spec)` compiles at the first use of a length. With torch, `hopweave.torch.attention` is
+differentiable. Importing this package imports numpy and not torch.
+"""
+
+from ._hopweave import ShapeError, SpecError, UnsupportedError, __version__
+from ._kernel import Dropout, Kernel, attention, compile
+from ._spec import Spec
+
+__all__ = [
+    "Dropout",
+    "Kernel",
+    "ShapeError",
+    "Spec",
+    "SpecError",
+    "UnsupportedError",
+    "__version__",
+    "attention",
+    "compile",
+]

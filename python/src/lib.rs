@@ -1,0 +1,316 @@
+//! The native half of the Python package: specs and operators of Hopweave, on tensors that Python describes by address,
+//! shape and strides.
+//!
+//! In: [`tensor::Tensor`]s, which the Python half makes of numpy arrays and torch tensors that it keeps alive during the
+//! call. Out: numpy arrays that own what Rust has computed. The lock of the interpreter is released while anything is
+//! compiled or computed.
+
+mod tensor;
+
+use std::path::PathBuf;
+
+use hopweave::compiler::Options;
+use hopweave::dropout::Dropout;
+use hopweave::dtype::Element;
+use hopweave::operator::{Arguments, Operator};
+use hopweave::pattern;
+use hopweave::runtime::Saved;
+use hopweave::spec::{self, Inputs, PatternSpec, Source};
+use hopweave::target::Isa;
+use hopweave::{Dtype, Error};
+use ndarray::{Array3, Ix2, Ix3};
+use numpy::{IntoPyArray, PyArray3, PyArrayDyn};
+use pyo3::exceptions::{PyMemoryError, PyOSError, PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+
+use tensor::{Stored, Tensor};
+
+pyo3::create_exception!(_hopweave, SpecError, PyValueError, "A spec is wrong; the message shows where, and what was expected.");
+pyo3::create_exception!(_hopweave, ShapeError, PyValueError, "A tensor does not fit: the message names it, what it is, and what it must be.");
+pyo3::create_exception!(_hopweave, UnsupportedError, PyRuntimeError, "Something meaningful that this version or machine cannot serve.");
+
+fn raise(error: Error) -> PyErr {
+    let message = error.to_string();
+    match error {
+        Error::Spec(_) => SpecError::new_err(message),
+        Error::Shape { .. } | Error::Value { .. } | Error::Dtype { .. } => ShapeError::new_err(message),
+        Error::Unsupported { .. } => UnsupportedError::new_err(message),
+        Error::Memory { .. } => PyMemoryError::new_err(message),
+        Error::Input { .. } => PyOSError::new_err(message),
+        Error::Text { .. } | Error::Internal { .. } => PyRuntimeError::new_err(message),
+    }
+}
+
+/// A parsed spec.
+#[pyclass(frozen, name = "Spec", module = "hopweave._hopweave")]
+struct PySpec {
+    inner: PatternSpec,
+}
+
+#[pymethods]
+impl PySpec {
+    /// Parses a text; `file` is its name in messages, `sets` are overrides `(path, value)`.
+    #[staticmethod]
+    fn parse(text: String, file: String, sets: Vec<(String, String)>) -> PyResult<Self> {
+        // A text that is no file names no files.
+        spec::parse_with(&text, &file, &sets).and_then(checked).map_err(raise)
+    }
+
+    /// Reads a file; the arrays that it names stay within its folder unless `allow_files`.
+    #[staticmethod]
+    fn load(path: PathBuf, sets: Vec<(String, String)>, allow_files: bool) -> PyResult<Self> {
+        let text = std::fs::read_to_string(&path)
+            .map_err(|error| PyOSError::new_err(format!("{}: {error}", path.display())))?;
+        let source = Source { allow_files, ..Source::new(text, path.to_string_lossy()) };
+        spec::parse_source(source, &sets).and_then(checked).map_err(raise)
+    }
+
+    #[getter]
+    fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    #[getter]
+    fn description(&self) -> Option<&str> {
+        self.inner.description.as_deref()
+    }
+
+    #[getter]
+    fn heads(&self) -> usize {
+        self.inner.heads
+    }
+
+    #[getter]
+    fn kv_heads(&self) -> usize {
+        self.inner.kv_heads
+    }
+
+    #[getter]
+    fn head_dim(&self) -> usize {
+        self.inner.head_dim
+    }
+
+    #[getter]
+    fn value_dim(&self) -> usize {
+        self.inner.value_dim
+    }
+
+    #[getter]
+    fn dtype(&self) -> &'static str {
+        self.inner.dtype.name()
+    }
+
+    #[getter]
+    fn hops(&self) -> usize {
+        self.inner.diffusion.hops.len()
+    }
+
+    /// The spec as YAML, which parses to the same spec.
+    fn to_yaml(&self) -> String {
+        self.inner.print()
+    }
+
+    /// Who may attend to whom, bool `[heads, q_len, kv_len]`.
+    fn mask<'py>(&self, py: Python<'py>, q_len: usize, kv_len: usize) -> PyResult<Bound<'py, PyArray3<bool>>> {
+        const MOST: usize = 4 << 30;
+        let heads = self.inner.heads;
+        let cells = heads.checked_mul(q_len).and_then(|cells| cells.checked_mul(kv_len));
+        if cells.is_none_or(|cells| cells > MOST) {
+            let message = format!("a mask of {heads} x {q_len} x {kv_len} cells; at most {MOST} are written out");
+            return Err(UnsupportedError::new_err(message));
+        }
+        let mask = py.detach(|| {
+            let pattern = pattern::resolve(&self.inner, q_len, kv_len)?;
+            if let Some(name) = pattern.run_time_segments().first() {
+                return Err(Error::unsupported(
+                    format!("the mask of a pattern that waits for segment ids (`{name}`)"),
+                    "give `segments` lengths instead",
+                ));
+            }
+            let mut mask = Array3::from_elem((heads, q_len, kv_len), false);
+            let blocks: Vec<u32> = (0..kv_len.div_ceil(64) as u32).collect();
+            let mut words = vec![0; blocks.len()];
+            for h in 0..heads {
+                for q in 0..q_len {
+                    words.fill(0);
+                    pattern.words(h, q, &blocks, &mut words);
+                    for (k, allowed) in mask.slice_mut(ndarray::s![h, q, ..]).iter_mut().enumerate() {
+                        *allowed = words[k / 64] >> (k % 64) & 1 == 1;
+                    }
+                }
+            }
+            Ok(mask)
+        });
+        Ok(mask.map_err(raise)?.into_pyarray(py))
+    }
+}
+
+/// A spec whose wrong parts are found when it is read rather than when it is compiled.
+fn checked(spec: PatternSpec) -> hopweave::Result<PySpec> {
+    pattern::check(&spec)?;
+    Ok(PySpec { inner: spec })
+}
+
+/// A spec at given lengths.
+#[pyclass(frozen, name = "Operator", module = "hopweave._hopweave")]
+struct PyOperator {
+    inner: Operator,
+}
+
+/// What a call brings besides tensors, as Python describes it.
+#[derive(FromPyObject)]
+struct PyArguments {
+    key_lengths: Option<Vec<i64>>,
+    inputs: Vec<(String, Tensor)>,
+    segments: Vec<(String, Tensor)>,
+    /// Rates for weights and hops, and the seed.
+    dropout: Option<(f32, f32, u64)>,
+}
+
+impl PyArguments {
+    fn with<R>(&self, work: impl FnOnce(&Arguments<'_>) -> hopweave::Result<R>) -> hopweave::Result<R> {
+        let mut inputs = Inputs::none();
+        for (name, tensor) in &self.inputs {
+            inputs = inputs.with(name, tensor.view::<f32>(name)?);
+        }
+        let segments = self
+            .segments
+            .iter()
+            .map(|(name, tensor)| Ok((name.clone(), tensor.fixed::<i32, Ix2>(name)?)))
+            .collect::<hopweave::Result<_>>()?;
+        let dropout = match self.dropout {
+            Some((attention, hop, seed)) => Some(Dropout::new(attention, hop, seed)?),
+            None => None,
+        };
+        work(&Arguments { inputs, key_lengths: self.key_lengths.as_deref(), segments, dropout })
+    }
+}
+
+/// Runs a generic method with the element type of a dtype.
+macro_rules! by_dtype {
+    ($dtype:expr, $this:ident.$method:ident($($arg:expr),*)) => {
+        match $dtype {
+            Dtype::F32 => $this.$method::<f32>($($arg),*),
+            Dtype::Bf16 => $this.$method::<tensor::bf16>($($arg),*),
+            Dtype::F16 => $this.$method::<tensor::f16>($($arg),*),
+        }
+    };
+}
+
+/// An array of Python's, by the element type that numpy has for it.
+type Array<'py> = Bound<'py, PyAny>;
+
+#[pymethods]
+impl PyOperator {
+    #[new]
+    #[pyo3(signature = (spec, q_len, kv_len, isa, threads, strategy, memory_limit))]
+    fn new(
+        py: Python<'_>,
+        spec: &PySpec,
+        q_len: usize,
+        kv_len: usize,
+        isa: &str,
+        threads: Option<usize>,
+        strategy: Option<&str>,
+        memory_limit: Option<u64>,
+    ) -> PyResult<Self> {
+        let mut options = Options { isa: Isa::choose(isa).map_err(raise)?, ..Options::default() };
+        options.threads = threads.unwrap_or(options.threads).max(1);
+        options.memory_limit = memory_limit.unwrap_or(options.memory_limit);
+        options.strategy = strategy.map(str::parse).transpose().map_err(raise)?;
+        let spec = spec.inner.clone();
+        let inner = py.detach(|| Operator::new(spec, q_len, kv_len, options)).map_err(raise)?;
+        Ok(Self { inner })
+    }
+
+    /// What the plan of the kernel says, for people; `None` for a pattern that waits for segment ids.
+    fn plan(&self, py: Python<'_>) -> PyResult<Option<(String, String, Vec<String>)>> {
+        let compiled = py.detach(|| self.inner.kernel(&Default::default()));
+        let Ok(compiled) = compiled else { return Ok(None) };
+        let plan = compiled.kernel.plan();
+        Ok(Some((plan.isa.to_string(), plan.strategy.to_string(), plan.reasons.clone())))
+    }
+
+    /// Output and log-sum-exp.
+    fn forward<'py>(
+        &self,
+        py: Python<'py>,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        arguments: PyArguments,
+    ) -> PyResult<(Array<'py>, Array<'py>)> {
+        by_dtype!(self.inner.spec().dtype, self.forward_of(py, [q, k, v], arguments))
+    }
+
+    /// Gradients of q, k and v, and of the float inputs by name.
+    #[allow(clippy::too_many_arguments, clippy::type_complexity)]
+    fn backward<'py>(
+        &self,
+        py: Python<'py>,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        grad_out: Tensor,
+        saved: Option<(Tensor, Tensor)>,
+        arguments: PyArguments,
+    ) -> PyResult<(Array<'py>, Array<'py>, Array<'py>, Vec<(String, Array<'py>)>)> {
+        by_dtype!(self.inner.spec().dtype, self.backward_of(py, [q, k, v, grad_out], saved, arguments))
+    }
+}
+
+impl PyOperator {
+    fn forward_of<'py, T: Element + Stored>(
+        &self,
+        py: Python<'py>,
+        [q, k, v]: [Tensor; 3],
+        arguments: PyArguments,
+    ) -> PyResult<(Array<'py>, Array<'py>)> {
+        let output = py.detach(|| {
+            let (q, k, v) = (q.fixed::<T, _>("q")?, k.fixed("k")?, v.fixed("v")?);
+            arguments.with(|arguments| self.inner.forward::<T>(q, k, v, arguments))
+        });
+        let output = output.map_err(raise)?;
+        Ok((T::array(py, output.out), output.lse.into_pyarray(py).into_any()))
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn backward_of<'py, T: Element + Stored>(
+        &self,
+        py: Python<'py>,
+        [q, k, v, grad_out]: [Tensor; 4],
+        saved: Option<(Tensor, Tensor)>,
+        arguments: PyArguments,
+    ) -> PyResult<(Array<'py>, Array<'py>, Array<'py>, Vec<(String, Array<'py>)>)> {
+        let gradients = py.detach(|| {
+            let (q, k, v) = (q.fixed::<T, _>("q")?, k.fixed("k")?, v.fixed("v")?);
+            let grad_out = grad_out.fixed("grad_out")?;
+            let saved = match &saved {
+                Some((out, lse)) => Some(Saved { out: out.fixed("out")?, lse: lse.fixed::<f32, Ix3>("lse")? }),
+                None => None,
+            };
+            arguments.with(|arguments| self.inner.backward::<T>(q, k, v, grad_out, saved, arguments))
+        });
+        let gradients = gradients.map_err(raise)?;
+        let inputs = Vec::<(String, Bound<'py, PyArrayDyn<f32>>)>::new();
+        Ok((
+            T::array(py, gradients.q),
+            T::array(py, gradients.k),
+            T::array(py, gradients.v),
+            inputs.into_iter().map(|(name, gradient)| (name, gradient.into_any())).collect(),
+        ))
+    }
+}
+
+/// The module.
+#[pymodule]
+fn _hopweave(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let py = module.py();
+    module.add_class::<PySpec>()?;
+    module.add_class::<PyOperator>()?;
+    module.add("SpecError", py.get_type::<SpecError>())?;
+    module.add("ShapeError", py.get_type::<ShapeError>())?;
+    module.add("UnsupportedError", py.get_type::<UnsupportedError>())?;
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    Ok(())
+}
