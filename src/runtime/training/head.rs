@@ -145,6 +145,8 @@ pub(super) struct Head<'a> {
     dropout: Option<&'a Dropout>,
     /// Dropout's number for the head.
     item: u64,
+    /// Whether some tensor holds NaN or Inf.
+    exact: bool,
 }
 
 /// Where a head's gradients go.
@@ -175,7 +177,7 @@ impl<'a> Head<'a> {
         let (batch, kv_head) = (unit / plan.kv_heads, unit % plan.kv_heads);
         let head = kv_head * (plan.heads / plan.kv_heads) + i;
         let item = ((first + batch) * plan.heads + head) as u64;
-        let mut this = Self { inner, room, tensors, batch, head, kv_head, dropout, item };
+        let mut this = Self { inner, room, tensors, batch, head, kv_head, dropout, item, exact: false };
         if this.dropout.is_some_and(|dropout| dropout.attention > 0.0) {
             this.name_rows();
         }
@@ -210,6 +212,7 @@ impl<'a> Head<'a> {
         exact: bool,
         mut targets: Targets<'_>,
     ) {
+        self.exact = exact;
         let inner = self.inner;
         let hops = &inner.pass.plan.hops;
         match saved {
@@ -238,7 +241,7 @@ impl<'a> Head<'a> {
                 self.adjoint(hop, hop, v, targets.dv);
             }
             let z = if hops.len() == 1 { self.values() } else { self.z(0) };
-            self.gradient(z, &mut targets, (hops.len() == 1, false, exact));
+            self.gradient(z, &mut targets, (hops.len() == 1, false));
             return;
         }
         for hop in (0..hops.len()).rev() {
@@ -246,7 +249,7 @@ impl<'a> Head<'a> {
             let z = if hop == 0 { self.values() } else { self.again(hop) };
             self.room.delta.fill(0.0);
             self.adjoint(hop, 0, v, targets.dv);
-            self.gradient(z, &mut targets, (false, hop + 1 < hops.len(), exact));
+            self.gradient(z, &mut targets, (false, hop + 1 < hops.len()));
             if hop > 0 {
                 let Room { z, last, .. } = &mut *self.room;
                 let rows = last.len();
@@ -432,7 +435,7 @@ impl<'a> Head<'a> {
     }
 
     /// The gradient's pass over `z`, which may add to dv, and to what dq holds.
-    fn gradient(&mut self, z: Rows, to: &mut Targets<'_>, (with_values, accumulate, exact): (bool, bool, bool)) {
+    fn gradient(&mut self, z: Rows, to: &mut Targets<'_>, (with_values, accumulate): (bool, bool)) {
         let plan = &self.inner.pass.plan;
         let (d, width, depth) = (plan.head_dim, plan.value_dim, plan.gradient_depth());
         let by_number = self.order().map(<[u32]>::to_vec);
@@ -462,7 +465,6 @@ impl<'a> Head<'a> {
                 dv_stride: width,
                 inputs: inputs.as_ptr(),
                 accumulate: usize::from(accumulate),
-                exact: usize::from(exact),
                 ..head.training_args()
             };
             let args = head.args(&head.inner.pass, 0, worker, rows, 0, Some(z), Some((dq, d)));
@@ -582,7 +584,7 @@ impl<'a> Head<'a> {
             dv_stride: 0,
             inputs: std::ptr::null(),
             accumulate: 0,
-            exact: 0,
+            exact: usize::from(self.exact),
             row_keys: if rate > 0.0 { self.room.row_keys.as_ptr() } else { std::ptr::null() },
             threshold: dropout::threshold(rate),
             keep: 1.0 / (1.0 - rate),
