@@ -8,7 +8,7 @@ use crate::mask::{BlockMask, EdgeRule, QUERY_BLOCK, score_elements};
 /// Points of a profile over the queries.
 const PROFILE: usize = 64;
 
-/// Work over rows, over the distinct heads.
+/// Work over rows, over all heads.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Balance {
     /// Keys of a query: mean.
@@ -34,28 +34,36 @@ pub fn balance(mask: &BlockMask, walks: &[(usize, Walk<'_>)]) -> Option<Balance>
     if n == 0 {
         return None;
     }
-    let mut keys: Vec<u32> = walks.iter().flat_map(|(_, walk)| walk.degrees().iter().copied()).collect();
-    let all: u64 = keys.iter().map(|&keys| u64::from(keys)).sum();
-    let (at, &most_keys) = keys.iter().enumerate().rev().max_by_key(|&(_, keys)| keys)?;
+    // Keys of each query, and how many heads have them.
+    let each = |(_, walk): &(usize, Walk<'_>)| {
+        let heads = walk.heads() as u32;
+        walk.degrees().iter().map(move |&keys| (keys, heads)).collect::<Vec<_>>()
+    };
+    let mut keys: Vec<(u32, u32)> = walks.iter().flat_map(each).collect();
+    let all: u64 = keys.iter().map(|&(keys, heads)| u64::from(keys) * u64::from(heads)).sum();
+    let (at, &(most_keys, _)) = keys.iter().enumerate().rev().max_by_key(|(_, keys)| keys.0)?;
+    let heads: usize = walks.iter().map(|(_, walk)| walk.heads()).sum();
     let stretches = PROFILE.min(n);
     let mut profile = vec![0.0; stretches];
-    for (at, &keys) in keys.iter().enumerate() {
-        profile[at % n * stretches / n] += f64::from(keys);
+    for (at, &(keys, heads)) in keys.iter().enumerate() {
+        profile[at % n * stretches / n] += f64::from(keys) * f64::from(heads);
     }
     for (number, sum) in profile.iter_mut().enumerate() {
         let queries = ((number + 1) * n).div_ceil(stretches) - (number * n).div_ceil(stretches);
-        *sum /= (queries * walks.len()) as f64;
+        *sum /= (queries * heads) as f64;
     }
-    let count = keys.len();
     keys.sort_unstable_by(|a, b| b.cmp(a));
-    // A tenth need not be whole: the query at its border counts in part.
-    let tenth = count as f64 / 10.0;
-    let whole = tenth.floor() as usize;
-    let busiest = keys[..whole].iter().map(|&keys| f64::from(keys)).sum::<f64>()
-        + (tenth - whole as f64) * f64::from(keys[whole.min(count - 1)]);
+    // A tenth need not be whole: queries at its border count in part.
+    let count = (n * heads) as f64;
+    let (mut left, mut busiest) = (count / 10.0, 0.0);
+    for &(keys, heads) in &keys {
+        let taken = left.min(f64::from(heads));
+        busiest += taken * f64::from(keys);
+        left -= taken;
+    }
     Some(Balance {
-        mean_keys: all as f64 / count as f64,
-        fewest_keys: keys[count - 1],
+        mean_keys: all as f64 / count,
+        fewest_keys: keys.last()?.0,
         most_keys,
         most: Place { head: walks[at / n].0, query: at % n },
         busiest_tenth: if all == 0 { 0.1 } else { busiest / all as f64 },

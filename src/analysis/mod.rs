@@ -82,14 +82,14 @@ pub fn analyse(pattern: &Pattern, mask: &BlockMask, spec: &PatternSpec, memory_l
     let pairs = pattern.q_len as f64 * pattern.kv_len as f64 * spec.heads as f64;
     let rows = crate::mask::QUERY_BLOCK as u64;
     // Heads of one mask walk alike.
-    let mut walks: Vec<(usize, Walk<'_>)> = Vec::new();
-    let mut seen: Vec<&[u32]> = Vec::new();
-    for (head, masks) in mask.mask_of_head.chunks(mask.parts.max(1)).enumerate() {
-        if !seen.contains(&masks) {
-            seen.push(masks);
-            walks.extend(Walk::new(mask, head).map(|walk| (head, walk)));
-        }
-    }
+    let of_heads: Vec<&[u32]> = mask.mask_of_head.chunks(mask.parts.max(1)).collect();
+    let walks: Vec<(usize, Walk<'_>)> = (0..of_heads.len())
+        .filter(|&head| !of_heads[..head].contains(&of_heads[head]))
+        .filter_map(|head| {
+            let alike = of_heads.iter().filter(|masks| **masks == of_heads[head]).count();
+            Walk::new(mask, head).map(|walk| (head, walk.of_heads(alike)))
+        })
+        .collect();
     Analysis {
         q_len: pattern.q_len,
         kv_len: pattern.kv_len,

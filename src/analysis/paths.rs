@@ -68,7 +68,7 @@ pub fn reach_everything(walks: &[(usize, Walk<'_>)]) -> Option<ReachEverything> 
 }
 
 /// The weight that diffusion gives to keys far away, where all allowed pairs have the same score: the mean over the
-/// distinct heads.
+/// heads.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct FarWeight {
     /// What queries of the last quarter give to all keys of the first.
@@ -96,10 +96,11 @@ pub fn far_weight(walks: &[(usize, Walk<'_>)], diffusion: &Diffusion) -> Option<
             let v: Vec<f64> = (0..kv_len).map(|key| f64::from(u8::from(keys.contains(&key)))).collect();
             diffuse(walk, diffusion, &v)
         };
-        back += mean(&weights(0..keys)[q_len - queries..]);
-        ahead += mean(&weights(kv_len - keys..kv_len)[..queries]);
+        let alike = walk.heads() as f64;
+        back += alike * mean(&weights(0..keys)[q_len - queries..]);
+        ahead += alike * mean(&weights(kv_len - keys..kv_len)[..queries]);
     }
-    let heads = walks.len() as f64;
+    let heads = walks.iter().map(|(_, walk)| walk.heads()).sum::<usize>() as f64;
     Some(FarWeight { back: back / heads, ahead: ahead / heads, full: keys as f64 / kv_len as f64 })
 }
 

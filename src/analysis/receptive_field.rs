@@ -71,7 +71,8 @@ pub fn receptive_field(
     }
     let matrices = Support::bytes(pattern.q_len, pattern.kv_len);
     if pattern.q_len.max(pattern.kv_len) <= EXACT && matrices <= memory_limit {
-        let each: Vec<Vec<Shares>> = walks.iter().map(|(head, _)| exact(pattern, *head, &spec.diffusion)).collect();
+        let each: Vec<Vec<Shares>> =
+            walks.iter().map(|(head, walk)| weighed(exact(pattern, *head, &spec.diffusion), walk.heads())).collect();
         return ReceptiveField { hops: join(&each), rows: pattern.q_len, note: String::new() };
     }
     let rows = SAMPLE.min(pattern.q_len);
@@ -84,7 +85,8 @@ pub fn receptive_field(
         .flat_map(|(head, walk)| {
             let everything = OnceLock::new();
             let follow = |searcher: &mut Searcher, &query: &usize| {
-                sampled((walk, searcher), (*head, query), initial, hops, visits, &everything)
+                let shares = sampled((walk, searcher), (*head, query), initial, hops, visits, &everything);
+                shares.map(|shares| weighed(shares, walk.heads()))
             };
             queries.par_iter().map_init(Searcher::default, follow).collect::<Vec<_>>()
         })
@@ -111,7 +113,8 @@ fn decoding(pattern: &Pattern) -> ReceptiveField {
             let of = |query: usize| list.row(query).len() as f64 / pattern.kv_len as f64;
             let worst = (0..pattern.q_len).min_by(|&a, &b| of(a).total_cmp(&of(b))).unwrap_or(0);
             let mean = list.keys.len() as f64 / (pattern.q_len as f64 * pattern.kv_len as f64);
-            vec![Shares { mean, minimum: of(worst), worst: Place { head, query: worst } }]
+            let alike = classes.iter().filter(|&&class| class == classes[head]).count();
+            weighed(vec![Shares { mean, minimum: of(worst), worst: Place { head, query: worst }, heads: 1 }], alike)
         })
         .collect();
     ReceptiveField { hops: join(&each), rows: pattern.q_len, note: String::new() }
@@ -123,6 +126,13 @@ struct Shares {
     mean: f64,
     minimum: f64,
     worst: Place,
+    /// Heads that have them.
+    heads: usize,
+}
+
+/// The same shares, of so many heads.
+fn weighed(shares: Vec<Shares>, heads: usize) -> Vec<Shares> {
+    shares.into_iter().map(|shares| Shares { heads, ..shares }).collect()
 }
 
 /// Means of means and minima of minima; each entry has one item a hop.
@@ -132,7 +142,8 @@ fn join(each: &[Vec<Shares>]) -> Vec<Reach> {
         .map(|hop| {
             // Of equally small ones the first.
             let least = each.iter().min_by(|a, b| a[hop].minimum.total_cmp(&b[hop].minimum)).unwrap_or(first)[hop];
-            let mean = each.iter().map(|shares| shares[hop].mean).sum::<f64>() / each.len() as f64;
+            let heads = each.iter().map(|shares| shares[hop].heads).sum::<usize>() as f64;
+            let mean = each.iter().map(|shares| shares[hop].heads as f64 * shares[hop].mean).sum::<f64>() / heads;
             Reach { hop: hop + 1, mean, minimum: least.minimum, worst: least.worst }
         })
         .collect()
@@ -150,6 +161,7 @@ fn exact(pattern: &Pattern, head: usize, diffusion: &Diffusion) -> Vec<Shares> {
             mean: counts.iter().sum::<u64>() as f64 / (q_len as f64 * kv_len as f64),
             minimum: *least as f64 / kv_len as f64,
             worst: Place { head, query },
+            heads: 1,
         });
     });
     shares
@@ -213,7 +225,7 @@ fn sampled(
     let share = |t| support(t) as f64 / walk.keys() as f64;
     let of_row = |t| {
         let share = share(t);
-        Shares { mean: share, minimum: share, worst: Place { head, query } }
+        Shares { mean: share, minimum: share, worst: Place { head, query }, heads: 1 }
     };
     Some((1..=hops.len()).map(of_row).collect())
 }

@@ -276,3 +276,27 @@ fn balance_counts_keys_and_block_rows() {
     assert!((causal.busiest_tenth - f64::from(busiest) / 205_120.0).abs() < 1e-12);
     assert!(causal.profile.len() == 64 && causal.profile.is_sorted() && causal.profile[0] == 5.5);
 }
+
+#[test]
+fn means_count_every_head() {
+    // Three heads see everything, one itself alone.
+    let text = "name: x\nheads: 4\nhead_dim: 4\npattern:\n  per_head:\n    - {heads: \"0..3\", pattern: full}\n    \
+                - {heads: [3], pattern: {window: {radius: 0}}}\n";
+    let spec = crate::spec::parse(text, "<text>").unwrap_or_else(|error| panic!("{error}"));
+    for n in [80, 8000] {
+        let pattern = crate::pattern::resolve(&spec, n, n).unwrap();
+        let mask = mask_of(&pattern);
+        let found = analyse(&pattern, &mask, &spec, u64::MAX);
+        let mean = (3.0 + 1.0 / n as f64) / 4.0;
+        assert!((found.density - mean).abs() < 1e-12);
+        let reach = found.receptive_field.hops[0];
+        assert!((reach.mean - mean).abs() < 1e-12 && reach.worst.head == 3, "{reach:?}");
+        let balance = found.balance.expect("queries");
+        assert!((balance.mean_keys - mean * n as f64).abs() < 1e-9 && balance.fewest_keys == 1, "{balance:?}");
+        assert!((balance.busiest_tenth - 0.1 / mean).abs() < 1e-9, "{balance:?}");
+        assert!((balance.profile[0] - mean * n as f64).abs() < 1e-6);
+        let far = found.far_weight.expect("quarters");
+        assert!((far.back - 0.75 * 0.25).abs() < 1e-12 && (far.ahead - 0.75 * 0.25).abs() < 1e-12, "{far:?}");
+        assert_eq!(found.spectral_gap.spectral_gap, Some(0.0));
+    }
+}

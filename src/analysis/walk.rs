@@ -19,6 +19,8 @@ pub struct Walk<'a> {
     kv_len: usize,
     /// Keys of each query.
     degrees: Vec<u32>,
+    /// Heads that walk alike.
+    heads: usize,
 }
 
 /// One mask of the head.
@@ -51,7 +53,17 @@ impl<'a> Walk<'a> {
         for part in &parts {
             part.count(q_len, &mut degrees);
         }
-        Some(Self { parts, q_len, kv_len, degrees })
+        Some(Self { parts, q_len, kv_len, degrees, heads: 1 })
+    }
+
+    /// The same walk, of so many heads.
+    pub fn of_heads(self, heads: usize) -> Self {
+        Self { heads, ..self }
+    }
+
+    /// Heads that walk alike: what the walk counts for in a mean over all heads.
+    pub fn heads(&self) -> usize {
+        self.heads
     }
 
     /// Queries.

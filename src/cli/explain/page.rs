@@ -128,7 +128,7 @@ fn legend(picture: &Picture) -> Markup {
     html! {
         div.legend {
             @for (number, class) in picture.classes.iter().enumerate() { span { (swatch(number)) (class.name) } }
-            span { "queries down, keys across; the stronger a cell, the more of its pairs" }
+            span { "queries down, keys across; the stronger a cell, the more of its pairs count" }
         }
     }
 }
