@@ -1,7 +1,7 @@
 """Differentiable attention for torch.
 
-`attention` is a custom operator, `torch.ops.hopweave.attention`: autograd, `torch.compile` and `torch.library.opcheck`
-know it, and fake tensors have shapes.
+`attention` is a custom operator, `torch.ops.hopweave.attention`, for `torch.compile`, fake tensors and transforms. In plain
+eager code it is an autograd function that calls the kernel directly.
 """
 
 from __future__ import annotations
@@ -66,6 +66,12 @@ def attention(
             found, wanted = str(tensor.dtype).removeprefix("torch."), str(_DTYPES[spec.dtype]).removeprefix("torch.")
             raise ShapeError(f"{name}: a tensor of {found}; expected {wanted}, the `dtype` of the spec")
     floats, ids = _sorted(inputs)
+    if _is_eager(q, k, v, *floats.values(), *ids.values()):
+        kernel = kernel_for(spec, q.shape[2], k.shape[2], isa, threads)
+        contiguous = [tensor.contiguous() for tensor in floats.values()]
+        rest = (kernel, key_lengths, dropout, tuple(floats), ids)
+        out, lse = _Eager.apply(_unit(q), _unit(k), _unit(v), rest, *contiguous)
+        return (out, lse) if return_lse else out
     rates = (0.0, 0.0, 0) if dropout is None else dropout._native()
     out, lse = _attention(
         _unit(q),
@@ -84,6 +90,42 @@ def attention(
         threads or 0,
     )
     return (out, lse) if return_lse else out
+
+
+def _is_eager(*tensors: torch.Tensor) -> bool:
+    """Whether nothing but autograd looks on: neither a compiler, nor fake tensors, nor a transform."""
+    modes = getattr(torch._C, "_len_torch_dispatch_stack", None)
+    transforms = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", None)
+    if torch.compiler.is_compiling() or modes is None or transforms is None or modes() > 0 or transforms() is not None:
+        return False
+    return all(type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type == "cpu" for x in tensors)
+
+
+class _Eager(torch.autograd.Function):
+    """The operator without torch's dispatcher, which costs some 80 us a call."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, rest, *floats):
+        kernel, key_lengths, dropout, names, ids = rest
+        inputs = {**{name: x.detach() for name, x in zip(names, floats, strict=True)}, **ids}
+        arguments = {"key_lengths": key_lengths, "inputs": inputs, "dropout": dropout}
+        out, lse = kernel(q.detach(), k.detach(), v.detach(), return_lse=True, **arguments)
+        ctx.save_for_backward(q, k, v, out, lse, *floats)
+        ctx.rest = rest
+        ctx.mark_non_differentiable(lse)
+        return out, lse
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out, _grad_lse):
+        q, k, v, out, lse, *floats = (x.detach() for x in ctx.saved_tensors)
+        kernel, key_lengths, dropout, names, ids = ctx.rest
+        inputs = {**dict(zip(names, floats, strict=True)), **ids}
+        arguments = {"key_lengths": key_lengths, "inputs": inputs, "dropout": dropout}
+        dq, dk, dv, of_inputs = kernel.backward(
+            q, k, v, _unit(grad_out), out=out, lse=lse, return_inputs=True, **arguments
+        )
+        return dq, dk, dv, None, *(of_inputs[name] for name in names)
 
 
 def _sorted(inputs: Mapping[str, torch.Tensor] | None) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
