@@ -11,6 +11,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use hopweave::baselines::{Problem, Training};
 use hopweave::compiler::{self, Options};
 use hopweave::machine;
 use hopweave::runtime::Saved;
@@ -60,7 +61,9 @@ fn median(mut times: Vec<Duration>) -> f64 {
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     let options = Options { threads: THREADS, ..Options::reproducible() };
-    println!("| pattern | n | forward ms | backward ms | of peak | both ms |\n| --- | --- | --- | --- | --- | --- |");
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(THREADS).build().expect("a pool");
+    println!("| pattern | n | forward ms | backward ms | of peak | both ms | unfused backward ms | unfused both ms |");
+    println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
     for &(file, sets, n) in CASES {
         let name = format!("{file} {}", sets.join(" ")).trim().to_owned();
         if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part.as_str())) {
@@ -72,7 +75,11 @@ fn main() {
         let (q, k) = (tensor(&spec, n, 64, 0), tensor(&spec, n, 64, 1));
         let (v, grad) = (tensor(&spec, n, 64, 2), tensor(&spec, n, 64, 3));
         let hops = spec.diffusion.hops.len().max(1) as f64;
-        let flops = 2.0 * compiled.mask.counts().nnz() as f64 * 64.0;
+        let nnz = compiled.mask.counts().nnz();
+        let flops = 2.0 * nnz as f64 * 64.0;
+        let problem = Problem { pattern: &compiled.pattern, spec: &spec, batch: 1, nnz, threads: THREADS };
+        let unfused = Training::prepare(&problem, 8 << 30).expect("edge lists");
+        let (mut both_unfused, mut backward_unfused) = (Vec::new(), Vec::new());
         let (mut forward, mut backward, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
         let budget = Instant::now();
         while forward.len() < 5 || (budget.elapsed() < Duration::from_secs(3) && forward.len() < 50) {
@@ -86,17 +93,28 @@ fn main() {
                 .backward(q.view(), k.view(), v.view(), grad.view(), Some(saved), &Inputs::none(), None, 0)
                 .expect("tensors that fit");
             backward.push(start.elapsed());
+            pool.install(|| {
+                let start = Instant::now();
+                let kept = unfused.forward(q.view(), k.view(), v.view()).expect("tensors that fit");
+                let turn = Instant::now();
+                let views = [q.view(), k.view(), v.view(), grad.view()];
+                unfused.backward(&kept, views).expect("tensors that fit");
+                backward_unfused.push(turn.elapsed());
+                both_unfused.push(start.elapsed());
+            });
         }
         peaks.sort_by(f64::total_cmp);
         let (forward, backward, peak) = (median(forward), median(backward), peaks[peaks.len() - 1]);
         let share = flops * (3.0 * hops + 2.0) / backward / peak * 1e-9;
         let ms = |seconds: f64| 1e3 * seconds;
         println!(
-            "| {name} | {n} | {:.2} | {:.2} | {:.1} % | {:.2} |",
+            "| {name} | {n} | {:.2} | {:.2} | {:.1} % | {:.2} | {:.2} | {:.2} |",
             ms(forward),
             ms(backward),
             100.0 * share,
-            ms(forward + backward)
+            ms(forward + backward),
+            ms(median(backward_unfused)),
+            ms(median(both_unfused))
         );
     }
 }

@@ -213,7 +213,7 @@ fn imported_tiles(module: &mut JITModule) -> Result<[FuncId; TileFn::ALL.len()]>
     // Some function must stand in place of the passes of score mods, until there are some.
     let mut ids = [import(module, TileFn::Pack, TileFn::Pack.name())?; TileFn::ALL.len()];
     for (id, tile) in ids.iter_mut().zip(TileFn::ALL) {
-        if !matches!(tile, TileFn::Mods | TileFn::EdgeMods) {
+        if !tile.is_made_here() {
             *id = import(module, tile, tile.name())?;
         }
     }
@@ -231,6 +231,13 @@ fn mod_passes(plan: &KernelPlan, module: &mut JITModule, tiles: &mut [FuncId; Ti
     };
     if let Some(code) = symbols.edges {
         tiles[TileFn::EdgeMods as usize] = code;
+    }
+    if plan.training.is_some() && !plan.strategy.stores_p() {
+        let options = portable::Options { edges, ..portable::Options::default() };
+        let symbols = portable::define_mod_gradients(module, &mods.mods, options)?;
+        for (tile, code) in [(TileFn::ModGradients, symbols.panel), (TileFn::EdgeModGradients, symbols.edges)] {
+            tiles[tile as usize] = code.unwrap_or(tiles[tile as usize]);
+        }
     }
     Ok(())
 }
@@ -253,7 +260,8 @@ fn portable_tiles(plan: &KernelPlan, module: &mut JITModule) -> Result<[FuncId; 
     for (found, tile) in found.iter_mut().zip(TileFn::ALL) {
         *found = match tile {
             // Mods are replaced where the plan has some.
-            TileFn::Pack | TileFn::Mods | TileFn::EdgeMods => symbols.pack,
+            TileFn::Pack => symbols.pack,
+            tile if tile.is_made_here() => symbols.pack,
             TileFn::Score => symbols.score,
             TileFn::Exp => symbols.exp,
             TileFn::Value => symbols.value,
@@ -272,7 +280,11 @@ fn portable_tiles(plan: &KernelPlan, module: &mut JITModule) -> Result<[FuncId; 
             | TileFn::Transposed
             | TileFn::Scatter
             | TileFn::Gradient
-            | TileFn::EdgeGradient => import(module, tile, tile.name())?,
+            | TileFn::EdgeGradient
+            | TileFn::Mods
+            | TileFn::EdgeMods
+            | TileFn::ModGradients
+            | TileFn::EdgeModGradients => import(module, tile, tile.name())?,
         };
     }
     Ok(found)

@@ -23,6 +23,7 @@ pub mod npy;
 pub mod operator;
 pub mod passes;
 pub mod pattern;
+pub mod picture;
 pub mod plan;
 pub mod runtime;
 pub mod schedule;

@@ -218,8 +218,13 @@ impl Operator {
                 found: format!("{:?}", grad_out.shape()),
             });
         }
-        let mut gradients =
-            Gradients { q: Array4::default(q.dim()), k: Array4::default(k.dim()), v: Array4::default(v.dim()) };
+        let (q_dim, k_dim, v_dim) = (q.dim(), k.dim(), v.dim());
+        let mut gradients = Gradients {
+            q: Array4::default(q_dim),
+            k: Array4::default(k_dim),
+            v: Array4::default(v_dim),
+            inputs: Vec::new(),
+        };
         for (b, facts) in facts.iter().enumerate() {
             let [q, k, v, grad_out] = [&q, &k, &v, &grad_out].map(|tensor| tensor.slice(s![b..=b, .., .., ..]));
             let padded = facts.values(&self.spec, &v);
@@ -238,6 +243,13 @@ impl Operator {
             gradients.q.slice_mut(s![b..=b, .., .., ..]).assign(&of_element.q);
             gradients.k.slice_mut(s![b..=b, .., .., ..]).assign(&of_element.k);
             gradients.v.slice_mut(s![b..=b, .., .., ..]).assign(&of_element.v);
+            if gradients.inputs.is_empty() {
+                gradients.inputs = of_element.inputs;
+            } else {
+                for ((_, sum), (_, of_element)) in gradients.inputs.iter_mut().zip(of_element.inputs) {
+                    *sum += &of_element;
+                }
+            }
         }
         Ok(gradients)
     }

@@ -42,6 +42,7 @@ const MAP: &[(&str, &[&str])] = &[
     ("tune", &["error", "dtype", "spec", "mask", "plan", "compiler", "measure"]),
     ("operator", &["error", "dtype", "dropout", "spec", "pattern", "runtime", "compiler"]),
     ("analysis", &["error", "spec", "pattern", "mask", "schedule"]),
+    ("picture", &["error", "spec", "pattern", "mask", "analysis"]),
     // The interpreter judges baselines too.
     ("baselines", &["error", "spec", "pattern", "interpreter", "analysis"]),
     (
@@ -67,6 +68,7 @@ const MAP: &[(&str, &[&str])] = &[
             "tune",
             "operator",
             "analysis",
+            "picture",
             "baselines",
         ],
     ),

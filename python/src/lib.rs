@@ -19,15 +19,30 @@ use hopweave::spec::{self, Inputs, PatternSpec, Source};
 use hopweave::target::Isa;
 use hopweave::{Dtype, Error};
 use ndarray::{Array3, Ix2, Ix3};
-use numpy::{IntoPyArray, PyArray3, PyArrayDyn};
+use numpy::{IntoPyArray, PyArray3};
 use pyo3::exceptions::{PyMemoryError, PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
 use tensor::{Stored, Tensor};
 
-pyo3::create_exception!(_hopweave, SpecError, PyValueError, "A spec is wrong; the message shows where, and what was expected.");
-pyo3::create_exception!(_hopweave, ShapeError, PyValueError, "A tensor does not fit: the message names it, what it is, and what it must be.");
-pyo3::create_exception!(_hopweave, UnsupportedError, PyRuntimeError, "Something meaningful that this version or machine cannot serve.");
+pyo3::create_exception!(
+    _hopweave,
+    SpecError,
+    PyValueError,
+    "A spec is wrong; the message shows where, and what was expected."
+);
+pyo3::create_exception!(
+    _hopweave,
+    ShapeError,
+    PyValueError,
+    "A tensor does not fit: the message names it, what it is, and what it must be."
+);
+pyo3::create_exception!(
+    _hopweave,
+    UnsupportedError,
+    PyRuntimeError,
+    "Something meaningful that this version or machine cannot serve."
+);
 
 fn raise(error: Error) -> PyErr {
     let message = error.to_string();
@@ -292,12 +307,11 @@ impl PyOperator {
             arguments.with(|arguments| self.inner.backward::<T>(q, k, v, grad_out, saved, arguments))
         });
         let gradients = gradients.map_err(raise)?;
-        let inputs = Vec::<(String, Bound<'py, PyArrayDyn<f32>>)>::new();
         Ok((
             T::array(py, gradients.q),
             T::array(py, gradients.k),
             T::array(py, gradients.v),
-            inputs.into_iter().map(|(name, gradient)| (name, gradient.into_any())).collect(),
+            gradients.inputs.into_iter().map(|(name, grad)| (name, grad.into_pyarray(py).into_any())).collect(),
         ))
     }
 }

@@ -6,8 +6,8 @@ use ndarray::{Array4, ArrayView, ArrayViewD, Dimension, IxDyn, ShapeBuilder};
 use numpy::IntoPyArray;
 use pyo3::prelude::*;
 
-pub use hopweave::half::{bf16, f16};
 use hopweave::half::vec::HalfFloatVecExt;
+pub use hopweave::half::{bf16, f16};
 
 /// A tensor that Python keeps alive during the call: the address of its first element, its shape, and its strides in
 /// elements.
@@ -21,11 +21,8 @@ impl Tensor {
     /// [`Error::Shape`] for strides that are no view.
     pub fn view<T>(&self, name: &str) -> Result<ArrayViewD<'_, T>> {
         let Self(address, shape, strides) = self;
-        let refuse = |found: String| Error::Shape {
-            tensor: name.to_owned(),
-            expected: "elements in memory".to_owned(),
-            found,
-        };
+        let refuse =
+            |found: String| Error::Shape { tensor: name.to_owned(), expected: "elements in memory".to_owned(), found };
         if shape.len() != strides.len() {
             return Err(refuse(format!("{} axes and {} strides", shape.len(), strides.len())));
         }

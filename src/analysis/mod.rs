@@ -10,15 +10,23 @@ use crate::mask::BlockMask;
 use crate::pattern::Pattern;
 use crate::spec::PatternSpec;
 
+mod balance;
 mod edge_list;
+mod paths;
 mod receptive_field;
 mod spectral_gap;
+mod support;
 #[cfg(test)]
 mod tests;
+mod walk;
 
+pub use balance::{Balance, balance};
 pub use edge_list::{EdgeList, KeyFinder};
-pub use receptive_field::{Reach, ReceptiveField, receptive_field};
+pub use paths::{FarWeight, ReachEverything, far_weight, reach_everything};
+pub use receptive_field::{Place, Reach, ReceptiveField, receptive_field};
 pub use spectral_gap::{SpectralGap, spectral_gap};
+pub use support::{Support, each_hop};
+pub use walk::{Journey, Searcher, Walk};
 
 /// Everything that is known about a pattern at given lengths.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -46,6 +54,12 @@ pub struct Analysis {
     /// How fast repeated hops mix.
     #[serde(flatten)]
     pub spectral_gap: SpectralGap,
+    /// How far paths lead with any number of hops; `None` where queries and keys are not the same tokens.
+    pub reach_everything: Option<ReachEverything>,
+    /// Weight between far tokens; `None` where there are too few tokens or hops take too long.
+    pub far_weight: Option<FarWeight>,
+    /// Work over rows; `None` where there are none, and in decoding.
+    pub balance: Option<Balance>,
 }
 
 /// Key segments of all block rows and heads.
@@ -67,6 +81,15 @@ pub fn analyse(pattern: &Pattern, mask: &BlockMask, spec: &PatternSpec, memory_l
     let nnz = counts.nnz();
     let pairs = pattern.q_len as f64 * pattern.kv_len as f64 * spec.heads as f64;
     let rows = crate::mask::QUERY_BLOCK as u64;
+    // Heads of one mask walk alike.
+    let mut walks: Vec<(usize, Walk<'_>)> = Vec::new();
+    let mut seen: Vec<&[u32]> = Vec::new();
+    for (head, masks) in mask.mask_of_head.chunks(mask.parts.max(1)).enumerate() {
+        if !seen.contains(&masks) {
+            seen.push(masks);
+            walks.extend(Walk::new(mask, head).map(|walk| (head, walk)));
+        }
+    }
     Analysis {
         q_len: pattern.q_len,
         kv_len: pattern.kv_len,
@@ -82,8 +105,11 @@ pub fn analyse(pattern: &Pattern, mask: &BlockMask, spec: &PatternSpec, memory_l
             computed_pairs: (counts.full_keys + counts.partial_keys) * rows,
         },
         empty_rows: counts.empty_rows,
-        receptive_field: receptive_field(pattern, spec, memory_limit),
-        spectral_gap: spectral_gap(pattern, counts.empty_rows, nnz, memory_limit),
+        receptive_field: receptive_field(pattern, &walks, spec, memory_limit),
+        spectral_gap: spectral_gap(pattern, &walks, &spec.diffusion),
+        reach_everything: reach_everything(&walks),
+        far_weight: far_weight(&walks, &spec.diffusion),
+        balance: balance(mask, &walks),
     }
 }
 
@@ -91,9 +117,4 @@ pub fn analyse(pattern: &Pattern, mask: &BlockMask, spec: &PatternSpec, memory_l
 pub fn flops(nnz: u64, spec: &PatternSpec) -> u64 {
     let per_pair = 2 * spec.head_dim + 2 * spec.diffusion.hops.len() * spec.value_dim;
     nnz.saturating_mul(per_pair as u64)
-}
-
-/// The heads whose patterns may differ from each other.
-fn distinct_heads(pattern: &Pattern) -> std::ops::Range<usize> {
-    0..if pattern.depends_on_head() { pattern.heads } else { pattern.heads.min(1) }
 }

@@ -8,9 +8,10 @@ use std::sync::OnceLock;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::{EdgeList, KeyFinder, distinct_heads};
+use super::support::{count, set};
+use super::{EdgeList, Searcher, Support, Walk, each_hop};
 use crate::pattern::Pattern;
-use crate::spec::{HopFactors, PatternSpec};
+use crate::spec::{Diffusion, HopFactors, PatternSpec};
 
 /// Longest sequence that is followed in full.
 const EXACT: usize = 4096;
@@ -40,32 +41,52 @@ pub struct Reach {
     pub mean: f64,
     /// Least over the queries.
     pub minimum: f64,
+    /// The first query that has the least.
+    pub worst: Place,
+}
+
+/// A query of a head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Place {
+    /// Query head.
+    pub head: usize,
+    /// Query, counted from 0.
+    pub query: usize,
 }
 
 /// Follows the support of Z_1 to Z_K. `memory_limit` in bytes bounds the bit matrices.
-pub fn receptive_field(pattern: &Pattern, spec: &PatternSpec, memory_limit: u64) -> ReceptiveField {
+/// `walks` are those of the distinct heads, with their numbers.
+pub fn receptive_field(
+    pattern: &Pattern,
+    walks: &[(usize, Walk<'_>)],
+    spec: &PatternSpec,
+    memory_limit: u64,
+) -> ReceptiveField {
     let hops = &spec.diffusion.hops;
     if pattern.q_len == 0 || pattern.kv_len == 0 || hops.is_empty() {
         return ReceptiveField { hops: Vec::new(), rows: 0, note: String::new() };
     }
-    let heads: Vec<usize> = distinct_heads(pattern).collect();
-    let matrices = 3 * pattern.q_len as u64 * pattern.kv_len as u64 / 8;
+    if walks.is_empty() {
+        return decoding(pattern);
+    }
+    let matrices = Support::bytes(pattern.q_len, pattern.kv_len);
     if pattern.q_len.max(pattern.kv_len) <= EXACT && matrices <= memory_limit {
-        let each: Vec<Vec<Shares>> =
-            heads.iter().map(|&head| exact(pattern, head, spec.diffusion.initial != 0.0, hops)).collect();
+        let each: Vec<Vec<Shares>> = walks.iter().map(|(head, _)| exact(pattern, *head, &spec.diffusion)).collect();
         return ReceptiveField { hops: join(&each), rows: pattern.q_len, note: String::new() };
     }
     let rows = SAMPLE.min(pattern.q_len);
     // The middle of each share of the queries: neither end, where global tokens stand more often than not.
     let queries: Vec<usize> = (0..rows).map(|i| (2 * i + 1) * pattern.q_len / (2 * rows)).collect();
-    let visits = VISITS / (heads.len() * rows);
+    let visits = VISITS / (walks.len() * rows);
     let initial = spec.diffusion.initial != 0.0;
-    let each: Vec<Option<Vec<Shares>>> = heads
+    let each: Vec<Option<Vec<Shares>>> = walks
         .iter()
-        .flat_map(|&head| {
+        .flat_map(|(head, walk)| {
             let everything = OnceLock::new();
-            let follow = |&query| sampled(pattern, (head, query), initial, hops, visits, &everything);
-            queries.par_iter().map(follow).collect::<Vec<_>>()
+            let follow = |searcher: &mut Searcher, &query: &usize| {
+                sampled((walk, searcher), (*head, query), initial, hops, visits, &everything)
+            };
+            queries.par_iter().map_init(Searcher::default, follow).collect::<Vec<_>>()
         })
         .collect();
     let done: Vec<Vec<Shares>> = each.iter().flatten().cloned().collect();
@@ -80,61 +101,58 @@ pub fn receptive_field(pattern: &Pattern, spec: &PatternSpec, memory_limit: u64)
     ReceptiveField { hops: join(&done), rows, note }
 }
 
+/// The reach of single queries whose heads stand in one row, which have one hop.
+fn decoding(pattern: &Pattern) -> ReceptiveField {
+    let classes = pattern.head_classes();
+    let distinct = (0..pattern.heads).filter(|&head| !classes[..head].contains(&classes[head]));
+    let each: Vec<Vec<Shares>> = distinct
+        .map(|head| {
+            let list = EdgeList::build(pattern, head);
+            let of = |query: usize| list.row(query).len() as f64 / pattern.kv_len as f64;
+            let worst = (0..pattern.q_len).min_by(|&a, &b| of(a).total_cmp(&of(b))).unwrap_or(0);
+            let mean = list.keys.len() as f64 / (pattern.q_len as f64 * pattern.kv_len as f64);
+            vec![Shares { mean, minimum: of(worst), worst: Place { head, query: worst } }]
+        })
+        .collect();
+    ReceptiveField { hops: join(&each), rows: pattern.q_len, note: String::new() }
+}
+
 /// Shares of some rows after one hop.
 #[derive(Debug, Clone, Copy)]
 struct Shares {
     mean: f64,
     minimum: f64,
+    worst: Place,
 }
 
 /// Means of means and minima of minima; each entry has one item a hop.
 fn join(each: &[Vec<Shares>]) -> Vec<Reach> {
     let Some(first) = each.first() else { return Vec::new() };
     (0..first.len())
-        .map(|hop| Reach {
-            hop: hop + 1,
-            mean: each.iter().map(|shares| shares[hop].mean).sum::<f64>() / each.len() as f64,
-            minimum: each.iter().map(|shares| shares[hop].minimum).fold(1.0, f64::min),
+        .map(|hop| {
+            // Of equally small ones the first.
+            let least = each.iter().min_by(|a, b| a[hop].minimum.total_cmp(&b[hop].minimum)).unwrap_or(first)[hop];
+            let mean = each.iter().map(|shares| shares[hop].mean).sum::<f64>() / each.len() as f64;
+            Reach { hop: hop + 1, mean, minimum: least.minimum, worst: least.worst }
         })
         .collect()
 }
 
-/// Support of all rows: R_0 = identity, R_{j+1} = A R_j with the identity where there is a restart.
-fn exact(pattern: &Pattern, head: usize, initial: bool, hops: &[HopFactors]) -> Vec<Shares> {
+/// Shares of all rows.
+fn exact(pattern: &Pattern, head: usize, diffusion: &Diffusion) -> Vec<Shares> {
     let (q_len, kv_len) = (pattern.q_len, pattern.kv_len);
     let list = EdgeList::build(pattern, head);
-    let width = kv_len.div_ceil(64);
-    let mut reached = vec![0_u64; kv_len * width];
-    if initial {
-        for (key, row) in reached.chunks_exact_mut(width).enumerate() {
-            set(row, key);
-        }
-    }
-    hops.iter()
-        .map(|hop| {
-            let mut next = vec![0_u64; q_len * width];
-            next.par_chunks_exact_mut(width).enumerate().for_each(|(query, row)| {
-                if hop.step != 0.0 {
-                    for &key in list.row(query) {
-                        let from = key as usize * width;
-                        for (bits, more) in row.iter_mut().zip(&reached[from..from + width]) {
-                            *bits |= more;
-                        }
-                    }
-                }
-                if hop.restart != 0.0 && query < kv_len {
-                    set(row, query);
-                }
-            });
-            let counts = next.chunks_exact(width).map(count);
-            let shares = Shares {
-                mean: counts.clone().sum::<u64>() as f64 / (q_len as f64 * kv_len as f64),
-                minimum: counts.min().unwrap_or(0) as f64 / kv_len as f64,
-            };
-            reached = next;
-            shares
-        })
-        .collect()
+    let mut shares = Vec::new();
+    each_hop(&list, kv_len, diffusion, |_, support| {
+        let counts: Vec<u64> = support.rows().map(count).collect();
+        let (query, least) = counts.iter().enumerate().min_by_key(|&(_, count)| count).unwrap_or((0, &0));
+        shares.push(Shares {
+            mean: counts.iter().sum::<u64>() as f64 / (q_len as f64 * kv_len as f64),
+            minimum: *least as f64 / kv_len as f64,
+            worst: Place { head, query },
+        });
+    });
+    shares
 }
 
 /// Support of one row of Z_1 to Z_K. `None` when more than `visits` rows would have to be visited.
@@ -143,27 +161,36 @@ fn exact(pattern: &Pattern, head: usize, initial: bool, hops: &[HopFactors]) -> 
 /// Row q of Z_t holds V at walks[t] (q's keys' keys, t times over) and, for every hop with a restart, at the
 /// walks that lead to it.
 fn sampled(
-    pattern: &Pattern,
+    (walk, searcher): (&Walk<'_>, &mut Searcher),
     (head, query): (usize, usize),
     initial: bool,
     hops: &[HopFactors],
     visits: usize,
     everything: &OnceLock<Vec<u64>>,
 ) -> Option<Vec<Shares>> {
-    let width = pattern.kv_len.max(pattern.q_len).div_ceil(64);
+    let width = walk.keys().max(walk.queries()).div_ceil(64);
     let mut start = vec![0_u64; width];
     set(&mut start, query);
     let mut walks = vec![start];
-    let (mut finder, mut visited) = (KeyFinder::default(), 0);
+    let mut visited = 0;
     for _ in hops {
         let last = &walks[walks.len() - 1];
         let reached = count(last) as usize;
+        let mut step = || {
+            let mut keys = walk.keys_of(last, searcher);
+            keys.resize(width, 0);
+            keys
+        };
+        if reached == walk.queries() {
+            let next = everything.get_or_init(step).clone();
+            walks.push(next);
+            continue;
+        }
         visited += reached;
         if visited > visits {
             return None;
         }
-        let mut step = || keys_of(pattern, head, last, &mut finder);
-        let next = if reached == pattern.q_len { everything.get_or_init(step).clone() } else { step() };
+        let next = step();
         walks.push(next);
     }
     let support = |t: usize| {
@@ -183,37 +210,24 @@ fn sampled(
         }
         count(&reached)
     };
-    let share = |t| support(t) as f64 / pattern.kv_len as f64;
-    Some((1..=hops.len()).map(|t| Shares { mean: share(t), minimum: share(t) }).collect())
-}
-
-/// The keys of all queries in a set.
-fn keys_of(pattern: &Pattern, head: usize, queries: &[u64], finder: &mut KeyFinder) -> Vec<u64> {
-    let mut keys = vec![0_u64; queries.len()];
-    for (block, &bits) in queries.iter().enumerate() {
-        let mut bits = bits;
-        while bits != 0 {
-            let row = block * 64 + bits.trailing_zeros() as usize;
-            bits &= bits - 1;
-            finder.each_word(pattern, head, row, |block, word| keys[block as usize] |= word);
-        }
-    }
-    keys
-}
-
-fn set(row: &mut [u64], bit: usize) {
-    row[bit / 64] |= 1 << (bit % 64);
-}
-
-fn count(row: &[u64]) -> u64 {
-    row.iter().map(|word| u64::from(word.count_ones())).sum()
+    let share = |t| support(t) as f64 / walk.keys() as f64;
+    let of_row = |t| {
+        let share = share(t);
+        Shares { mean: share, minimum: share, worst: Place { head, query } }
+    };
+    Some((1..=hops.len()).map(of_row).collect())
 }
 
 #[cfg(test)]
 pub(super) fn both_ways(pattern: &Pattern, head: usize, initial: bool, hops: &[HopFactors]) -> [Vec<(f64, f64)>; 2] {
-    let exact = exact(pattern, head, initial, hops).iter().map(|shares| (shares.mean, shares.minimum)).collect();
+    let diffusion =
+        Diffusion { initial: f64::from(u8::from(initial)), hops: hops.to_vec(), store: crate::spec::Dtype::F32 };
+    let exact = exact(pattern, head, &diffusion).iter().map(|shares| (shares.mean, shares.minimum)).collect();
+    let mask = crate::mask::build(pattern, u64::MAX).expect("a mask");
+    let walk = Walk::new(&mask, head).expect("no rows of several heads");
+    let mut searcher = Searcher::default();
     let rows: Vec<Vec<Shares>> = (0..pattern.q_len)
-        .filter_map(|query| sampled(pattern, (head, query), initial, hops, usize::MAX, &OnceLock::new()))
+        .filter_map(|query| sampled((&walk, &mut searcher), (head, query), initial, hops, usize::MAX, &OnceLock::new()))
         .collect();
     [exact, join(&rows).iter().map(|reach| (reach.mean, reach.minimum)).collect()]
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use super::receptive_field::both_ways;
 use super::*;
 use crate::pattern::{Cover, KeySet, Leaf, Tree};
-use crate::spec::{Align, HopFactors};
+use crate::spec::{Align, Diffusion, HopFactors};
 
 /// A leaf given by its predicate over (head, q, k).
 #[derive(Debug)]
@@ -75,29 +75,204 @@ fn close(a: &[(f64, f64)], b: &[(f64, f64)]) {
     }
 }
 
+fn mask_of(pattern: &Pattern) -> BlockMask {
+    crate::mask::build(pattern, u64::MAX).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Gaps of a pattern of one head.
+fn gap(pattern: &Pattern, diffusion: &Diffusion) -> SpectralGap {
+    let mask = mask_of(pattern);
+    let walks: Vec<(usize, Walk<'_>)> = Walk::new(&mask, 0).map(|walk| (0, walk)).into_iter().collect();
+    spectral_gap(pattern, &walks, diffusion)
+}
+
+fn near(found: Option<f64>, expected: f64, relative: f64) {
+    let found = found.unwrap_or_else(|| panic!("nothing, expected {expected}"));
+    assert!((found - expected).abs() <= relative * expected.abs().max(1e-12), "{found}, expected {expected}");
+}
+
 #[test]
 fn gaps_of_known_walks() {
-    let gap = |pattern: &Pattern| {
-        let nnz = EdgeList::build(pattern, 0).keys.len() as u64;
-        spectral_gap(pattern, 0, nnz, u64::MAX)
-    };
+    let plain = Diffusion::plain();
     // Full: one step mixes. Self only: nothing ever does.
-    assert_eq!(gap(&pattern(50, |_, _, _| true)).spectral_gap, Some(1.0));
-    assert!(gap(&pattern(50, |_, q, k| q == k)).spectral_gap.unwrap() < 1e-9);
+    near(gap(&pattern(50, |_, _, _| true), &plain).spectral_gap, 1.0, 1e-12);
+    assert!(gap(&pattern(50, |_, q, k| q == k), &plain).spectral_gap.unwrap() < 1e-9);
     // Causal: the matrix is triangular with 1, 1/2, 1/3, ... on the diagonal.
-    let causal = gap(&pattern(40, |_, q, k| k <= q));
-    assert!((causal.spectral_gap.unwrap() - 0.5).abs() < 0.01, "{causal:?}");
+    let causal = gap(&pattern(40, |_, q, k| k <= q), &plain);
+    near(causal.spectral_gap, 0.5, 1e-12);
+    assert_eq!(causal.spectral_gap_residual, Some(0.0));
     // A lazy cycle of n: eigenvalues (1 + 2 cos(2 pi j / n)) / 3.
-    let cycle = gap(&pattern(64, |_, q, k| q == k || (q + 1) % 64 == k || (k + 1) % 64 == q));
-    let expected = 1.0 - (1.0 + 2.0 * (std::f64::consts::TAU / 64.0).cos()) / 3.0;
-    assert!((cycle.spectral_gap.unwrap() / expected - 1.0).abs() < 0.02, "{cycle:?} against {expected}");
+    let cycle = gap(&pattern(64, |_, q, k| q == k || (q + 1) % 64 == k || (k + 1) % 64 == q), &plain);
+    near(cycle.spectral_gap, 1.0 - (1.0 + 2.0 * (std::f64::consts::TAU / 64.0).cos()) / 3.0, 0.02);
+    // One way round, lazily: (1 + e^(2 pi i j / n)) / 2, a complex pair.
+    let round = gap(&pattern(16, |_, q, k| q == k || (q + 1) % 16 == k), &plain);
+    let angle = std::f64::consts::TAU / 16.0;
+    near(round.spectral_gap, 1.0 - ((2.0 + 2.0 * angle.cos()) / 4.0).sqrt(), 0.02);
+    near(round.second_eigenvalue.map(|value| value[1].abs()), angle.sin() / 2.0, 0.02);
+    // A lone pair of sides: from one side to the other and back, with eigenvalue -1.
+    let sides = gap(&pattern(20, |_, q, k| (q + k) % 2 == 1), &plain);
+    assert!(sides.spectral_gap.unwrap() < 1e-9, "{sides:?}");
+    near(sides.second_eigenvalue.map(|value| value[0]), -1.0, 1e-9);
+}
+
+#[test]
+fn parts_that_never_meet_have_no_gap() {
+    for text in ["{chunk: {size: 50}}", "{window: {radius: 40, dilation: 2}}"] {
+        let spec = crate::spec::parse(&format!("name: x\nhead_dim: 4\npattern: {text}\n"), "<text>").unwrap();
+        let apart = gap(&crate::pattern::resolve(&spec, 2000, 2000).unwrap(), &Diffusion::plain());
+        assert_eq!((apart.spectral_gap, apart.spectral_gap_residual), (Some(0.0), Some(0.0)), "{text}");
+    }
+}
+
+#[test]
+fn a_slow_walk_settles() {
+    // A window over a long path: 1 - λ2 is about the variance of a step times (π / n)² / 2, and 0.8 % more with the ends.
+    let n = 8192;
+    let spec = crate::spec::parse("name: x\nhead_dim: 4\npattern: {window: {radius: 64}}\n", "<text>").unwrap();
+    let slow = gap(&crate::pattern::resolve(&spec, n, n).unwrap(), &Diffusion::plain());
+    let variance = 64.0 * 65.0 / 3.0;
+    near(slow.spectral_gap, 1.008 * variance * (std::f64::consts::PI / n as f64).powi(2) / 2.0, 0.01);
+    assert_eq!(slow.spectral_gap_note, "");
+}
+
+#[test]
+fn the_diffused_gap_is_the_polynomial_of_the_eigenvalue() {
+    let causal = pattern(40, |_, q, k| k <= q);
+    // p(x) = 0.81 x² + 0.09 x + 0.1, and λ2 = 1/2.
+    let restart = gap(&causal, &Diffusion::restart(2, 0.1));
+    near(restart.diffused_gap, 1.0 - (0.81 / 4.0 + 0.09 / 2.0 + 0.1), 1e-12);
+    near(gap(&causal, &Diffusion::plain()).diffused_gap, 0.5, 1e-12);
+    // p(1) need not be 1: (2 + 3/2) / 5.
+    near(gap(&causal, &Diffusion::polynomial(&[2.0, 3.0])).diffused_gap, 1.0 - 3.5 / 5.0, 1e-12);
+    assert_eq!(gap(&causal, &Diffusion::polynomial(&[1.0, -1.0])).diffused_gap, None);
+    // Against the eigenvalue of the diffused operator itself, on a symmetric walk: (1 + 2 cos) / 3.
+    let cycle =
+        gap(&pattern(64, |_, q, k| q == k || (q + 1) % 64 == k || (k + 1) % 64 == q), &Diffusion::restart(3, 0.2));
+    let x = (1.0 + 2.0 * (std::f64::consts::TAU / 64.0).cos()) / 3.0;
+    let z = (0..3).fold(1.0, |z, _| 0.8 * x * z + 0.2);
+    near(cycle.diffused_gap, 1.0 - z, 0.02);
 }
 
 #[test]
 fn there_is_no_gap_without_keys() {
-    let none = spectral_gap(&pattern(4, |_, q, _| q > 0), 1, 12, u64::MAX);
+    let none = gap(&pattern(4, |_, q, _| q > 0), &Diffusion::plain());
     assert_eq!(none.spectral_gap, None);
     assert_eq!(none.spectral_gap_note, "1 queries have no key, so the walk ends there");
-    let large = spectral_gap(&pattern(4, |_, _, _| true), 0, 1 << 40, u64::MAX);
-    assert!(large.spectral_gap_note.contains("too many"), "{large:?}");
+}
+
+/// Patterns whose masks have every form: runs, words, edges, permuted rows, residue classes, lists of parts.
+fn patterns_of_every_form() -> Vec<Pattern> {
+    let texts = [
+        "causal",
+        "{window: {radius: 20}}",
+        "{window: {radius: 9, dilation: 4}}",
+        "{any: [{window: {radius: 5}}, {global: {tokens: [3, 170]}}, {random: {keys_per_query: 4, seed: 1}}]}",
+        "{all: [causal, {any: [{window: {radius: 7}}, {strided: {step: 8, mode: diagonal}}]}]}",
+        "{where: \"(q * 7 + k * 3) % 11 == 0\"}",
+    ];
+    let resolve = |text: &&str| {
+        let text = format!("name: x\nhead_dim: 4\npattern: {text}\n");
+        let spec = crate::spec::parse(&text, "<text>").unwrap_or_else(|error| panic!("{error}"));
+        crate::pattern::resolve(&spec, 300, 300).unwrap_or_else(|error| panic!("{error}"))
+    };
+    texts.iter().map(resolve).collect()
+}
+
+#[test]
+fn walks_step_as_the_edge_list_says() {
+    for pattern in patterns_of_every_form() {
+        let list = EdgeList::build(&pattern, 0);
+        for mask in [mask_of(&pattern), crate::mask::build_in_parts(&pattern, u64::MAX, 1).unwrap()] {
+            let walk = Walk::new(&mask, 0).expect("no rows of several heads");
+            let x: Vec<f64> = (0..300).map(|i| (i as f64 * 0.7).sin() + 0.3).collect();
+            let mut y = vec![f64::NAN; 300];
+            walk.apply(&x, &mut y);
+            for (query, y) in y.iter().enumerate() {
+                let keys = list.row(query);
+                let sum: f64 = keys.iter().map(|&key| x[key as usize]).sum();
+                let expected = sum / keys.len().max(1) as f64;
+                assert!((y - expected).abs() < 1e-12, "{query}: {y} against {expected}");
+                assert_eq!(walk.degrees()[query] as usize, keys.len());
+            }
+            let causal = (0..300).all(|query| list.row(query).iter().all(|&key| key as usize <= query));
+            assert_eq!(walk.is_causal(), causal);
+        }
+    }
+}
+
+#[test]
+fn journeys_are_those_of_a_plain_search() {
+    for pattern in patterns_of_every_form() {
+        let list = EdgeList::build(&pattern, 0);
+        let mask = mask_of(&pattern);
+        let walk = Walk::new(&mask, 0).expect("no rows of several heads");
+        let mut searcher = Searcher::default();
+        for from in [0, 17, 150, 299] {
+            let mut hops = vec![usize::MAX; 300];
+            hops[from] = 0;
+            let mut queue = std::collections::VecDeque::from([from]);
+            while let Some(query) = queue.pop_front() {
+                for &key in list.row(query) {
+                    if hops[key as usize] == usize::MAX {
+                        hops[key as usize] = hops[query] + 1;
+                        queue.push_back(key as usize);
+                    }
+                }
+            }
+            let reached = hops.iter().filter(|&&hops| hops != usize::MAX);
+            let expected = Journey { hops: reached.clone().copied().max().unwrap(), reached: reached.count() };
+            assert_eq!(walk.follow(from, &mut searcher), expected, "from {from}");
+        }
+    }
+}
+
+#[test]
+fn everything_is_reached_or_never() {
+    let everything = |pattern: &Pattern| {
+        let mask = mask_of(pattern);
+        let walks = [(0, Walk::new(&mask, 0).expect("no rows of several heads"))];
+        reach_everything(&walks).expect("tokens")
+    };
+    let window = everything(&pattern(100, |_, q, k| q.abs_diff(k) <= 3));
+    assert_eq!((window.hops, window.slowest.query, window.never_all), (33, 0, 0));
+    assert!(window.all_followed && window.followed == 100);
+    let causal = everything(&pattern(100, |_, q, k| k <= q));
+    assert_eq!((causal.hops, causal.never_all), (1, 99));
+    assert_eq!(causal.least, Some((Place { head: 0, query: 0 }, 1)));
+}
+
+#[test]
+fn far_weight_of_known_patterns() {
+    let weight = |pattern: &Pattern, diffusion: &Diffusion| {
+        let mask = mask_of(pattern);
+        let walks = [(0, Walk::new(&mask, 0).expect("no rows of several heads"))];
+        far_weight(&walks, diffusion)
+    };
+    let full = weight(&pattern(64, |_, _, _| true), &Diffusion::restart(3, 0.0)).expect("tokens");
+    assert!((full.back - 0.25).abs() < 1e-12 && (full.ahead - 0.25).abs() < 1e-12 && full.full == 0.25);
+    // A restart keeps a tenth of every query at home.
+    let kept = weight(&pattern(64, |_, _, _| true), &Diffusion::restart(1, 0.1)).expect("tokens");
+    assert!((kept.back - 0.9 * 0.25).abs() < 1e-12);
+    // Causal, one hop: query q gives 16 / (q + 1) to the first 16 keys, and nothing goes ahead.
+    let causal = weight(&pattern(64, |_, q, k| k <= q), &Diffusion::plain()).expect("tokens");
+    let expected = (48..64).map(|q| 16.0 / f64::from(q + 1)).sum::<f64>() / 16.0;
+    assert!((causal.back - expected).abs() < 1e-12 && causal.ahead == 0.0);
+    assert_eq!(weight(&pattern(3, |_, _, _| true), &Diffusion::plain()), None);
+}
+
+#[test]
+fn balance_counts_keys_and_block_rows() {
+    let of = |pattern: &Pattern| {
+        let mask = mask_of(pattern);
+        balance(&mask, &[(0, Walk::new(&mask, 0).expect("no rows of several heads"))]).expect("queries")
+    };
+    let even = of(&pattern(640, |_, _, _| true));
+    assert_eq!((even.fewest_keys, even.most_keys, even.most.query), (640, 640, 0));
+    assert!((even.busiest_tenth - 0.1).abs() < 1e-12 && (even.block_row_peak - 1.0).abs() < 1e-12);
+    let causal = of(&pattern(640, |_, q, k| k <= q));
+    assert_eq!((causal.fewest_keys, causal.most_keys, causal.most.query), (1, 640, 639));
+    assert!((causal.mean_keys - 320.5).abs() < 1e-12 && causal.block_row_peak > 1.5);
+    let busiest: u32 = (577..=640).sum();
+    assert!((causal.busiest_tenth - f64::from(busiest) / 205_120.0).abs() < 1e-12);
+    assert!(causal.profile.len() == 64 && causal.profile.is_sorted() && causal.profile[0] == 5.5);
 }

@@ -160,3 +160,71 @@ pub fn spmm(
         }
     }
 }
+
+/// As [`sddmm`], but added to what stands in `scores`.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+pub fn add_sddmm(q: &[f32], k: &[f32], d: usize, offsets: &[usize], keys: &[u32], scale: f32, scores: &mut [f32]) {
+    for (query, edges) in q.chunks_exact(d).zip(offsets.windows(2)) {
+        let edges = edges[0] - offsets[0]..edges[1] - offsets[0];
+        for (score, &key) in scores[edges.clone()].iter_mut().zip(&keys[edges]) {
+            let key = key as usize * d;
+            *score = scale.mul_add(dot(query, &k[key..key + d]), *score);
+        }
+    }
+}
+
+/// The gradient of a softmax over the edges of each row, in place: `dp[e] = p[e] · (dp[e] − Σ p dp)`.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+pub fn edge_softmax_gradient(offsets: &[usize], p: &[f32], dp: &mut [f32]) {
+    for edges in offsets.windows(2) {
+        let edges = edges[0] - offsets[0]..edges[1] - offsets[0];
+        let (p, dp) = (&p[edges.clone()], &mut dp[edges]);
+        let mean = dot(p, dp);
+        for (dp, &p) in dp.iter_mut().zip(p) {
+            *dp = p * (*dp - mean);
+        }
+    }
+}
+
+/// SpMM by the transpose, added to: `out[key] += factor · Σ_e p[edges[e]] · g[query(e)]` over the edges of the keys in
+/// `offsets`. `queries` and `edges` start at the first of them, `out` at the first key.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+pub fn add_spmm_transposed(
+    p: &[f32],
+    (queries, edges): (&[u32], &[u32]),
+    offsets: &[usize],
+    g: &[f32],
+    width: usize,
+    factor: f32,
+    out: &mut [f32],
+) {
+    /// As in [`spmm`].
+    const COLUMNS: usize = 4 * LANES;
+    for (out, of_key) in out.chunks_exact_mut(width).zip(offsets.windows(2)) {
+        let of_key = of_key[0] - offsets[0]..of_key[1] - offsets[0];
+        let (queries, edges) = (&queries[of_key.clone()], &edges[of_key]);
+        let mut start = 0;
+        while start + COLUMNS <= width {
+            let mut sums = [0.0_f32; COLUMNS];
+            for (&edge, &query) in edges.iter().zip(queries) {
+                let p = p[edge as usize];
+                let row = query as usize * width + start;
+                let row = &g[row..row + COLUMNS];
+                for i in 0..COLUMNS {
+                    sums[i] = p.mul_add(row[i], sums[i]);
+                }
+            }
+            for (out, sum) in out[start..start + COLUMNS].iter_mut().zip(sums) {
+                *out = factor.mul_add(sum, *out);
+            }
+            start += COLUMNS;
+        }
+        for (&edge, &query) in edges.iter().zip(queries) {
+            let p = factor * p[edge as usize];
+            let row = query as usize * width;
+            for (out, &x) in out[start..].iter_mut().zip(&g[row + start..row + width]) {
+                *out = p.mul_add(x, *out);
+            }
+        }
+    }
+}

@@ -19,6 +19,8 @@ mod lanes;
 mod tests;
 mod unfused;
 
+pub use unfused::{Gradients, Kept, Training};
+
 /// All baselines, in the order in which tables show them.
 pub const BASELINES: &[Baseline] = &[dense::BASELINE, unfused::BASELINE];
 

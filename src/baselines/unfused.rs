@@ -14,6 +14,10 @@ use crate::error::{Error, Result};
 use crate::pattern::Pattern;
 use crate::spec::PatternSpec;
 
+mod training;
+
+pub use training::{Gradients, Kept, Training};
+
 /// The line in the table.
 pub const BASELINE: Baseline = Baseline {
     name: "unfused",
@@ -36,9 +40,7 @@ fn bytes(problem: &Problem<'_>) -> u64 {
 }
 
 fn prepare(problem: &Problem<'_>) -> Box<dyn Prepared> {
-    let (classes, _) = head_classes(problem.pattern);
-    let lists = (0..classes).into_par_iter().map(|head| EdgeList::build(problem.pattern, head)).collect();
-    Box::new(Unfused { pattern: problem.pattern.clone(), spec: problem.spec.clone(), lists })
+    Box::new(Unfused::new(problem))
 }
 
 struct Unfused {
@@ -59,6 +61,12 @@ struct Task<'a> {
 }
 
 impl Unfused {
+    fn new(problem: &Problem<'_>) -> Self {
+        let (classes, _) = head_classes(problem.pattern);
+        let lists = (0..classes).into_par_iter().map(|head| EdgeList::build(problem.pattern, head)).collect();
+        Self { pattern: problem.pattern.clone(), spec: problem.spec.clone(), lists }
+    }
+
     /// All rows of all (batch, head), cut into tasks.
     fn tasks(&self, batch: usize) -> Vec<Task<'_>> {
         let (_, class) = head_classes(&self.pattern);
@@ -91,49 +99,77 @@ fn parts<'t, 'a, 'w>(
     tasks.iter().map(cut).collect()
 }
 
-impl Prepared for Unfused {
-    fn run(&self, q: ArrayView4<'_, f32>, k: ArrayView4<'_, f32>, v: ArrayView4<'_, f32>) -> Result<Array4<f32>> {
-        let (q_len, kv_len) = (self.pattern.q_len, self.pattern.kv_len);
-        let (d, width) = (self.spec.head_dim, self.spec.value_dim);
-        let shape = (q.dim().0, self.spec.heads, q_len, width);
-        let (q, k, v) = (flat(q), flat(k), flat(v));
-        // Grouped heads share keys and values; the batch is part of a place, so places divide as heads do.
-        let group = self.spec.heads / self.spec.kv_heads;
-        let kv_place = |place: usize| place / group;
-        let tasks = self.tasks(shape.0);
+impl Unfused {
+    /// Which (batch, key/value head) a (batch, head) reads. The batch is part of a place, so places divide as heads do.
+    fn kv_place(&self, place: usize) -> usize {
+        place / (self.spec.heads / self.spec.kv_heads)
+    }
+
+    /// A, an entry an edge.
+    fn probabilities(&self, tasks: &[Task<'_>], q: &[f32], k: &[f32]) -> Vec<f32> {
+        let (q_len, kv_len, d) = (self.pattern.q_len, self.pattern.kv_len, self.spec.head_dim);
         let mut p = vec![0.0; tasks.iter().map(|task| task.keys.len()).sum()];
         let scale = (self.spec.scale * LOG2_E) as f32;
-        parts(&tasks, &mut p, |task| task.keys.len()).into_par_iter().for_each(|(task, p)| {
+        parts(tasks, &mut p, |task| task.keys.len()).into_par_iter().for_each(|(task, p)| {
             let q = &q[(task.place * q_len + task.rows.start) * d..(task.place * q_len + task.rows.end) * d];
-            let k = &k[kv_place(task.place) * kv_len * d..][..kv_len * d];
+            let k = &k[self.kv_place(task.place) * kv_len * d..][..kv_len * d];
             lanes::sddmm(q, k, d, task.offsets, task.keys, scale, p);
         });
-        parts(&tasks, &mut p, |task| task.keys.len())
+        parts(tasks, &mut p, |task| task.keys.len())
             .into_par_iter()
             .for_each(|(task, p)| lanes::edge_softmax(task.offsets, p));
-
-        let diffusion = &self.spec.diffusion;
-        let mut z = Cow::Borrowed(&v[..]);
-        if diffusion.initial != 1.0 {
-            z.to_mut().iter_mut().for_each(|x| *x *= diffusion.initial as f32);
-        }
-        for (number, hop) in diffusion.hops.iter().enumerate() {
-            let mut next = vec![0.0; shape.0 * shape.1 * q_len * width];
-            let probabilities = parts(&tasks, &mut p, |task| task.keys.len());
-            let outputs = parts(&tasks, &mut next, |task| task.rows.len() * width);
-            probabilities.into_par_iter().zip(outputs).for_each(|((task, p), (_, out))| {
-                // V is read first, one matrix a key/value head; afterwards every query head has its own Z.
-                let source = if number == 0 { kv_place(task.place) } else { task.place };
-                let z = &z[source * kv_len * width..][..kv_len * width];
-                let first = kv_place(task.place) * kv_len + task.rows.start;
-                let v = (hop.restart != 0.0).then(|| &v[first * width..(first + task.rows.len()) * width]);
-                lanes::spmm(p, task.keys, task.offsets, z, width, (hop.step as f32, hop.restart as f32), v, out);
-            });
-            z = Cow::Owned(next);
-        }
-        Array4::from_shape_vec(shape, z.into_owned())
-            .map_err(|error| Error::internal("baseline unfused", error.to_string(), format!("{shape:?}")))
+        p
     }
+
+    /// Z_0.
+    fn first<'v>(&self, v: &'v [f32]) -> Cow<'v, [f32]> {
+        let initial = self.spec.diffusion.initial;
+        if initial == 1.0 { Cow::Borrowed(v) } else { v.iter().map(|x| x * initial as f32).collect() }
+    }
+
+    /// Rows of the key/value heads for each of their query heads: the output where there are no hops.
+    fn by_head(&self, batch: usize, z: &[f32]) -> Vec<f32> {
+        let size = self.pattern.kv_len * self.spec.value_dim;
+        (0..batch * self.spec.heads).flat_map(|place| &z[self.kv_place(place) * size..][..size]).copied().collect()
+    }
+
+    /// Z after hop number `number`, from the one before.
+    fn hop(&self, number: usize, tasks: &[Task<'_>], p: &mut [f32], z: &[f32], v: &[f32]) -> Vec<f32> {
+        let (kv_len, width) = (self.pattern.kv_len, self.spec.value_dim);
+        let hop = self.spec.diffusion.hops[number];
+        let rows: usize = tasks.iter().map(|task| task.rows.len()).sum();
+        let mut next = vec![0.0; rows * width];
+        let probabilities = parts(tasks, p, |task| task.keys.len());
+        let outputs = parts(tasks, &mut next, |task| task.rows.len() * width);
+        probabilities.into_par_iter().zip(outputs).for_each(|((task, p), (_, out))| {
+            // V is read first, one matrix a key/value head; afterwards every query head has its own Z.
+            let source = if number == 0 { self.kv_place(task.place) } else { task.place };
+            let z = &z[source * kv_len * width..][..kv_len * width];
+            let first = self.kv_place(task.place) * kv_len + task.rows.start;
+            let v = (hop.restart != 0.0).then(|| &v[first * width..(first + task.rows.len()) * width]);
+            lanes::spmm(p, task.keys, task.offsets, z, width, (hop.step as f32, hop.restart as f32), v, out);
+        });
+        next
+    }
+}
+
+impl Prepared for Unfused {
+    fn run(&self, q: ArrayView4<'_, f32>, k: ArrayView4<'_, f32>, v: ArrayView4<'_, f32>) -> Result<Array4<f32>> {
+        let shape = (q.dim().0, self.spec.heads, self.pattern.q_len, self.spec.value_dim);
+        let (q, k, v) = (flat(q), flat(k), flat(v));
+        let tasks = self.tasks(shape.0);
+        let mut p = self.probabilities(&tasks, &q, &k);
+        let mut z = self.first(&v);
+        for number in 0..self.spec.diffusion.hops.len() {
+            z = Cow::Owned(self.hop(number, &tasks, &mut p, &z, &v));
+        }
+        array(shape, if self.spec.diffusion.hops.is_empty() { self.by_head(shape.0, &z) } else { z.into_owned() })
+    }
+}
+
+fn array(shape: (usize, usize, usize, usize), elements: Vec<f32>) -> Result<Array4<f32>> {
+    Array4::from_shape_vec(shape, elements)
+        .map_err(|error| Error::internal("baseline unfused", error.to_string(), format!("{shape:?}")))
 }
 
 /// The elements in C order, copied only where they lie otherwise.

@@ -13,16 +13,20 @@ use crate::error::Result;
 
 mod bench;
 mod check;
+mod compare;
 mod emit;
 mod explain;
+mod files;
 mod import;
 mod inputs;
 mod machine;
 mod options;
+mod page;
 mod patterns;
 mod run;
 mod run_time;
 mod schema;
+mod show;
 mod table;
 mod tensors;
 mod tune;
@@ -41,6 +45,10 @@ struct Cli {
 enum Command {
     /// Read specs and say what is wrong with them
     Check(check::Args),
+    /// Draw the mask of a head, in the terminal or as SVG or PNG
+    Show(show::Args),
+    /// Several specs side by side: what they reach, what they cost, how long they take
+    Compare(compare::Args),
     /// Print what the compiler makes of a spec, at any stage
     Emit(emit::Args),
     /// Run a spec on tensors in .npy files
@@ -66,6 +74,8 @@ pub fn main() -> ExitCode {
     let Cli { options, command } = Cli::parse();
     let done = match command {
         Command::Check(args) => check::run(&args, &options),
+        Command::Show(args) => show::run(&args, &options),
+        Command::Compare(args) => compare::run(&args, &options),
         Command::Emit(args) => emit::run(&args, &options),
         Command::Run(args) => run::run(&args, &options),
         Command::Bench(args) => bench::run(&args, &options),

@@ -75,6 +75,8 @@ pub struct TrainingArgs {
     pub dv: *mut f32,
     /// Elements from one value to the next.
     pub dv_stride: usize,
+    /// Element 0 of the gradient of every input of the score mods, added to; null where there are none.
+    pub inputs: *const *mut f32,
     /// Not 0: the gradient of queries is added to.
     pub accumulate: usize,
     /// Not 0: some tensor holds NaN or Inf.

@@ -133,6 +133,9 @@ impl<'p> Kernel<'_, 'p> {
         self.set(record, offset_of!(EdgeCall, max), max);
         self.call(TileFn::EdgeScore, record);
         if mods {
+            if self.is_gradient_pass {
+                self.keep_raw_edges(s);
+            }
             self.mods_edges(s);
         }
     }

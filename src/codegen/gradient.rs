@@ -15,6 +15,7 @@ use super::{KernelArgs, TileFn, TrainingArgs};
 use crate::mask::QUERY_BLOCK;
 use crate::tiles::exact::ExactCall;
 use crate::tiles::gradient::{Dropped, EdgeGradientCall, GradientCall};
+use crate::tiles::mod_gradients::{EdgeModGradientCall, ModGradientCall};
 use crate::tiles::transposed::{ScatterCall, TransposedCall};
 use crate::tiles::{Ahead, EdgeCall, PackCall, ScoreCall, ValueCall};
 
@@ -28,6 +29,8 @@ pub(super) struct TrainingRecords {
     edge: Value,
     edge_gradient: Value,
     scatter: Value,
+    mods: Value,
+    edge_mods: Value,
 }
 
 /// Row 0 of a tensor of f32, and elements to the next row.
@@ -44,6 +47,8 @@ impl TrainingRecords {
             edge: record(size_of::<EdgeCall>()),
             edge_gradient: record(size_of::<EdgeGradientCall>()),
             scatter: record(size_of::<ScatterCall>()),
+            mods: record(size_of::<ModGradientCall>()),
+            edge_mods: record(size_of::<EdgeModGradientCall>()),
         }
     }
 }
@@ -224,7 +229,9 @@ impl<'p> Kernel<'_, 'p> {
         let args = self.arg(offset_of!(KernelArgs, training));
         let threshold = self.e.load(types::I32, args, offset_of!(TrainingArgs, threshold) as i32);
         let keep = self.e.load(types::F32, args, offset_of!(TrainingArgs, keep) as i32);
-        let scale = self.e.b.ins().f32const(training.scale);
+        // With score mods the factor is on what comes before them.
+        let scale = if self.plan.mods.is_some() { 1.0 } else { training.scale };
+        let scale = self.e.b.ins().f32const(scale);
         let key_step = if self.has_key_steps() { self.section(Section::KeyStep) } else { self.e.int(1) };
         for (record, place, scale_at) in [
             (records.gradient, offset_of!(GradientCall, dropped), offset_of!(GradientCall, scale)),
@@ -249,6 +256,44 @@ impl<'p> Kernel<'_, 'p> {
             self.set(records.edge, offset_of!(EdgeCall, q_stride), g_stride);
             self.set_int(records.edge, offset_of!(EdgeCall, d), depth);
         }
+        self.fill_mod_gradients(training.scale);
+    }
+
+    /// Writes the fields of the records of mods backwards that are the same in every call.
+    fn fill_mod_gradients(&mut self, scale: f32) {
+        let (Some(TrainingRecords { mods, edge_mods, .. }), Some([.., positions])) =
+            (self.records.training, self.records.mods)
+        else {
+            return;
+        };
+        let head = self.arg(offset_of!(KernelArgs, head));
+        let inputs = self.arg(offset_of!(KernelArgs, inputs));
+        let gradients = self.training(offset_of!(TrainingArgs, inputs));
+        let step = if self.has_key_steps() { self.section(Section::KeyStep) } else { self.e.int(1) };
+        let factor = self.e.b.ins().f32const(scale);
+        for (field, value) in [
+            (offset_of!(ModGradientCall, positions), positions),
+            (offset_of!(ModGradientCall, key_step), step),
+            (offset_of!(ModGradientCall, head), head),
+            (offset_of!(ModGradientCall, inputs), inputs),
+            (offset_of!(ModGradientCall, gradients), gradients),
+            (offset_of!(ModGradientCall, factor), factor),
+        ] {
+            self.set(mods, field, value);
+        }
+        if self.has_edges() {
+            let keys = self.section(Section::EdgeKeys);
+            for (field, value) in [
+                (offset_of!(EdgeModGradientCall, edge_keys), keys),
+                (offset_of!(EdgeModGradientCall, positions), positions),
+                (offset_of!(EdgeModGradientCall, head), head),
+                (offset_of!(EdgeModGradientCall, inputs), inputs),
+                (offset_of!(EdgeModGradientCall, gradients), gradients),
+                (offset_of!(EdgeModGradientCall, factor), factor),
+            ] {
+                self.set(edge_mods, field, value);
+            }
+        }
     }
 
     /// Sets the fields of those records that change with the row.
@@ -269,6 +314,8 @@ impl<'p> Kernel<'_, 'p> {
         self.set(records.gradient, dropped, row_keys);
         self.set(records.score, offset_of!(ScoreCall, groups), row.groups);
         self.set(records.transposed, offset_of!(TransposedCall, rows), row.count);
+        self.set(records.mods, offset_of!(ModGradientCall, groups), row.groups);
+        self.set(records.mods, offset_of!(ModGradientCall, count), row.count);
         if self.has_edges() {
             let offsets = self.section(Section::EdgeOffsets);
             let offsets = self.e.offset(offsets, row.place, size_of::<u32>() as i64);
@@ -277,6 +324,7 @@ impl<'p> Kernel<'_, 'p> {
                 (records.edge_gradient, offset_of!(EdgeGradientCall, offsets), offset_of!(EdgeGradientCall, rows)),
                 (records.scatter, edges + offset_of!(EdgeCall, offsets), edges + offset_of!(EdgeCall, rows)),
                 (records.edge, offset_of!(EdgeCall, offsets), offset_of!(EdgeCall, rows)),
+                (records.edge_mods, offset_of!(EdgeModGradientCall, offsets), offset_of!(EdgeModGradientCall, rows)),
             ] {
                 self.set(record, offsets_at, offsets);
                 self.set(record, rows_at, row.count);
@@ -378,6 +426,7 @@ impl<'p> Kernel<'_, 'p> {
         self.gradient_record(panel, piece);
         self.set(gradient, offset_of!(GradientCall, dp), dp);
         self.call(TileFn::Gradient, gradient);
+        self.mod_gradients(gradients, piece, words);
         let dv = self.plan.value_dim;
         self.if_else(pass.dv.0, |kernel| kernel.transposed(row, panel, piece, pass.g, pass.dv, dv), |_| {});
         let d = self.plan.head_dim;
@@ -400,10 +449,75 @@ impl<'p> Kernel<'_, 'p> {
         self.set(edge_gradient, offset_of!(EdgeGradientCall, p), p);
         self.set(edge_gradient, offset_of!(EdgeGradientCall, dp), dp);
         self.call(TileFn::EdgeGradient, edge_gradient);
+        self.edge_mod_gradients(dp);
         let (d, dv) = (self.plan.head_dim, self.plan.value_dim);
         self.if_else(pass.dv.0, |kernel| kernel.scatter(row, p, pass.g, pass.dv, dv), |_| {});
         self.scatter(row, dp, pass.q, pass.dk, d);
         self.edge_values(dp, pass.k.0, pass.k.1);
+    }
+
+    /// Keeps the scores of a piece, which start at `s`, as they are before their mods.
+    pub fn keep_raw(&mut self, row: Row, (s, stride): Tensor, piece: Operands) {
+        let raw = self.local(self.scratch.gradient.raw);
+        let raw = self.panel_at(raw, piece.at);
+        self.for_panel(row, s, stride, piece.len, |kernel, from, group, key| {
+            let to = kernel.e.row(raw, group, stride);
+            let to = kernel.panel_at(to, key);
+            for offset in [0, 16, 32, 48] {
+                let score = kernel.e.load(types::F32X4, from, offset);
+                kernel.e.store(score, to, offset);
+            }
+        });
+    }
+
+    /// The same of the row's edges.
+    pub fn keep_raw_edges(&mut self, s: Value) {
+        let record = self.records.edge;
+        let raw = self.local(self.scratch.gradient.raw_edges);
+        let offsets = self.e.field(record, offset_of!(EdgeCall, offsets));
+        let rows = self.e.field(record, offset_of!(EdgeCall, rows));
+        let first = self.e.load_u32(offsets, 0);
+        let end = self.e.offset(offsets, rows, size_of::<u32>() as i64);
+        let end = self.e.load_u32(end, 0);
+        let count = self.e.b.ins().isub(end, first);
+        let bytes = self.e.b.ins().imul_imm_s(count, size_of::<f32>() as i64);
+        self.e.move_bytes(raw, s, bytes);
+    }
+
+    /// Takes the gradients of a piece's scores back through the mods.
+    fn mod_gradients(&mut self, gradients: Panel, piece: Operands, words: Value) {
+        let Some(TrainingRecords { mods: record, .. }) = self.records.training else { return };
+        if self.plan.mods.is_none() {
+            return;
+        }
+        let raw = self.local(self.scratch.gradient.raw);
+        let raw = self.panel_at(raw, piece.at);
+        let d = self.panel_at(gradients.base, piece.at);
+        for (field, value) in [
+            (offset_of!(ModGradientCall, s), raw),
+            (offset_of!(ModGradientCall, s_stride), gradients.stride),
+            (offset_of!(ModGradientCall, d), d),
+            (offset_of!(ModGradientCall, d_stride), gradients.stride),
+            (offset_of!(ModGradientCall, nkeys), piece.len),
+            (offset_of!(ModGradientCall, words), words),
+            (offset_of!(ModGradientCall, keys), piece.list),
+            (offset_of!(ModGradientCall, first_key), piece.start),
+        ] {
+            self.set(record, field, value);
+        }
+        self.call(TileFn::ModGradients, record);
+    }
+
+    /// The same of the row's edges, whose gradients stand at `d`.
+    fn edge_mod_gradients(&mut self, d: Value) {
+        let Some(TrainingRecords { edge_mods: record, .. }) = self.records.training else { return };
+        if self.plan.mods.is_none() {
+            return;
+        }
+        let raw = self.local(self.scratch.gradient.raw_edges);
+        self.set(record, offset_of!(EdgeModGradientCall, s), raw);
+        self.set(record, offset_of!(EdgeModGradientCall, d), d);
+        self.call(TileFn::EdgeModGradients, record);
     }
 
     /// Adds to the rows of a piece's keys: `out += weightsᵀ x`.

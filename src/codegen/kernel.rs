@@ -170,7 +170,11 @@ impl<'a, 'p> Kernel<'a, 'p> {
         let tiles = std::array::from_fn(|index| match TileFn::ALL[index] {
             TileFn::Pack => none,
             // Nothing calls them.
-            TileFn::Mods | TileFn::EdgeMods if plan.mods.is_none() => none,
+            TileFn::Mods | TileFn::EdgeMods | TileFn::ModGradients | TileFn::EdgeModGradients
+                if plan.mods.is_none() =>
+            {
+                none
+            }
             TileFn::NarrowPanel | TileFn::WidenPanel if plan.store.is_f32() => none,
             tile if tile.trains() && plan.training.is_none() => none,
             tile => import(function, isa, tile, index),

@@ -66,6 +66,10 @@ pub enum TileFn {
     Gradient,
     /// [`crate::tiles::gradient::EdgeGradientCall`]
     EdgeGradient,
+    /// [`crate::tiles::mod_gradients::ModGradientCall`]
+    ModGradients,
+    /// [`crate::tiles::mod_gradients::EdgeModGradientCall`]
+    EdgeModGradients,
     /// [`Self::Pack`] of rows as wide as the gradient's pass has them, as the ones below: portable tiles are made for
     /// one width.
     GradientPack,
@@ -82,7 +86,7 @@ pub enum TileFn {
 impl TileFn {
     /// All of them; the position is the index in the external names of lowered functions, where the wrappers for
     /// 16-bit tensors follow in the same order.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::Pack,
         Self::Score,
         Self::Exp,
@@ -100,6 +104,8 @@ impl TileFn {
         Self::Scatter,
         Self::Gradient,
         Self::EdgeGradient,
+        Self::ModGradients,
+        Self::EdgeModGradients,
         Self::GradientPack,
         Self::GradientScore,
         Self::GradientValue,
@@ -127,6 +133,8 @@ impl TileFn {
             Self::Scatter => "scatter",
             Self::Gradient => "gradient",
             Self::EdgeGradient => "edge_gradient",
+            Self::ModGradients => "mod_gradients",
+            Self::EdgeModGradients => "edge_mod_gradients",
         }
     }
 
@@ -141,10 +149,14 @@ impl TileFn {
         format!("stored_{}", self.name())
     }
 
+    /// Whether the function is code that is made for the kernel's score mods.
+    pub const fn is_made_here(self) -> bool {
+        matches!(self, Self::Mods | Self::EdgeMods | Self::ModGradients | Self::EdgeModGradients)
+    }
+
     /// Whether only kernels for training call it.
     pub const fn trains(self) -> bool {
-        matches!(self, Self::Transposed | Self::Scatter | Self::Gradient | Self::EdgeGradient)
-            || self as usize >= Self::GradientPack as usize
+        self as usize >= Self::Transposed as usize
     }
 
     /// The same tile at the widths of the gradient's pass.

@@ -385,6 +385,9 @@ impl<'p> Kernel<'_, 'p> {
             });
         }
         if self.records.mods.is_some() {
+            if self.is_gradient_pass {
+                self.keep_raw(row, (s, panel.stride), piece);
+            }
             self.mods_piece((s, panel.stride), piece, in_tile);
         }
         if !fused && !masked_later {
@@ -452,7 +455,7 @@ impl<'p> Kernel<'_, 'p> {
     }
 
     /// For every group and key of a piece: the address of its 16 lanes, the group and the key.
-    fn for_panel(
+    pub fn for_panel(
         &mut self,
         row: Row,
         s: Value,

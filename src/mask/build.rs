@@ -83,27 +83,7 @@ pub fn build_in_parts(pattern: &Pattern, memory_limit: u64, group: usize) -> Res
         return Ok(split_keys(stack_heads(&mask, group).unwrap_or(mask)));
     }
     check_lengths(pattern)?;
-    let mut failed = None;
-    let parts = pattern.parts(|part| {
-        let modulus = part.modulus();
-        if regroup_step(part).is_none() || pattern.heads == 0 {
-            return false;
-        }
-        match build_head(part, 0, &rule, memory_limit, 0) {
-            Ok((mask, _)) => {
-                // Beside others, its pairs would be edges or, if they are near each other, masked to one in `modulus`.
-                let beside = mask.counts(part.q_len).nnz() * modulus.min(u64::from(rule.edge_cost));
-                rule.cost(&mask, part.q_len) + u64::from(rule.part_cost) * part.q_len as u64 <= beside
-            }
-            Err(error) => {
-                failed = Some(error);
-                false
-            }
-        }
-    });
-    if let Some(error) = failed {
-        return Err(error);
-    }
+    let parts = split(pattern, memory_limit, &rule)?;
     let built = parts.iter().map(|part| build_with(part, memory_limit, &rule)).collect::<Result<Vec<_>>>()?;
     let mut joined = BlockMask { parts: built.len(), masks: Vec::new(), mask_of_head: Vec::new(), ..built[0].clone() };
     for head in 0..pattern.heads {
@@ -117,7 +97,30 @@ pub fn build_in_parts(pattern: &Pattern, memory_limit: u64, group: usize) -> Res
     Ok(split_keys(joined))
 }
 
-fn check_lengths(pattern: &Pattern) -> Result<()> {
+/// The parts of a pattern that pay as masks of their own, or the whole of it.
+pub(super) fn split(pattern: &Pattern, memory_limit: u64, rule: &EdgeRule) -> Result<Vec<Pattern>> {
+    let mut failed = None;
+    let parts = pattern.parts(|part| {
+        let modulus = part.modulus();
+        if regroup_step(part).is_none() || pattern.heads == 0 {
+            return false;
+        }
+        match build_head(part, 0, rule, memory_limit, 0) {
+            Ok((mask, _)) => {
+                // Beside others, its pairs would be edges or, if they are near each other, masked to one in `modulus`.
+                let beside = mask.counts(part.q_len).nnz() * modulus.min(u64::from(rule.edge_cost));
+                rule.cost(&mask, part.q_len) + u64::from(rule.part_cost) * part.q_len as u64 <= beside
+            }
+            Err(error) => {
+                failed = Some(error);
+                false
+            }
+        }
+    });
+    failed.map_or(Ok(parts), Err)
+}
+
+pub(super) fn check_lengths(pattern: &Pattern) -> Result<()> {
     for (what, length) in [("queries", pattern.q_len), ("keys", pattern.kv_len)] {
         // Sums of a start and a length must fit as well.
         if length > (u32::MAX / 2) as usize {
@@ -138,22 +141,38 @@ fn regroup_step(pattern: &Pattern) -> Option<u32> {
 
 /// The mask of one head, and its bytes.
 fn build_head(pattern: &Pattern, head: usize, rule: &EdgeRule, limit: u64, taken: u64) -> Result<(HeadMask, u64)> {
+    let built = build_head_within(pattern, head, rule, limit, taken, u64::MAX)?;
+    built.ok_or_else(|| Error::internal("mask", "a mask without a budget has passed it", pattern.print()))
+}
+
+/// [`build_head`] that looks at no more than about `budget` words; `None` where that is not enough.
+pub(super) fn build_head_within(
+    pattern: &Pattern,
+    head: usize,
+    rule: &EdgeRule,
+    limit: u64,
+    taken: u64,
+    budget: u64,
+) -> Result<Option<(HeadMask, u64)>> {
     let pattern = &*pattern.of_head(head);
+    let run = |pattern: &Pattern, rows| {
+        HeadBuilder { budget, ..HeadBuilder::new(pattern, head, rule, limit, taken, rows) }.run()
+    };
     let Some(step) = regroup_step(pattern) else {
-        let (mask, bytes) = HeadBuilder::new(pattern, head, rule, limit, taken, row_order(pattern, head)).run()?;
+        let Some((mask, bytes)) = run(pattern, row_order(pattern, head))? else { return Ok(None) };
         if let Some(rows) = patch_order(pattern, head)
-            && let Ok((patches, bytes)) = HeadBuilder::new(pattern, head, rule, limit, taken, rows).run()
+            && let Ok(Some((patches, bytes))) = run(pattern, rows)
             && rule.cost(&patches, pattern.q_len) < rule.cost(&mask, pattern.q_len)
         {
-            return Ok((patches, bytes));
+            return Ok(Some((patches, bytes)));
         }
-        return Ok((mask, bytes));
+        return Ok(Some((mask, bytes)));
     };
     let Regrouped { pattern, order, classes } = pattern.regrouped(step);
     let stretch = |places: &Range<usize>| Stretch { place: places.start, query: places.start, len: places.len() };
     let rows = (RowOrder::Permuted(order), classes.iter().map(stretch).collect());
-    let (mask, bytes) = HeadBuilder::new(&pattern, head, rule, limit, taken, rows).run()?;
-    Ok((HeadMask { keys: KeyOrder::Residue(step), ..mask }, bytes))
+    let built = run(&pattern, rows)?;
+    Ok(built.map(|(mask, bytes)| (HeadMask { keys: KeyOrder::Residue(step), ..mask }, bytes)))
 }
 
 /// Queries `query ..` at places `place ..`, `len` of them: a stretch on which places and queries run together.
@@ -231,10 +250,13 @@ pub(super) struct HeadBuilder<'a> {
     touched: Vec<u32>,
     /// Whether the bounds of a single query were once found inexact.
     bounds_are_loose: bool,
+    /// Words that may be looked at, and how many were.
+    pub(super) budget: u64,
+    pub(super) spent: u64,
 }
 
 impl<'a> HeadBuilder<'a> {
-    fn new(
+    pub(super) fn new(
         pattern: &'a Pattern,
         head: usize,
         rule: &'a EdgeRule,
@@ -265,11 +287,15 @@ impl<'a> HeadBuilder<'a> {
             columns: Vec::new(),
             touched: Vec::new(),
             bounds_are_loose: false,
+            budget: u64::MAX,
+            spent: 0,
         }
     }
 
-    fn run(mut self) -> Result<(HeadMask, u64)> {
-        let block_rows = self.pattern.q_len.div_ceil(QUERY_BLOCK);
+    /// Builds all rows that the stretches hold; `None` where that takes more than the budget. Tells the mask's bytes.
+    pub(super) fn run(mut self) -> Result<Option<(HeadMask, u64)>> {
+        let places = self.places();
+        let block_rows = places.div_ceil(QUERY_BLOCK);
         let mut copies = super::shifted_rows::Attempts::default();
         let mut row = 0;
         let mut stretch = 0;
@@ -291,9 +317,13 @@ impl<'a> HeadBuilder<'a> {
                 let copied = copies.append(&mut self, queries[0].start, more);
                 row += copied;
                 // The offsets of rows without edges, had there been edges before.
-                self.finish_edge_rows((row * QUERY_BLOCK).min(self.pattern.q_len));
+                self.finish_edge_rows((row * QUERY_BLOCK).min(places));
             }
             self.check_memory()?;
+            self.spent += (self.row_words.len().max(self.bits.len()) + 8 * self.pieces.len() + QUERY_BLOCK) as u64;
+            if self.spent > self.budget {
+                return Ok(None);
+            }
         }
         let bytes = self.bytes() - self.taken;
         let mask = HeadMask {
@@ -304,12 +334,17 @@ impl<'a> HeadBuilder<'a> {
             lists: Vec::new(),
             edges: self.edges,
         };
-        Ok((mask, bytes))
+        Ok(Some((mask, bytes)))
+    }
+
+    /// Places that the stretches hold: all queries, unless some rows alone were asked for.
+    fn places(&self) -> usize {
+        self.stretches.last().map_or(0, |on| on.place + on.len)
     }
 
     /// The queries of the block row at `place`, which lies on stretch number `stretch`.
     fn queries_at(&self, stretch: usize, place: usize) -> Queries {
-        let end = (place + QUERY_BLOCK).min(self.pattern.q_len);
+        let end = (place + QUERY_BLOCK).min(self.places());
         let mut queries = Queries::new();
         for on in self.stretches[stretch..].iter().take_while(|on| on.place < end) {
             let (from, to) = (place.max(on.place), end.min(on.place + on.len));

@@ -16,6 +16,7 @@ mod patches;
 mod rewrite;
 mod row_runs;
 mod shifted_rows;
+mod some_rows;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ pub use decode::{split_keys, stack_heads};
 pub use edge_rule::{EdgeRule, score_elements};
 pub use gather_columns::gather_columns;
 pub use key_order::KeyOrder;
+pub use some_rows::{build_one_head, build_some_rows};
 pub use text::parse;
 pub use verify::verify;
 

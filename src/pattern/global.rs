@@ -93,6 +93,10 @@ impl Leaf for Global {
         &self.rows
     }
 
+    fn global_keys(&self) -> KeySet {
+        self.keys()
+    }
+
     fn print(&self) -> String {
         format!("global: {{tokens: {}, axis: {}}}", self.tokens.text, self.axis)
     }

@@ -151,6 +151,12 @@ pub trait Leaf: Debug + Send + Sync {
         &[]
     }
 
+    /// Keys that every query may attend to as far as this leaf goes (global tokens, sinks): by what a picture calls
+    /// them, and not for computing.
+    fn global_keys(&self) -> KeySet {
+        KeySet::empty()
+    }
+
     /// Positions in a line of a grid on which keys are near their queries along the last two axes: a hint to gather
     /// queries into patches, which share more keys than lines do.
     fn line_of_neighbors(&self) -> Option<usize> {

@@ -60,6 +60,10 @@ impl Leaf for Sink {
         fill(blocks, out, 0, self.count);
     }
 
+    fn global_keys(&self) -> KeySet {
+        KeySet::span(0, self.count)
+    }
+
     fn print(&self) -> String {
         format!("{}: {}", self.name, self.count)
     }

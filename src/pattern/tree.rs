@@ -100,6 +100,12 @@ impl Pattern {
 }
 
 impl Pattern {
+    /// Keys of global tokens and sinks (see [`Leaf::global_keys`]), within the keys there are. Conditions beside them,
+    /// such as `causal`, do not count.
+    pub fn global_keys(&self, head: usize) -> KeySet {
+        self.tree.global_keys(head).clip(0, self.kv_len as i64)
+    }
+
     /// See [`Leaf::line_of_neighbors`]: of a leaf alone, or one whose pairs the others only restrict.
     pub fn line_of_neighbors(&self, head: usize) -> Option<usize> {
         match self.tree.of(head) {
@@ -217,6 +223,17 @@ impl Tree {
             }
             Self::Not(child) => child.any_leaf(property),
             Self::Leaf(leaf) => property(leaf.as_ref()),
+        }
+    }
+
+    fn global_keys(&self, head: usize) -> KeySet {
+        match self {
+            Self::Any(children) | Self::All(children) => {
+                children.iter().fold(KeySet::empty(), |keys, child| keys.union(&child.global_keys(head)))
+            }
+            Self::PerHead { .. } => self.of(head).global_keys(head),
+            Self::Leaf(leaf) => leaf.global_keys(),
+            Self::Not(_) => KeySet::empty(),
         }
     }
 

@@ -10,11 +10,11 @@
 
 mod head;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ndarray::{Array3, Array4, ArrayView3, ArrayView4, CowArray, Ix4};
+use ndarray::{Array3, Array4, ArrayD, ArrayView3, ArrayView4, CowArray, Ix4};
 
-use self::head::{Head, Room};
+use self::head::{Head, Room, Targets};
 use super::{Output, Tensor, enter, pool, readable, spread_over, strides};
 use crate::codegen::{KernelArgs, Tables};
 use crate::dropout::Dropout;
@@ -28,6 +28,8 @@ use crate::spec::Inputs;
 const UNITS: usize = 8;
 /// Block rows of a stretch, at least.
 const STRETCH_ROWS: usize = 4;
+/// Bytes of the gradients of score mods' inputs that units keep for themselves.
+const INPUT_BYTES: usize = 1 << 30;
 /// Bytes of sums that stretches keep, beyond two of them.
 const STRETCH_BYTES: usize = 256 << 20;
 
@@ -46,6 +48,8 @@ pub struct Gradients<T = f32> {
     pub k: Array4<T>,
     /// `[batch, kv_heads, kv_len, value_dim]`.
     pub v: Array4<T>,
+    /// Of every input of the score mods, by name and of its shape: summed over batch and heads, in f32.
+    pub inputs: Vec<(String, ArrayD<f32>)>,
 }
 
 /// What a forward call gave, for the backward call on the same tensors.
@@ -209,7 +213,7 @@ impl TrainingKernel {
             .zip(lse.as_slice_mut().unwrap_or_default().chunks_mut((group * q_len).max(1)))
             .map(|unit| Mutex::new(Some(unit)))
             .collect();
-        self.inner.each_unit(&units, |room, unit, (out, lse)| {
+        self.inner.each_unit(&units, usize::MAX, |room, unit, (out, lse)| {
             for (i, (out, lse)) in out.chunks_mut((q_len * dv).max(1)).zip(lse.chunks_mut(q_len.max(1))).enumerate() {
                 let mut head = call.head(room, unit, i);
                 head.forward(Some(out));
@@ -255,12 +259,15 @@ impl TrainingKernel {
         let mut dq = Array4::<f32>::zeros((call.batch, heads, q_len, d));
         let mut dk = Array4::<f32>::zeros((call.batch, kv_heads, kv_len, d));
         let mut dvs = Array4::<f32>::zeros((call.batch, kv_heads, kv_len, dv));
+        let shapes = plan.mods.as_ref().map_or(&[][..], |mods| &mods.mods.inputs);
+        let sums = InputSums::new(shapes.iter().map(|input| input.shape.iter().product()), call.batch * kv_heads);
         let group = heads / kv_heads;
         let units: Vec<_> = chunks(&mut dq, group * q_len * d)
             .zip(chunks(&mut dk, kv_len * d).zip(chunks(&mut dvs, kv_len * dv)))
             .map(|unit| Mutex::new(Some(unit)))
             .collect();
-        self.inner.each_unit(&units, |room, unit, (dq, (dk, dv))| {
+        self.inner.each_unit(&units, sums.most_at_once(), |room, unit, (dq, (dk, dv))| {
+            let mut inputs = sums.of_unit(unit);
             // Fresh memory is added to, and so read first: a page that is read before it is written costs two faults and
             // an interrupt of every thread, more than the rest of a short window's pass.
             dk.fill(0.0);
@@ -272,11 +279,57 @@ impl TrainingKernel {
                     .as_ref()
                     .map(|saved| (saved.out.slice(ndarray::s![b, h, .., ..]), saved.lse.slice(ndarray::s![b, h, ..])));
                 let v = call.v.given.slice(ndarray::s![b, unit % kv_heads, .., ..]);
-                head.backward(v, grad_out.slice(ndarray::s![b, h, .., ..]), saved, exact, (dq, &mut *dk, &mut *dv));
+                let targets = Targets { dq, dk: &mut *dk, dv: &mut *dv, inputs: &mut inputs, sizes: &sums.sizes };
+                head.backward(v, grad_out.slice(ndarray::s![b, h, .., ..]), saved, exact, targets);
             }
         })?;
         drop(units);
-        Ok(Gradients { q: narrow(dq), k: narrow(dk), v: narrow(dvs) })
+        let inputs = shapes.iter().zip(sums.finish()).map(|(input, sum)| {
+            (input.name.clone(), ArrayD::from_shape_vec(input.shape.clone(), sum).unwrap_or_default())
+        });
+        Ok(Gradients { q: narrow(dq), k: narrow(dk), v: narrow(dvs), inputs: inputs.collect() })
+    }
+}
+
+/// The gradients of the score mods' inputs: sums of every unit for itself, so that what is added to what does not depend
+/// on threads. Where those would take too much memory, units run one after the other.
+struct InputSums {
+    /// Elements of every input.
+    sizes: Vec<usize>,
+    of_units: Vec<Mutex<Vec<f32>>>,
+}
+
+impl InputSums {
+    fn new(sizes: impl Iterator<Item = usize>, units: usize) -> Self {
+        let sizes: Vec<usize> = sizes.collect();
+        let all: usize = sizes.iter().sum();
+        let affordable = units <= 1 || units.saturating_mul(all) <= INPUT_BYTES / size_of::<f32>();
+        let count = if affordable { units.max(1) } else { 1 };
+        Self { sizes, of_units: (0..count).map(|_| Mutex::new(vec![0.0; all])).collect() }
+    }
+
+    fn most_at_once(&self) -> usize {
+        if self.of_units.len() == 1 { 1 } else { usize::MAX }
+    }
+
+    fn of_unit(&self, unit: usize) -> MutexGuard<'_, Vec<f32>> {
+        self.of_units[unit.min(self.of_units.len() - 1)].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The sums of all units, in order, input by input.
+    fn finish(self) -> Vec<Vec<f32>> {
+        let mut units = self.of_units.into_iter().map(|unit| unit.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let mut total = units.next().unwrap_or_default();
+        for unit in units {
+            total.iter_mut().zip(unit).for_each(|(sum, x)| *sum += x);
+        }
+        let mut rest = total.as_slice();
+        let split = self.sizes.iter().map(|&size| {
+            let (input, behind) = rest.split_at(size);
+            rest = behind;
+            input.to_vec()
+        });
+        split.collect()
     }
 }
 
@@ -347,14 +400,16 @@ impl Inner {
         self.pass.local().max(self.stored.as_ref().map_or(0, Part::local))
     }
 
-    /// Runs `work` for every unit, each in a room of its own.
+    /// Runs `work` for every unit, each in a room of its own, in order where only one may run at once.
     fn each_unit<U: Send>(
         &self,
         units: &[Mutex<Option<U>>],
+        most_at_once: usize,
         work: impl Fn(&mut Room, usize, U) + Send + Sync,
     ) -> Result<()> {
         let stretches = self.stretches(units.len());
-        let workers = if stretches > 1 { 1 } else { self.threads.current_num_threads().min(units.len()) };
+        let workers =
+            if stretches > 1 { 1 } else { self.threads.current_num_threads().min(units.len()).min(most_at_once) };
         let mut rooms = Vec::new();
         for _ in 0..workers {
             let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();

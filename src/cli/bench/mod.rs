@@ -1,6 +1,5 @@
 //! `bench`: the compiled kernel against the baselines, in turn, in one run.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -8,11 +7,10 @@ use half::{bf16, f16};
 use indicatif::{ProgressBar, ProgressStyle};
 use ndarray::Array4;
 use serde_json::json;
-use tempfile::NamedTempFile;
 
 use super::options::{Global, text};
 use super::tensors::{AXES, Extents, Files, fits};
-use super::{print, progress, warn_of};
+use super::{files, print, progress, warn_of};
 use crate::baselines::{BASELINES, Baseline};
 use crate::compiler;
 use crate::dtype::Dtype;
@@ -22,6 +20,7 @@ use crate::{machine, npy};
 
 mod case;
 pub(super) mod inputs;
+mod page;
 mod report;
 mod strategies;
 
@@ -65,6 +64,9 @@ pub struct Args {
     /// Where the machine and all rows go, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Where a page with charts of the run goes
+    #[arg(long, value_name = "FILE.html")]
+    html: Option<PathBuf>,
     /// Measure every legal strategy beside what the cost model predicts, instead of baselines
     #[arg(long, conflicts_with_all = ["baseline", "strategy", "q"])]
     all_strategies: bool,
@@ -85,7 +87,7 @@ pub struct Args {
 /// What is wrong with specs, files and options; nothing is measured where an argument is wrong.
 pub fn run(args: &Args, options: &Global) -> Result<()> {
     let baselines = chosen(&args.baseline)?;
-    if let Some(path) = &args.json {
+    for path in [&args.json, &args.html].into_iter().flatten() {
         npy::check_output(path)?;
     }
     let compiler_options = if args.all_strategies { options.predicting_compiler()? } else { options.compiler()? };
@@ -154,6 +156,9 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     if let Some(path) = &args.json {
         write_json(path, &rows, options)?;
     }
+    if let Some(path) = &args.html {
+        files::write(path, page::page(&rows, options.threads()).as_bytes())?;
+    }
     Ok(())
 }
 
@@ -220,15 +225,14 @@ fn write_json(path: &Path, rows: &[Row], options: &Global) -> Result<()> {
         object.insert("version".into(), json!(env!("CARGO_PKG_VERSION")));
     }
     let text = format!("{:#}\n", json!({ "machine": machine, "rows": rows }));
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = NamedTempFile::new_in(folder).map_err(|error| wrong(&error))?;
-    file.write_all(text.as_bytes()).map_err(|error| wrong(&error))?;
-    npy::share_mode(&file, path).map_err(|error| wrong(&error))?;
-    file.persist(path).map_err(|error| wrong(&error.error))?;
-    Ok(())
+    files::write(path, text.as_bytes())
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+/// Reads a number of seconds.
+///
+/// # Errors
+/// What was expected.
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<f64>() {
         Ok(seconds) if (0.0..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
         _ => Err("expected seconds from 0 to 3600".into()),

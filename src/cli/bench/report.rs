@@ -77,7 +77,8 @@ fn rows(rows: &[Row]) -> String {
     text
 }
 
-fn scientific(number: Option<f64>) -> String {
+/// An error in two digits.
+pub fn scientific(number: Option<f64>) -> String {
     match number {
         None => "–".into(),
         Some(0.0) => "0".into(),

@@ -100,7 +100,9 @@ impl Room {
         self.references.resize(places, 0.0);
         self.delta_at.resize(places, 0.0);
         self.row_keys.resize(places, 0);
-        let sums = plan.kv_len * (plan.head_dim + dv);
+        let inputs = plan.mods.as_ref().map_or(&[][..], |mods| &mods.mods.inputs);
+        let inputs: usize = inputs.iter().map(|input| input.shape.iter().product::<usize>()).sum();
+        let sums = plan.kv_len * (plan.head_dim + dv) + inputs;
         self.sums.resize_with(stretches - 1, Vec::new);
         for of_stretch in &mut self.sums {
             of_stretch.resize(sums, 0.0);
@@ -143,6 +145,19 @@ pub(super) struct Head<'a> {
     dropout: Option<&'a Dropout>,
     /// Dropout's number for the head.
     item: u64,
+}
+
+/// Where a head's gradients go.
+pub(super) struct Targets<'t> {
+    /// That of its queries, written.
+    pub dq: &'t mut [f32],
+    /// Those of its keys and values, added to.
+    pub dk: &'t mut [f32],
+    pub dv: &'t mut [f32],
+    /// Those of the score mods' inputs, one behind the other, added to.
+    pub inputs: &'t mut [f32],
+    /// Elements of every input.
+    pub sizes: &'t [usize],
 }
 
 /// Rows of f32 by address: the first, and elements from one to the next.
@@ -193,7 +208,7 @@ impl<'a> Head<'a> {
         grad_out: ArrayView2<'_, T>,
         saved: Option<(ArrayView2<'_, T>, ArrayView1<'_, f32>)>,
         exact: bool,
-        (dq, dk, dv): (&mut [f32], &mut [f32], &mut [f32]),
+        mut targets: Targets<'_>,
     ) {
         let inner = self.inner;
         let hops = &inner.pass.plan.hops;
@@ -220,19 +235,18 @@ impl<'a> Head<'a> {
             }
             self.room.delta.fill(0.0);
             for hop in (0..hops.len()).rev() {
-                self.adjoint(hop, hop, v, dv);
+                self.adjoint(hop, hop, v, targets.dv);
             }
             let z = if hops.len() == 1 { self.values() } else { self.z(0) };
-            let fused = (hops.len() == 1).then_some(&mut *dv);
-            self.gradient(z, dq, (dk, fused), false, exact);
+            self.gradient(z, &mut targets, (hops.len() == 1, false, exact));
             return;
         }
         for hop in (0..hops.len()).rev() {
             // The Z that this hop read, from V again.
             let z = if hop == 0 { self.values() } else { self.again(hop) };
             self.room.delta.fill(0.0);
-            self.adjoint(hop, 0, v, dv);
-            self.gradient(z, dq, (dk, None), hop + 1 < hops.len(), exact);
+            self.adjoint(hop, 0, v, targets.dv);
+            self.gradient(z, &mut targets, (false, hop + 1 < hops.len(), exact));
             if hop > 0 {
                 let Room { z, last, .. } = &mut *self.room;
                 let rows = last.len();
@@ -417,15 +431,8 @@ impl<'a> Head<'a> {
         self.room.g[1] = std::mem::replace(&mut self.room.g[0], before);
     }
 
-    /// The gradient's pass over `z`.
-    fn gradient(
-        &mut self,
-        z: Rows,
-        dq: &mut [f32],
-        (dk, dv): (&mut [f32], Option<&mut [f32]>),
-        accumulate: bool,
-        exact: bool,
-    ) {
+    /// The gradient's pass over `z`, which may add to dv, and to what dq holds.
+    fn gradient(&mut self, z: Rows, to: &mut Targets<'_>, (with_values, accumulate, exact): (bool, bool, bool)) {
         let plan = &self.inner.pass.plan;
         let (d, width, depth) = (plan.head_dim, plan.value_dim, plan.gradient_depth());
         let by_number = self.order().map(<[u32]>::to_vec);
@@ -433,11 +440,18 @@ impl<'a> Head<'a> {
         for (place, to) in delta_at.iter_mut().enumerate().take(delta.len()) {
             *to = delta[by_number.as_ref().map_or(place, |order| order[place] as usize)];
         }
-        let (dq, with_values) = (dq.as_mut_ptr().expose_provenance(), dv.is_some());
+        let (dq, sizes) = (to.dq.as_mut_ptr().expose_provenance(), to.sizes);
         let steps = self.room.steps.as_ptr().expose_provenance();
-        let mut targets = vec![dk];
-        targets.extend(dv);
-        self.add_to(&mut targets, |head, worker, rows, out| {
+        self.add_to(&mut [&mut *to.dk, &mut *to.dv, &mut *to.inputs], |head, worker, rows, out| {
+            let mut next = out[2];
+            let inputs: Vec<*mut f32> = sizes
+                .iter()
+                .map(|size| {
+                    let here = std::ptr::with_exposed_provenance_mut(next);
+                    next += size * size_of::<f32>();
+                    here
+                })
+                .collect();
             let training = TrainingArgs {
                 g: std::ptr::with_exposed_provenance(steps),
                 g_stride: depth,
@@ -446,6 +460,7 @@ impl<'a> Head<'a> {
                 dk_stride: d,
                 dv: if with_values { std::ptr::with_exposed_provenance_mut(out[1]) } else { std::ptr::null_mut() },
                 dv_stride: width,
+                inputs: inputs.as_ptr(),
                 accumulate: usize::from(accumulate),
                 exact: usize::from(exact),
                 ..head.training_args()
@@ -517,7 +532,7 @@ impl<'a> Head<'a> {
         let rows = self.inner.pass.plan.block_rows();
         let unit = rows.div_ceil(self.room.stretches);
         self.each_stretch(|head, worker, rows| {
-            let stretch = if unit == 0 { 0 } else { rows.start / unit };
+            let stretch = rows.start.checked_div(unit).unwrap_or(0);
             if !rows.is_empty() {
                 work(head, worker, rows, &addresses[stretch]);
             }
@@ -565,6 +580,7 @@ impl<'a> Head<'a> {
             dk_stride: 0,
             dv: std::ptr::null_mut(),
             dv_stride: 0,
+            inputs: std::ptr::null(),
             accumulate: 0,
             exact: 0,
             row_keys: if rate > 0.0 { self.room.row_keys.as_ptr() } else { std::ptr::null() },

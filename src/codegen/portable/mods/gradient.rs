@@ -15,7 +15,7 @@ use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::{InstBuilder, MemFlagsData, Value, types};
 
 use super::lower::{Lanes, Lower, Position, are_consecutive, lane, power, turned};
-use super::{OFFSETS, lanes_at};
+use super::{OFFSETS, key_position, lanes_at};
 use crate::codegen::emit::Emit;
 use crate::codegen::portable::field;
 use crate::spec::expr::BinOp;
@@ -70,7 +70,10 @@ pub(in crate::codegen::portable) fn emit(e: &mut Emit, record: Value, mods: &Sco
                 |e| vec![e.b.ins().iconst(types::I32, 1)],
             );
             e.if_true(seen[0], |e| {
-                let position = key_position(e, record, key);
+                let list = field!(e, record, ModGradientCall, keys);
+                let first = field!(e, record, ModGradientCall, first_key);
+                let step = field!(e, record, ModGradientCall, key_step);
+                let position = key_position(e, list, (first, step), key);
                 let [scores, weights] = panels.map(|panel| {
                     let at = e.offset(panel, key, (LANES * 4) as i64);
                     OFFSETS.map(|offset| e.load(types::F32X4, at, offset)).to_vec()
@@ -103,26 +106,6 @@ fn real_lanes(e: &mut Emit, record: Value, group: Value) -> Vec<Value> {
         e.b.ins().icmp(IntCC::SignedGreaterThan, left, lanes)
     };
     [0, 4, 8, 12].map(mask).to_vec()
-}
-
-fn key_position(e: &mut Emit, record: Value, key: Value) -> Position {
-    let keys = field!(e, record, ModGradientCall, keys);
-    let first = field!(e, record, ModGradientCall, first_key);
-    let step = field!(e, record, ModGradientCall, key_step);
-    let number = e.if_else(
-        keys,
-        |e| {
-            let at = e.offset(keys, key, 4);
-            vec![e.load_u32(at, 0)]
-        },
-        |e| {
-            let behind = e.b.ins().imul(key, step);
-            vec![e.b.ins().iadd(first, behind)]
-        },
-    );
-    let number = e.low_half(number[0]);
-    let integers = e.b.ins().splat(types::I32X4, number);
-    Position::new(e, Lanes::Same(integers))
 }
 
 /// Emits the pass over scattered edges. The last round of a query repeats its last edge in its free places, with a

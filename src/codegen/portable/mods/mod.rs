@@ -111,20 +111,7 @@ impl Pass<'_, '_> {
         let keys = field!(e, self.record, ModCall, keys);
         let first = field!(e, self.record, ModCall, first_key);
         let step = field!(e, self.record, ModCall, key_step);
-        let number = e.if_else(
-            keys,
-            |e| {
-                let at = e.offset(keys, key, 4);
-                vec![e.load_u32(at, 0)]
-            },
-            |e| {
-                let behind = e.b.ins().imul(key, step);
-                vec![e.b.ins().iadd(first, behind)]
-            },
-        );
-        let number = e.low_half(number[0]);
-        let integers = e.b.ins().splat(types::I32X4, number);
-        let position = Position::new(e, Lanes::Same(integers));
+        let position = key_position(e, keys, (first, step), key);
         let at = e.offset(self.panel, key, (LANES * 4) as i64);
         let scores = OFFSETS.map(|offset| e.load(types::F32X4, at, offset)).to_vec();
         let scores = self.lower.apply(e, &position, scores);
@@ -159,6 +146,24 @@ impl Pass<'_, '_> {
             |_| best.to_vec(),
         )
     }
+}
+
+/// The position of key `key` of a segment: out of `keys`, or counted from `first` in steps where that is null.
+fn key_position(e: &mut Emit, keys: Value, (first, step): (Value, Value), key: Value) -> Position {
+    let number = e.if_else(
+        keys,
+        |e| {
+            let at = e.offset(keys, key, 4);
+            vec![e.load_u32(at, 0)]
+        },
+        |e| {
+            let behind = e.b.ins().imul(key, step);
+            vec![e.b.ins().iadd(first, behind)]
+        },
+    );
+    let number = e.low_half(number[0]);
+    let integers = e.b.ins().splat(types::I32X4, number);
+    Position::new(e, Lanes::Same(integers))
 }
 
 fn finish(e: &mut Emit, scores: Vec<Value>, factor: f32) -> Vec<Value> {

@@ -177,7 +177,8 @@ fn panel_case(text: &str, passes: &Passes, keys: Option<&[u32]>, positions: &[i3
 #[test]
 fn panels_agree_with_the_interpreter() {
     // Positions that follow each other, that do not, and that repeat behind the last query.
-    let orders: [(fn(i32) -> i32, usize); 3] = [(|i| 10 + i, 32), (|i| 10 + i * 7 % 40, 32), (|i| 10 + i.min(20), 21)];
+    type Order = fn(i32) -> i32;
+    let orders: [(Order, usize); 3] = [(|i| 10 + i, 32), (|i| 10 + i * 7 % 40, 32), (|i| 10 + i.min(20), 21)];
     let list: Vec<u32> = (0..20).map(|j| j * 13 % 50).collect();
     for (number, text) in MODS.into_iter().enumerate() {
         let passes = Passes::with(number % 4 != 0, |module, isa, options| {

@@ -1,0 +1,126 @@
+//! `explain`: what a pattern costs, how far it reaches, and which plan was chosen and why; as text, JSON, or a page.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::options::{Global, Lengths, SpecArg, text};
+use super::{files, print};
+use crate::analysis::{self, Analysis};
+use crate::compiler::{self, Compiled};
+use crate::error::{Error, Result};
+use crate::mask::EdgeRule;
+use crate::npy;
+use crate::plan::ModsPlan;
+use crate::spec::PatternSpec;
+
+mod distance;
+mod page;
+mod text;
+
+pub use distance::{Distance, distance};
+pub use text::share;
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    spec: SpecArg,
+    #[command(flatten)]
+    lengths: Lengths,
+    /// Batch size that scratch is counted for
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// JSON instead of text
+    #[arg(long)]
+    json: bool,
+    /// Write a page with pictures, tables and charts, besides the text
+    #[arg(long, value_name = "FILE.html")]
+    html: Option<PathBuf>,
+}
+
+/// Everything there is to say.
+pub struct Explained<'a> {
+    /// The spec.
+    pub spec: &'a PatternSpec,
+    /// What the compiler made of it.
+    pub compiled: &'a Compiled,
+    /// What the pattern can do.
+    pub analysis: Analysis,
+    /// How far the result is from that of full attention.
+    pub distance: Distance,
+    /// Bytes of scratch for the batch.
+    pub scratch: u64,
+    /// From text to callable.
+    pub compile_time: Duration,
+}
+
+/// Prints the explanation.
+///
+/// # Errors
+/// Those of the compiler, and of the page's file.
+pub fn run(args: &Args, options: &Global) -> Result<()> {
+    args.html.as_deref().map(npy::check_output).transpose()?;
+    let text = text(&args.spec.spec)?;
+    let (q_len, kv_len) = args.lengths.get();
+    let start = Instant::now();
+    let spec = options.parse(&args.spec.spec, &text)?;
+    let compiler_options = options.predicting_compiler()?;
+    let compiled = compiler::compile(&spec, q_len, kv_len, &compiler_options)?;
+    super::warn_of(&compiled);
+    let compile_time = start.elapsed();
+    let pool = options.pool()?;
+    let analysis = pool.install(|| analysis::analyse(&compiled.pattern, &compiled.mask, &spec, options.memory_limit()));
+    let distance = distance(&spec, &compiled, &compiler_options, &pool)?;
+    let scratch = compiled.kernel.scratch_bytes(args.batch);
+    let explained = Explained { spec: &spec, compiled: &compiled, analysis, distance, scratch, compile_time };
+    if let Some(path) = &args.html {
+        let page = pool.install(|| page::page(&explained, options))?;
+        files::write(path, page.as_bytes())?;
+    }
+    if args.json {
+        return print(&format!("{:#}\n", json(&explained, args, options)?));
+    }
+    let stored = if spec.dtype.is_f32() { String::new() } else { format!(", tensors in {}", spec.dtype) };
+    let title = format!("{}: {q_len} queries, {kv_len} keys, {} heads{stored}\n\n", spec.name, spec.heads);
+    print(&(title + &text::text(&explained)))
+}
+
+fn json(explained: &Explained<'_>, args: &Args, options: &Global) -> Result<serde_json::Value> {
+    let Explained { spec, compiled, analysis, distance, scratch, compile_time } = explained;
+    let plan = compiled.kernel.plan();
+    let mut value = serde_json::to_value(analysis)
+        .map_err(|error| Error::internal("explain", error.to_string(), format!("{analysis:?}")))?;
+    let steps: serde_json::Map<_, _> =
+        compiled.timings.iter().map(|(step, time)| ((*step).to_string(), json!(ms(*time)))).collect();
+    if let Some(object) = value.as_object_mut() {
+        object.extend([
+            ("spec".into(), json!(spec.name)),
+            ("dtype".into(), json!(spec.dtype)),
+            ("hops".into(), json!(spec.diffusion.hops.len())),
+            ("batch".into(), json!(args.batch)),
+            ("threads".into(), json!(options.threads())),
+            ("isa".into(), json!(plan.isa)),
+            ("strategy".into(), json!(plan.strategy.to_string())),
+            ("edge_cost".into(), json!(EdgeRule::default().edge_cost)),
+            ("tuned_by".into(), json!(compiled.tuned_by)),
+            ("predicted_ms".into(), json!(compiled.forecast.map(|forecast| forecast.seconds * 1e3))),
+            ("reasons".into(), json!(plan.reasons)),
+            ("scratch_bytes".into(), json!(scratch)),
+            ("score_mods".into(), json!(mod_names(plan.mods.as_ref()))),
+            ("compile_ms".into(), json!(ms(*compile_time))),
+            ("compile_steps_ms".into(), json!(steps)),
+            ("full_attention_distance".into(), json!(distance)),
+        ]);
+    }
+    Ok(value)
+}
+
+fn mod_names(plan: Option<&ModsPlan>) -> Vec<&'static str> {
+    plan.map_or_else(Vec::new, |plan| plan.mods.mods.iter().map(|score_mod| score_mod.name()).collect())
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
