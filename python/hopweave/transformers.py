@@ -77,7 +77,8 @@ def _mask(
     Returns
     -------
     Tensor
-        The padding mask, bool `[batch, keys]`, that carries what `_attention` needs to know.
+        The padding mask, bool `[batch, 1, 1, keys]`, that carries what `_attention` needs to know. It has four axes, as
+        masks that transformers leaves alone have.
     """
     structure, packed = _read(mask_function)
     # Keys behind the last query, in a cache of a fixed size, are not there yet.
@@ -100,6 +101,7 @@ def _mask(
         if segments is not None or lengths is not None:
             raise UnsupportedError("attention_mask: padding of packed sequences; expected packed sequences without padding")
         segments = packed.to(torch.int32)
+    mask = mask[:, None, None]
     mask.hopweave = _Facts(structure, lengths, segments, keys)
     return mask
 
@@ -236,6 +238,8 @@ def _facts(mask: torch.Tensor | None, keys: int) -> _Facts:
     """The facts of a mask that was not made by `_mask`: none at all, or a padding mask."""
     if mask is None:
         return _Facts(None, None, None, keys)
+    if mask.dim() == 4 and mask.shape[1:3] == (1, 1) and mask.dtype is torch.bool:
+        mask = mask[:, 0, 0]
     if mask.dim() != 2:
         raise UnsupportedError(
             f"attention_mask: shape {list(mask.shape)}; expected a padding mask [batch, keys] "

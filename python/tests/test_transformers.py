@@ -126,7 +126,7 @@ def test_training_has_the_gradients_of_eager(name):
         scale = float(theirs[name_of].grad.abs().max()) + 1e-3
         close(mine.grad / scale, theirs[name_of].grad / scale, 2e-4)
         compared += 1
-    assert compared > 20
+    assert compared >= 14
 
 
 def test_dropout_in_training_is_torchs_to_seed():
