@@ -1,0 +1,1 @@
+"""Models built on Hopweave's attention, in torch."""
