@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use hopweave::baselines::{Problem, Training};
 use hopweave::compiler::{self, Options};
 use hopweave::machine;
-use hopweave::runtime::Saved;
-use hopweave::spec::{self, Inputs, PatternSpec};
+use hopweave::runtime::{Saved, Step};
+use hopweave::spec::{self, PatternSpec};
 use ndarray::Array4;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -90,7 +90,7 @@ fn main() {
             let start = Instant::now();
             let saved = Saved { out: output.out.view(), lse: output.lse.view() };
             training
-                .backward(q.view(), k.view(), v.view(), grad.view(), Some(saved), &Inputs::none(), None, 0)
+                .backward(q.view(), k.view(), v.view(), grad.view(), Some(saved), &Step::default())
                 .expect("tensors that fit");
             backward.push(start.elapsed());
             pool.install(|| {

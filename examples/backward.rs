@@ -5,8 +5,8 @@
 //! ```
 
 use hopweave::compiler::{self, Options};
-use hopweave::runtime::Saved;
-use hopweave::spec::{self, Inputs};
+use hopweave::runtime::{Saved, Step};
+use hopweave::spec;
 use ndarray::Array4;
 
 const SPEC: &str = "\
@@ -42,7 +42,7 @@ fn main() -> hopweave::Result<()> {
     let saved = Saved { out: output.out.view(), lse: output.lse.view() };
     let training = kernel.training()?;
     let gradients =
-        training.backward(q.view(), k.view(), v.view(), output.out.view(), Some(saved), &Inputs::none(), None, 0)?;
+        training.backward(q.view(), k.view(), v.view(), output.out.view(), Some(saved), &Step::default())?;
     println!("dq {:?}, dk {:?}, dv {:?}", gradients.q.shape(), gradients.k.shape(), gradients.v.shape());
 
     // A small step against the gradient takes as much off the loss as the gradient's length says.

@@ -14,7 +14,7 @@ use crate::dropout::Dropout;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::pattern::{self, Pattern, RunTime};
-use crate::runtime::{Gradients, Output, Saved, TrainingKernel};
+use crate::runtime::{Gradients, Output, Saved, Step, TrainingKernel};
 use crate::spec::{Inputs, PatternSpec};
 
 /// Kernels that an operator keeps at most.
@@ -152,14 +152,15 @@ impl Operator {
         arguments: &Arguments<'_>,
     ) -> Result<Output<T>> {
         let facts = self.facts(q.dim().0, [("k", k.dim().0), ("v", v.dim().0)], arguments)?;
-        let (inputs, dropout) = (&arguments.inputs, arguments.dropout.as_ref());
+        let (inputs, dropout) = (&arguments.inputs, arguments.dropout);
+        let step = |first| Step { inputs: inputs.clone(), dropout, first };
         if let Some(first) = facts.first()
             && facts.iter().all(|other| other == first)
             && !first.pads(&self.spec)
         {
             return match dropout {
                 None => self.kernel(first)?.kernel.forward_with(q, k, v, inputs),
-                Some(_) => self.training(first, true)?.forward(q, k, v, inputs, dropout, 0),
+                Some(_) => self.training(first, true)?.forward(q, k, v, &step(0)),
             };
         }
         let batch = q.dim().0;
@@ -177,7 +178,7 @@ impl Operator {
             match dropout {
                 None => self.kernel(facts)?.kernel.forward_into_with(q, k, v, inputs, &mut out, Some(&mut lse))?,
                 Some(_) => {
-                    let of_element = self.training(facts, true)?.forward(q, k, v, inputs, dropout, b)?;
+                    let of_element = self.training(facts, true)?.forward(q, k, v, &step(b))?;
                     out.assign(&of_element.out);
                     lse.assign(&of_element.lse);
                 }
@@ -203,12 +204,13 @@ impl Operator {
     ) -> Result<Gradients<T>> {
         let batch = q.dim().0;
         let facts = self.facts(batch, [("k", k.dim().0), ("v", v.dim().0)], arguments)?;
-        let (inputs, dropout) = (&arguments.inputs, arguments.dropout.as_ref());
+        let (inputs, dropout) = (&arguments.inputs, arguments.dropout);
+        let step = |first| Step { inputs: inputs.clone(), dropout, first };
         if let Some(first) = facts.first()
             && facts.iter().all(|other| other == first)
             && !first.pads(&self.spec)
         {
-            return self.training(first, dropout.is_some())?.backward(q, k, v, grad_out, saved, inputs, dropout, 0);
+            return self.training(first, dropout.is_some())?.backward(q, k, v, grad_out, saved, &step(0));
         }
         let of_output = [batch, self.spec.heads, self.pattern.q_len, self.spec.value_dim];
         if grad_out.shape() != of_output {
@@ -234,7 +236,7 @@ impl Operator {
                 lse: saved.lse.slice_move(s![b..=b, .., ..]),
             });
             let kernel = self.training(facts, dropout.is_some())?;
-            let mut of_element = kernel.backward(q, k, v, grad_out, saved, inputs, dropout, b)?;
+            let mut of_element = kernel.backward(q, k, v, grad_out, saved, &step(b))?;
             if padded.is_some() {
                 // What stands in for padding is no input.
                 let length = facts.key_length.unwrap_or(self.pattern.kv_len);

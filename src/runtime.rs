@@ -23,7 +23,7 @@ use crate::mask::QUERY_BLOCK;
 use crate::plan::{KernelPlan, Scratch, Strategy};
 use crate::spec::Inputs;
 
-pub use training::{Gradients, Saved, TrainingKernel};
+pub use training::{Gradients, Saved, Step, TrainingKernel};
 
 /// Block rows for which another worker pays.
 const LEAST_ROWS: usize = 4;
@@ -161,7 +161,7 @@ impl Kernel {
         v: ArrayView4<'_, T>,
         grad_out: ArrayView4<'_, T>,
     ) -> Result<Gradients<T>> {
-        self.training()?.backward(q, k, v, grad_out, None, &Inputs::none(), None, 0)
+        self.training()?.backward(q, k, v, grad_out, None, &Step::default())
     }
 
     /// Attention over `q [batch, heads, q_len, head_dim]`, `k [batch, kv_heads, kv_len, head_dim]` and

@@ -10,7 +10,7 @@ use hopweave::interpreter;
 use hopweave::operator::{Arguments, Operator};
 use hopweave::pattern::{self, Pattern};
 use hopweave::plan::Strategy;
-use hopweave::runtime::{Gradients, Saved, TrainingKernel};
+use hopweave::runtime::{Gradients, Saved, Step, TrainingKernel};
 use hopweave::spec::{Inputs, PatternSpec};
 use hopweave::target::Isa;
 use hopweave::tiles::guard::GuardedBuffer;
@@ -80,9 +80,9 @@ impl Case {
 
     fn run(&self, kernel: &TrainingKernel) -> Gradients {
         let Self { t, grad, .. } = self;
-        let dropout = self.dropout.as_ref();
+        let step = Step { inputs: self.given(), dropout: self.dropout, first: 0 };
         kernel
-            .backward(t.q.view(), t.k.view(), t.v.view(), grad.view(), None, &self.given(), dropout, 0)
+            .backward(t.q.view(), t.k.view(), t.v.view(), grad.view(), None, &step)
             .unwrap_or_else(|error| panic!("{error}"))
     }
 
@@ -236,7 +236,7 @@ fn dropout_drops_the_same_backward() {
                 case.check(&options, &what);
                 let kernel = case.kernel(&options);
                 let output = kernel
-                    .forward(q.view(), k.view(), v.view(), &Inputs::none(), Some(&dropout), 0)
+                    .forward(q.view(), k.view(), v.view(), &Step { dropout: Some(dropout), ..Step::default() })
                     .expect("an output");
                 near(&output.out.view().into_dyn(), &forward.out.view().into_dyn(), 1e-5, &what);
                 let saved = Saved { out: output.out.view(), lse: output.lse.view() };
@@ -247,9 +247,7 @@ fn dropout_drops_the_same_backward() {
                         v.view(),
                         case.grad.view(),
                         Some(saved),
-                        &Inputs::none(),
-                        Some(&dropout),
-                        0,
+                        &Step { dropout: Some(dropout), ..Step::default() },
                     )
                     .expect("gradients");
                 case.check_found(&found, 2e-5, &format!("{what}, saved"));
@@ -280,8 +278,7 @@ fn results_do_not_depend_on_threads_and_what_is_saved_serves() {
         let saved = Saved { out: output.out.view(), lse: output.lse.view() };
         let Tensors { q, k, v } = &case.t;
         let kernel = case.kernel(&options(isa, None));
-        let found =
-            kernel.backward(q.view(), k.view(), v.view(), case.grad.view(), Some(saved), &Inputs::none(), None, 0);
+        let found = kernel.backward(q.view(), k.view(), v.view(), case.grad.view(), Some(saved), &Step::default());
         case.check_found(&found.expect("gradients"), 2e-5, "saved");
     }
 }
@@ -451,7 +448,7 @@ fn empty_problems_have_empty_gradients() {
         let zeros = |n: usize| Array4::<f32>::ones((batch, 2, n, 8));
         let (q, k) = (zeros(q_len), zeros(kv_len));
         let found = kernel
-            .backward(q.view(), k.view(), k.view(), q.view(), None, &Inputs::none(), None, 0)
+            .backward(q.view(), k.view(), k.view(), q.view(), None, &Step::default())
             .unwrap_or_else(|error| panic!("{batch} {q_len} {kv_len}: {error}"));
         assert_eq!((found.q.dim(), found.k.dim()), (q.dim(), k.dim()));
         assert!(found.q.iter().chain(&found.k).chain(&found.v).all(|&x| x == 0.0));
@@ -469,7 +466,8 @@ fn wrong_tensors_are_named() {
     }
     let training = kernel.training().expect("a kernel");
     let dropout = Dropout::new(0.5, 0.0, 0).expect("rates");
-    let refused = training.forward(x(20).view(), x(20).view(), x(20).view(), &Inputs::none(), Some(&dropout), 0);
+    let refused =
+        training.forward(x(20).view(), x(20).view(), x(20).view(), &Step { dropout: Some(dropout), ..Step::default() });
     assert!(refused.expect_err("no dropout").to_string().contains("compiled without it"));
 }
 
@@ -492,8 +490,7 @@ fn nothing_outside_the_tensors_is_touched() {
                     let view = |x| ArrayView4::from_shape((2, 2, 131, width), x).expect("a shape");
                     for (_, options) in ways(isa, &spec, &case.pattern) {
                         let kernel = case.kernel(&options);
-                        let found =
-                            kernel.backward(view(&*q), view(&*k), view(&*v), view(&*g), None, &Inputs::none(), None, 0);
+                        let found = kernel.backward(view(&*q), view(&*k), view(&*v), view(&*g), None, &Step::default());
                         case.check_found(&found.expect("gradients"), 2e-5, pattern);
                     }
                 }

@@ -52,6 +52,17 @@ pub struct Gradients<T = f32> {
     pub inputs: Vec<(String, ArrayD<f32>)>,
 }
 
+/// What a training step brings besides its tensors.
+#[derive(Debug, Clone, Default)]
+pub struct Step<'a> {
+    /// What the score mods read.
+    pub inputs: Inputs<'a>,
+    /// What is dropped; the kernel must have been compiled for it.
+    pub dropout: Option<Dropout>,
+    /// Number of the first batch element, for dropout's numbers, where a batch is computed in parts.
+    pub first: usize,
+}
+
 /// What a forward call gave, for the backward call on the same tensors.
 #[derive(Debug, Clone, Copy)]
 pub struct Saved<'a, T> {
@@ -188,9 +199,7 @@ impl TrainingKernel {
     }
 
     /// Attention with dropout over `q [batch, heads, q_len, head_dim]`, `k [batch, kv_heads, kv_len, head_dim]` and
-    /// `v [batch, kv_heads, kv_len, value_dim]`; the kernel must have been compiled for it. Log-sum-exp is that of the
-    /// scores, which dropout does not touch. `first` is the number of the first element among those of a batch that is
-    /// computed in parts, for dropout's numbers.
+    /// `v [batch, kv_heads, kv_len, value_dim]`. Log-sum-exp is that of the scores, which dropout does not touch.
     ///
     /// # Errors
     /// [`Error::Shape`] and [`Error::Value`] for tensors that do not fit the plan.
@@ -199,11 +208,9 @@ impl TrainingKernel {
         q: ArrayView4<'_, T>,
         k: ArrayView4<'_, T>,
         v: ArrayView4<'_, T>,
-        inputs: &Inputs<'_>,
-        dropout: Option<&Dropout>,
-        first: usize,
+        step: &Step<'_>,
     ) -> Result<Output<T>> {
-        let call = Call::new(&self.inner, [q, k, v], inputs, dropout, first)?;
+        let call = Call::new(&self.inner, [q, k, v], step)?;
         let plan = &self.inner.pass.plan;
         let (heads, q_len, dv) = (plan.heads, plan.q_len, plan.value_dim);
         let mut out = Array4::<f32>::zeros((call.batch, heads, q_len, dv));
@@ -225,12 +232,10 @@ impl TrainingKernel {
     }
 
     /// The gradients of q, k and v from that of the output, `grad_out [batch, heads, q_len, value_dim]`. `saved` is what
-    /// a forward call on the same tensors, with the same dropout, gave; it spares computing that again, in f32. `first` as
-    /// in [`Self::forward`].
+    /// a forward call on the same tensors, with the same dropout, gave; it spares computing that again, in f32.
     ///
     /// # Errors
     /// [`Error::Shape`] and [`Error::Value`] for tensors that do not fit the plan.
-    #[allow(clippy::too_many_arguments)]
     pub fn backward<T: Element>(
         &self,
         q: ArrayView4<'_, T>,
@@ -238,11 +243,9 @@ impl TrainingKernel {
         v: ArrayView4<'_, T>,
         grad_out: ArrayView4<'_, T>,
         saved: Option<Saved<'_, T>>,
-        inputs: &Inputs<'_>,
-        dropout: Option<&Dropout>,
-        first: usize,
+        step: &Step<'_>,
     ) -> Result<Gradients<T>> {
-        let call = Call::new(&self.inner, [q, k, v], inputs, dropout, first)?;
+        let call = Call::new(&self.inner, [q, k, v], step)?;
         let plan = &self.inner.pass.plan;
         let (heads, kv_heads) = (plan.heads, plan.kv_heads);
         let (q_len, kv_len, d, dv) = (plan.q_len, plan.kv_len, plan.head_dim, plan.value_dim);
@@ -348,13 +351,7 @@ struct Call<'a, T> {
 }
 
 impl<'a, T: Element> Call<'a, T> {
-    fn new(
-        inner: &'a Inner,
-        [q, k, v]: [ArrayView4<'a, T>; 3],
-        inputs: &'a Inputs<'_>,
-        dropout: Option<&'a Dropout>,
-        first: usize,
-    ) -> Result<Self> {
+    fn new(inner: &'a Inner, [q, k, v]: [ArrayView4<'a, T>; 3], step: &'a Step<'_>) -> Result<Self> {
         let plan = &inner.pass.plan;
         if T::DTYPE != inner.dtype {
             return Err(Error::Dtype { expected: inner.dtype.name(), found: T::DTYPE.name() });
@@ -363,13 +360,14 @@ impl<'a, T: Element> Call<'a, T> {
         check("q", q.shape(), &[batch, plan.heads, plan.q_len, plan.head_dim])?;
         check("k", k.shape(), &[batch, plan.kv_heads, plan.kv_len, plan.head_dim])?;
         check("v", v.shape(), &[batch, plan.kv_heads, plan.kv_len, plan.value_dim])?;
+        let dropout = step.dropout.as_ref();
         if dropout.is_some() && !plan.training.is_some_and(|training| training.dropout) {
             return Err(Error::unsupported("dropout", "this kernel was compiled without it"));
         }
-        let given = inputs.check(plan.mods.as_ref().map(|mods| &mods.mods))?;
+        let given = step.inputs.check(plan.mods.as_ref().map(|mods| &mods.mods))?;
         let constants = inner.constants.iter().map(Vec::as_slice);
         let inputs = given.into_iter().chain(constants).map(|table| table.as_ptr().expose_provenance()).collect();
-        Ok(Self { inner, q: Wide::new(q), k: Wide::new(k), v: Wide::new(v), inputs, dropout, first, batch })
+        Ok(Self { inner, q: Wide::new(q), k: Wide::new(k), v: Wide::new(v), inputs, dropout, first: step.first, batch })
     }
 
     /// Query head `i` of a unit, in a room.
