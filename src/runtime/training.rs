@@ -195,7 +195,8 @@ impl TrainingKernel {
         let workers = inner.threads.current_num_threads();
         let rooms = if stretches > 1 { 1 } else { workers.min(units.max(1)) };
         let local = workers * inner.local_bytes();
-        (rooms * inner.room_bytes(stretches) + local) as u64
+        let inputs = InputSums::count(inner.input_floats(), units) * inner.input_floats() * size_of::<f32>();
+        (rooms * inner.room_bytes(stretches) + local + inputs) as u64
     }
 
     /// Attention with dropout over `q [batch, heads, q_len, head_dim]`, `k [batch, kv_heads, kv_len, head_dim]` and
@@ -306,9 +307,13 @@ impl InputSums {
     fn new(sizes: impl Iterator<Item = usize>, units: usize) -> Self {
         let sizes: Vec<usize> = sizes.collect();
         let all: usize = sizes.iter().sum();
-        let affordable = units <= 1 || units.saturating_mul(all) <= INPUT_BYTES / size_of::<f32>();
-        let count = if affordable { units.max(1) } else { 1 };
-        Self { sizes, of_units: (0..count).map(|_| Mutex::new(vec![0.0; all])).collect() }
+        let of_units = (0..Self::count(all, units)).map(|_| Mutex::new(vec![0.0; all])).collect();
+        Self { sizes, of_units }
+    }
+
+    /// How many sums of `all` elements are kept for `units`.
+    fn count(all: usize, units: usize) -> usize {
+        if units.saturating_mul(all) <= INPUT_BYTES / size_of::<f32>() { units.max(1) } else { 1 }
     }
 
     fn most_at_once(&self) -> usize {
@@ -388,10 +393,21 @@ impl Inner {
         if units >= UNITS || units == 0 {
             return 1;
         }
-        let plan = &self.pass.plan;
-        let bytes = plan.kv_len * (plan.head_dim + plan.value_dim) * size_of::<f32>();
+        let bytes = self.stretch_floats() * size_of::<f32>();
         let affordable = (STRETCH_BYTES / bytes.max(1)).max(2);
-        (2 * UNITS).div_ceil(units).min(plan.block_rows() / STRETCH_ROWS).min(affordable).max(1)
+        (2 * UNITS).div_ceil(units).min(self.pass.plan.block_rows() / STRETCH_ROWS).min(affordable).max(1)
+    }
+
+    /// Elements of the score mods' inputs.
+    fn input_floats(&self) -> usize {
+        let mods = self.pass.plan.mods.iter().flat_map(|mods| &mods.mods.inputs);
+        mods.map(|input| input.shape.iter().product::<usize>()).sum()
+    }
+
+    /// Sums that a stretch keeps for itself: of keys, values and inputs.
+    fn stretch_floats(&self) -> usize {
+        let plan = &self.pass.plan;
+        plan.kv_len * (plan.head_dim + plan.value_dim) + self.input_floats()
     }
 
     fn local_bytes(&self) -> usize {

@@ -100,9 +100,7 @@ impl Room {
         self.references.resize(places, 0.0);
         self.delta_at.resize(places, 0.0);
         self.row_keys.resize(places, 0);
-        let inputs = plan.mods.as_ref().map_or(&[][..], |mods| &mods.mods.inputs);
-        let inputs: usize = inputs.iter().map(|input| input.shape.iter().product::<usize>()).sum();
-        let sums = plan.kv_len * (plan.head_dim + dv) + inputs;
+        let sums = inner.stretch_floats();
         self.sums.resize_with(stretches - 1, Vec::new);
         for of_stretch in &mut self.sums {
             of_stretch.resize(sums, 0.0);
@@ -127,9 +125,8 @@ impl Inner {
             (_, false) => 2,
         };
         let buffers = z + 3 + usize::from(self.stored.is_some());
-        let floats = rows * buffers
-            + plan.q_len * (plan.gradient_depth() + 7)
-            + (stretches - 1) * plan.kv_len * (plan.head_dim + plan.value_dim);
+        let floats =
+            rows * buffers + plan.q_len * (plan.gradient_depth() + 7) + (stretches - 1) * self.stretch_floats();
         floats * size_of::<f32>() + self.pass.shared() + self.stored.as_ref().map_or(0, Part::shared)
     }
 }
@@ -145,7 +142,7 @@ pub(super) struct Head<'a> {
     dropout: Option<&'a Dropout>,
     /// Dropout's number for the head.
     item: u64,
-    /// Whether some tensor holds NaN or Inf.
+    /// Whether some tensor, or some score, is not finite.
     exact: bool,
 }
 
@@ -230,6 +227,9 @@ impl<'a> Head<'a> {
             }
             _ => self.forward(None),
         }
+        // Finite tensors may still have scores that are not: by what a score mod reads or makes, or by overflow. One such
+        // score leaves a mark in its row's sum, and the row's Z and gradients are NaN from there on.
+        self.exact |= self.room.log_sum.iter().any(|&log_sum| log_sum.is_nan() || log_sum == f32::INFINITY);
         self.place_references();
         copy_rows(&mut self.room.g[0], grad_out);
         if inner.keeps_all() {
