@@ -307,7 +307,7 @@ fn nothing_outside_the_inputs_is_touched() {
                 });
                 let four = [&case.t.q, &case.t.k, &case.t.v, &case.grad];
                 let tensors = four.map(|x| place(x.as_slice().expect("C order")));
-                let view = |i: usize| ArrayView4::from_shape(four[i].dim(), &*tensors[i]).expect("a view");
+                let view = |i: usize| ArrayView4::from_shape(four[i].dim(), &tensors[i]).expect("a view");
                 let step = Step { inputs: given, ..Step::default() };
                 let kernel = compiler::compile_training(&case.spec, &case.pattern, &options(isa, None), false);
                 let found = kernel.and_then(|kernel| kernel.backward(view(0), view(1), view(2), view(3), None, &step));
