@@ -246,7 +246,8 @@ impl<'a> Head<'a> {
         }
         for hop in (0..hops.len()).rev() {
             // The Z that this hop read, from V again.
-            let z = if hop == 0 { self.values() } else { self.again(hop) };
+            (0..hop).for_each(|before| self.hop(before));
+            let z = if hop == 0 { self.values() } else { self.z(hop) };
             self.room.delta.fill(0.0);
             self.adjoint(hop, 0, v, targets.dv);
             self.gradient(z, &mut targets, (false, hop + 1 < hops.len()));
@@ -292,21 +293,6 @@ impl<'a> Head<'a> {
             head.enter_rows(HOP, worker, rows, hop, Some(source), Some(target));
         });
         self.drop_z(hop);
-    }
-
-    /// The Z that hop `hop` reads, computed again from V where not all are kept.
-    fn again(&mut self, hop: usize) -> Rows {
-        let mut source = self.values();
-        for before in 0..hop {
-            let target = self.turn(before + 1);
-            self.each_stretch(|head, worker, rows| {
-                head.enter_rows(HOP, worker, rows, before, Some(source), Some(target));
-            });
-            let rows = self.room.last.len();
-            self.drop_rows(before, |room| (&mut room.z[(before + 1) % 2 * rows..][..rows], 0));
-            source = target;
-        }
-        source
     }
 
     /// One of the two Z that are computed in turn.
