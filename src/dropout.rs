@@ -49,11 +49,6 @@ impl Dropout {
         Ok(Self { attention, hop, seed })
     }
 
-    /// Whether nothing is zeroed.
-    pub fn is_none(&self) -> bool {
-        self.attention == 0.0 && self.hop == 0.0
-    }
-
     /// Stream of the masks after hop number `hop`, the first being 0.
     pub fn hop_stream(hop: usize) -> u32 {
         1 + hop as u32
@@ -77,7 +72,7 @@ fn factor(rate: f32, row_key: u32, column: u32) -> f32 {
 }
 
 /// What kept entries are multiplied with at a rate in [0, 1): 1 / (1 − rate).
-fn scale(rate: f32) -> f32 {
+pub fn scale(rate: f32) -> f32 {
     1.0 / (1.0 - rate)
 }
 
@@ -208,7 +203,6 @@ mod tests {
     #[test]
     fn a_rate_of_0_keeps_everything_as_it_is() {
         let dropout = Dropout::new(0.0, 0.0, 3).unwrap();
-        assert!(dropout.is_none());
         for i in 0..1000 {
             assert_eq!(dropout.attention_factor(i, 2 * i, i as u32), 1.0);
             assert_eq!(dropout.hop_factor(2, i, i, 7 * i as u32), 1.0);

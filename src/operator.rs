@@ -14,7 +14,7 @@ use crate::dropout::Dropout;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::pattern::{self, Pattern, RunTime};
-use crate::runtime::{Gradients, Output, Saved, Step, TrainingKernel};
+use crate::runtime::{Gradients, Output, Saved, Step, TrainingKernel, check_outputs};
 use crate::spec::{Inputs, PatternSpec};
 
 /// Kernels that an operator keeps at most.
@@ -212,14 +212,8 @@ impl Operator {
         {
             return self.training(first, dropout.is_some())?.backward(q, k, v, grad_out, saved, &step(0));
         }
-        let of_output = [batch, self.spec.heads, self.pattern.q_len, self.spec.value_dim];
-        if grad_out.shape() != of_output {
-            return Err(Error::Shape {
-                tensor: "grad_out".into(),
-                expected: format!("{of_output:?}"),
-                found: format!("{:?}", grad_out.shape()),
-            });
-        }
+        // Before elements are cut out of them.
+        check_outputs(&grad_out, saved.as_ref(), [batch, self.spec.heads, self.pattern.q_len, self.spec.value_dim])?;
         let (q_dim, k_dim, v_dim) = (q.dim(), k.dim(), v.dim());
         let mut gradients = Gradients {
             q: Array4::default(q_dim),

@@ -23,6 +23,7 @@ use crate::mask::QUERY_BLOCK;
 use crate::plan::{KernelPlan, Scratch, Strategy};
 use crate::spec::Inputs;
 
+pub(crate) use training::check_outputs;
 pub use training::{Gradients, Saved, Step, TrainingKernel};
 
 /// Block rows for which another worker pays.
@@ -134,7 +135,7 @@ impl Kernel {
     /// The gradients of `q`, `k` and `v` (shapes of [`Self::forward`]) from that of the output, `grad_out
     /// [batch, heads, q_len, value_dim]`. The kernel that computes them is compiled at the first call. Where the output and
     /// log-sum-exp of a forward call on the same tensors are at hand, [`TrainingKernel::backward`] of [`Self::training`]
-    /// takes them and need not compute them again.
+    /// takes them and need not compute them again; it also takes the inputs of score mods and dropout ([`Step`]).
     ///
     /// # Errors
     /// Those of [`Self::forward`], and of compiling.

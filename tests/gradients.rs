@@ -355,6 +355,11 @@ fn padding_and_segments_have_gradients_element_by_element() {
             let saved = Saved { out: output.out.view(), lse: output.lse.view() };
             let again = operator.backward(t.q.view(), t.k.view(), t.v.view(), grad.view(), Some(saved), &arguments);
             let again = again.expect("gradients");
+            // What was saved of fewer elements is refused, not cut out of.
+            let few = Saved { out: saved.out.slice_move(s![..1, .., .., ..]), lse: saved.lse };
+            let refused = operator.backward(t.q.view(), t.k.view(), t.v.view(), grad.view(), Some(few), &arguments);
+            let refused = refused.expect_err("one element of two").to_string();
+            assert!(refused.starts_with("saved out: expected"), "{refused}");
             let farthest = found.q.iter().zip(&again.q).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(farthest < 1e-4, "{farthest}");
             if dropout.is_some() {

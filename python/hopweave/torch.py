@@ -102,7 +102,7 @@ def _is_eager(*tensors: torch.Tensor) -> bool:
 
 
 class _Eager(torch.autograd.Function):
-    """The operator without torch's dispatcher, which costs some 80 us a call."""
+    """The operator without torch's dispatcher, which costs more than the kernel of a short sequence."""
 
     @staticmethod
     def forward(ctx, q, k, v, rest, *floats):

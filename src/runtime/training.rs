@@ -250,11 +250,7 @@ impl TrainingKernel {
         let plan = &self.inner.pass.plan;
         let (heads, kv_heads) = (plan.heads, plan.kv_heads);
         let (q_len, kv_len, d, dv) = (plan.q_len, plan.kv_len, plan.head_dim, plan.value_dim);
-        check("grad_out", grad_out.shape(), &[call.batch, heads, q_len, dv])?;
-        if let Some(saved) = &saved {
-            check("saved out", saved.out.shape(), &[call.batch, heads, q_len, dv])?;
-            check("saved lse", saved.lse.shape(), &[call.batch, heads, q_len])?;
-        }
+        check_outputs(&grad_out, saved.as_ref(), [call.batch, heads, q_len, dv])?;
         let grad_out = readable(grad_out);
         let finite = call.q.is_finite() && call.k.is_finite() && call.v.is_finite();
         let exact = !finite || !grad_out.iter().all(|x| x.widen().is_finite());
@@ -452,6 +448,18 @@ fn chunks(array: &mut Array4<f32>, size: usize) -> impl Iterator<Item = &mut [f3
 
 fn narrow<T: Element>(array: Array4<f32>) -> Array4<T> {
     array.mapv_into_any(T::nearest)
+}
+
+/// Checks that the gradient of the output, and what a forward call gave, have the output's shape.
+pub(crate) fn check_outputs<T>(
+    grad_out: &ArrayView4<'_, T>,
+    saved: Option<&Saved<'_, T>>,
+    output: [usize; 4],
+) -> Result<()> {
+    check("grad_out", grad_out.shape(), &output)?;
+    let Some(saved) = saved else { return Ok(()) };
+    check("saved out", saved.out.shape(), &output)?;
+    check("saved lse", saved.lse.shape(), &output[..3])
 }
 
 fn check(tensor: &str, found: &[usize], expected: &[usize]) -> Result<()> {

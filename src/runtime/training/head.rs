@@ -336,7 +336,7 @@ impl<'a> Head<'a> {
     fn drop_rows(&mut self, hop: usize, of: impl FnOnce(&mut Room) -> (&mut [f32], usize)) {
         let Some(dropout) = self.dropout.filter(|dropout| dropout.hop > 0.0) else { return };
         let plan = &self.inner.pass.plan;
-        let (threshold, keep) = (dropout::threshold(dropout.hop), 1.0 / (1.0 - dropout.hop));
+        let (threshold, keep) = (dropout::threshold(dropout.hop), dropout::scale(dropout.hop));
         let item = self.item;
         let (rows, start) = of(self.room);
         if plan.q_len == 0 {
@@ -344,7 +344,7 @@ impl<'a> Head<'a> {
         }
         let stride = rows.len() / plan.q_len;
         for (number, row) in rows.chunks_mut(stride).enumerate() {
-            let key = dropout::row_key(dropout.seed, 1 + hop as u32, item, number as u64);
+            let key = dropout::row_key(dropout.seed, Dropout::hop_stream(hop), item, number as u64);
             for (column, x) in row[start..start + plan.value_dim].iter_mut().enumerate() {
                 *x = if dropout::hash(key, column as u32) < threshold { 0.0 } else { *x * keep };
             }
@@ -482,7 +482,7 @@ impl<'a> Head<'a> {
         let q_len = self.inner.pass.plan.q_len;
         for (place, to) in self.room.row_keys.iter_mut().enumerate().take(q_len) {
             let number = order.map_or(place, |order| order[place] as usize);
-            *to = dropout::row_key(dropout.seed, 0, self.item, number as u64);
+            *to = dropout::row_key(dropout.seed, Dropout::ATTENTION, self.item, number as u64);
         }
     }
 
@@ -573,7 +573,7 @@ impl<'a> Head<'a> {
             exact: usize::from(self.exact),
             row_keys: if rate > 0.0 { self.room.row_keys.as_ptr() } else { std::ptr::null() },
             threshold: dropout::threshold(rate),
-            keep: 1.0 / (1.0 - rate),
+            keep: dropout::scale(rate),
         }
     }
 
