@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::cache::Cache;
 use crate::cost::Forecast;
 use crate::error::{Error, Result};
+use crate::limits::Allowance;
 use crate::machine::Facts;
 use crate::mask::BlockMask;
 use crate::pattern::Pattern;
@@ -44,7 +45,7 @@ pub struct Compiled {
 ///
 /// # Errors
 /// [`Error::Spec`] where the spec does not fit the lengths, [`Error::Unsupported`] for wishes that cannot be
-/// served, [`Error::Memory`] beyond the limit. [`Error::Internal`] is our bug.
+/// served, [`Error::Memory`] and [`Error::Limit`] beyond the limits. [`Error::Internal`] is our bug.
 pub fn compile(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Options) -> Result<Compiled> {
     let mut clock = Clock::default();
     // Expressions are evaluated and random choices drawn: from here on there are only numbers.
@@ -89,8 +90,9 @@ pub fn compile_pattern(spec: &PatternSpec, pattern: Pattern, options: &Options) 
 fn compile_with(spec: &PatternSpec, pattern: Pattern, options: &Options, advice: Advice) -> Result<Compiled> {
     let mut clock = Clock::default();
     let strategy = advice.strategy(options);
+    let allowance = options.allowance(spec);
     // Whole blocks are classified by intervals; points are visited only inside partial blocks.
-    let mask = clock.time("mask", || build_mask(spec, &pattern, options, strategy))?;
+    let mask = clock.time("mask", || build_mask(spec, &pattern, options, strategy, allowance))?;
     let schedule = clock.time("schedule", || schedule::build(spec, mask.clone()))?;
     let schedule = clock.time("passes", || passes::run(schedule, &options.without))?;
     let schedule = clock.time("verify", || schedule::verify(schedule))?;
@@ -108,7 +110,7 @@ fn compile_with(spec: &PatternSpec, pattern: Pattern, options: &Options, advice:
     }
     let isa = jit::target_isa()?;
     let functions = clock.time("lower", || codegen::lower(&plan, &*isa));
-    let code = clock.time("link", || jit::link(&plan, functions, &isa))?;
+    let code = clock.time("link", || jit::link(&plan, functions, &isa, &allowance))?;
     // A gradient is compiled at the first backward call.
     let train: Train = {
         let (spec, pattern, options) = (spec.clone(), pattern.clone(), options.clone());
@@ -160,14 +162,15 @@ fn compile_training_with(
     stored: bool,
     single_hop_passes: bool,
 ) -> Result<TrainingKernel> {
-    let mask = mask::build(pattern, options.memory_limit)?;
+    let allowance = options.allowance(spec);
+    let mask = mask::build(pattern, allowance)?;
     let schedule = passes::derive_gradient(schedule::build(spec, mask)?, dropout);
     let schedule = schedule::verify(passes::run(schedule, &options.without)?)?;
     let isa = jit::target_isa()?;
     let part = |strategy: Strategy| {
         let wishes = Wishes { strategy: Some(strategy), single_hop_passes, ..Wishes::default() };
         let plan = plan::build(&schedule, options.isa, wishes)?;
-        let code = jit::link(&plan, codegen::lower(&plan, &*isa), &isa)?;
+        let code = jit::link(&plan, codegen::lower(&plan, &*isa), &isa, &allowance)?;
         Ok::<_, Error>((plan, code))
     };
     let stored = if stored { Some(part(Strategy::Resident)?) } else { None };
@@ -192,8 +195,8 @@ pub fn emit(
     }
     let advice = options.advice(spec, q_len, kv_len);
     let mask = match training {
-        true => mask::build(&pattern, options.memory_limit)?,
-        false => build_mask(spec, &pattern, options, advice.strategy(options))?,
+        true => mask::build(&pattern, options.allowance(spec))?,
+        false => build_mask(spec, &pattern, options, advice.strategy(options), options.allowance(spec))?,
     };
     if stage == Stage::Mask {
         return Ok(mask.print());
@@ -236,7 +239,7 @@ pub fn strategies(
     options: &Options,
 ) -> Result<Vec<(Strategy, std::result::Result<String, String>)>> {
     let pattern = pattern::resolve(spec, q_len, kv_len)?;
-    let schedule = schedule::build(spec, mask::build(&pattern, options.memory_limit)?)?;
+    let schedule = schedule::build(spec, mask::build(&pattern, options.allowance(spec))?)?;
     Ok(plan::verdicts(&schedule::verify(passes::run(schedule, &options.without)?)?))
 }
 
@@ -246,6 +249,7 @@ fn build_mask(
     pattern: &Pattern,
     options: &Options,
     strategy: Option<Strategy>,
+    allowance: Allowance,
 ) -> Result<BlockMask> {
     let flash = spec.diffusion.hops.len() <= 1
         && strategy.is_none_or(|strategy| strategy == Strategy::Flash)
@@ -254,10 +258,10 @@ fn build_mask(
         // Score mods count heads and positions, which rows of several heads mix, and a restart term reads values by
         // the number of a query.
         true if spec.mods.is_empty() && spec.diffusion.is_plain() => {
-            mask::build_in_parts(pattern, options.memory_limit, spec.heads / spec.kv_heads)
+            mask::build_in_parts(pattern, allowance, spec.heads / spec.kv_heads)
         }
-        true => mask::build_in_parts(pattern, options.memory_limit, 1),
-        false => mask::build(pattern, options.memory_limit),
+        true => mask::build_in_parts(pattern, allowance, 1),
+        false => mask::build(pattern, allowance),
     }
 }
 
@@ -326,6 +330,11 @@ impl Options {
     /// The default without the user's cache: plans are the same on every machine of the same tile family.
     pub fn reproducible() -> Self {
         Self { tuning: TuningSource::Nothing, ..Self::default() }
+    }
+
+    /// What compiling a spec may take, from now on.
+    fn allowance(&self, spec: &PatternSpec) -> Allowance {
+        Allowance::begin(spec.source.limits, self.memory_limit)
     }
 
     /// What the cache has to say about a spec at its lengths.

@@ -1,7 +1,8 @@
 //! Every way in which Hopweave can say no.
 //!
 //! Three kinds are kept apart, because the reader does something different about each: the input is
-//! wrong ([`SpecError`], [`Error::Shape`], [`Error::Dtype`], [`Error::Value`], [`Error::Input`], [`Error::Memory`]), the
+//! wrong ([`SpecError`], [`Error::Shape`], [`Error::Dtype`], [`Error::Value`], [`Error::Input`],
+//! [`Error::Memory`], [`Error::Limit`]), the
 //! input is right but this version cannot do it ([`Error::Unsupported`]), or Hopweave itself is wrong
 //! ([`Error::Internal`]).
 
@@ -64,6 +65,16 @@ pub enum Error {
         /// Bytes allowed.
         limit: u64,
     },
+    /// More is asked for than a limit allows.
+    #[error("{what}: {given}; {limit}")]
+    Limit {
+        /// What is too much.
+        what: String,
+        /// How much it is.
+        given: String,
+        /// How much is allowed, and how to allow more.
+        limit: String,
+    },
     /// A request that is meaningful but that this version, or this machine, cannot serve.
     #[error("unsupported: {given}; {limit}")]
     Unsupported {
@@ -116,7 +127,8 @@ impl From<SpecError> for Error {
 
 /// What is wrong in a spec, where, and what was expected.
 ///
-/// Displays as four parts: `FILE:LINE:COLUMN: message`, the line, a caret under the place, the expectation.
+/// Displays as four parts: `FILE:LINE:COLUMN: message`, the line, a caret under the place, the expectation; then, each
+/// after a line break and `error: `, what else is wrong with the same spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpecError {
     /// File name as the user gave it, or `<text>`.
@@ -129,9 +141,63 @@ pub struct SpecError {
     pub message: String,
     /// What was expected, or what to write instead; empty when the message says it all.
     pub expected: String,
+    /// What else is wrong with the same spec, in the order of the text; none of these has others.
+    pub others: Vec<SpecError>,
 }
 
 impl std::error::Error for SpecError {}
+
+/// Errors of one spec that do not follow from each other, to be reported together.
+///
+/// What cannot be read is left out while the rest is read on.
+#[derive(Debug, Default)]
+pub struct Faults {
+    found: Vec<SpecError>,
+    /// An error without a place: reading stops at it.
+    other: Option<Error>,
+}
+
+/// Most errors of a spec in one report.
+const MOST_FAULTS: usize = 20;
+
+impl Faults {
+    /// The value, or nothing where there is an error, which is kept.
+    pub fn keep<T>(&mut self, result: Result<T>) -> Option<T> {
+        match result {
+            Ok(value) => return Some(value),
+            Err(Error::Spec(mut error)) => {
+                let others = std::mem::take(&mut error.others);
+                self.found.push(*error);
+                self.found.extend(others);
+            }
+            Err(error) => self.other = self.other.take().or(Some(error)),
+        }
+        None
+    }
+
+    /// The value, if nothing was found.
+    ///
+    /// # Errors
+    /// Everything that was found, as one error.
+    pub fn finish<T>(mut self, value: Option<T>) -> Result<T> {
+        if let Some(error) = self.other {
+            return Err(error);
+        }
+        self.found.sort_by_key(|error| (error.at.line, error.at.column));
+        // Two arguments that share a value have the same fault.
+        self.found.dedup();
+        self.found.truncate(MOST_FAULTS);
+        let mut found = self.found.into_iter();
+        match (found.next(), value) {
+            (Some(mut first), _) => {
+                first.others = found.collect();
+                Err(first.into())
+            }
+            (None, Some(value)) => Ok(value),
+            (None, None) => Err(Error::internal("spec", "nothing was read, and nothing is wrong", "")),
+        }
+    }
+}
 
 impl fmt::Display for SpecError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -149,7 +215,8 @@ impl fmt::Display for SpecError {
         if !self.expected.is_empty() {
             write!(f, "\n{margin} = expected: {}", self.expected)?;
         }
-        Ok(())
+        // Whoever prints the first one has written `error: ` before it.
+        self.others.iter().try_for_each(|other| write!(f, "\nerror: {other}"))
     }
 }
 
@@ -196,6 +263,7 @@ mod tests {
             source_line: "\tab head: 1".into(),
             message: "unknown key `head`".into(),
             expected: "`heads`".into(),
+            others: Vec::new(),
         };
         let text = error.to_string();
         assert_eq!(text, "a.yaml:3:5: unknown key `head`\n  |\n3 | \tab head: 1\n  | \t   ^^^^\n  = expected: `heads`");

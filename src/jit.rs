@@ -18,6 +18,7 @@ use cranelift_module::{FuncId, Linkage, Module};
 use crate::codegen::portable;
 use crate::codegen::{KernelArgs, Lowered, TileFn, emit};
 use crate::error::{Error, Result};
+use crate::limits::Allowance;
 use crate::plan::{KernelPlan, ModsBy};
 use crate::target::Isa;
 use crate::tiles::stored::{dots_serve, stored_family};
@@ -76,9 +77,10 @@ impl std::fmt::Debug for Code {
 /// Compiles and links `functions`, with the plan's tiles as the functions they call.
 ///
 /// # Errors
-/// [`Error::Unsupported`] when the CPU lacks the plan's tile family, [`Error::Internal`] when Cranelift refuses
+/// [`Error::Unsupported`] when the CPU lacks the plan's tile family, [`Error::Limit`] when there is more code than allowed
+/// or compiling it takes too long, [`Error::Internal`] when Cranelift refuses
 /// a function, with its text.
-pub fn link(plan: &KernelPlan, functions: Vec<Lowered>, isa: &OwnedTargetIsa) -> Result<Code> {
+pub fn link(plan: &KernelPlan, functions: Vec<Lowered>, isa: &OwnedTargetIsa, allowance: &Allowance) -> Result<Code> {
     let mut builder = JITBuilder::with_isa(Arc::clone(isa), cranelift_module::default_libcall_names());
     let family = match plan.isa {
         Isa::Portable => None,
@@ -135,10 +137,10 @@ pub fn link(plan: &KernelPlan, functions: Vec<Lowered>, isa: &OwnedTargetIsa) ->
     let mut code = Code { module: ManuallyDrop::new(JITModule::new(builder)), entries: Vec::new(), bytes: 0 };
     let module = &mut *code.module;
     let mut tiles = match family {
-        None => portable_tiles(plan, module)?,
+        None => portable_tiles(plan, module, allowance)?,
         Some(_) => imported_tiles(module)?,
     };
-    mod_passes(plan, module, &mut tiles)?;
+    mod_passes(plan, module, &mut tiles, allowance)?;
     let mut tiles = tiles.to_vec();
     if !plan.dtype.is_f32() {
         // Tiles that touch no tensor are called as they are; what stands in their wrappers' places is never called.
@@ -163,6 +165,7 @@ pub fn link(plan: &KernelPlan, functions: Vec<Lowered>, isa: &OwnedTargetIsa) ->
             .define_function_with_control_plane(id, &mut context, &mut ControlPlane::default())
             .map_err(|error| Error::internal("codegen", error.to_string(), text.unwrap_or_default()))?;
         code.bytes += context.compiled_code().map_or(0, |compiled| compiled.code_info().total_size as usize);
+        allowance.check_code(code.bytes as u64)?;
         ids.push((name, id));
     }
     module.finalize_definitions().map_err(|error| internal(error.to_string()))?;
@@ -221,10 +224,16 @@ fn imported_tiles(module: &mut JITModule) -> Result<[FuncId; TileFn::ALL.len()]>
 }
 
 /// Puts the passes that apply score mods in their places, where the plan has mods.
-fn mod_passes(plan: &KernelPlan, module: &mut JITModule, tiles: &mut [FuncId; TileFn::ALL.len()]) -> Result<()> {
+fn mod_passes(
+    plan: &KernelPlan,
+    module: &mut JITModule,
+    tiles: &mut [FuncId; TileFn::ALL.len()],
+    allowance: &Allowance,
+) -> Result<()> {
     let Some(mods) = &plan.mods else { return Ok(()) };
     let edges = plan.masks.iter().any(|mask| !mask.edges.keys.is_empty());
-    let symbols = portable::define_mods(module, mods, portable::Options { edges, ..portable::Options::default() })?;
+    let options = portable::Options { edges, allowance: *allowance, ..portable::Options::default() };
+    let symbols = portable::define_mods(module, mods, options)?;
     tiles[TileFn::Mods as usize] = match symbols.panel {
         Some(code) => code,
         None => import(module, TileFn::Mods, TileFn::Mods.name())?,
@@ -233,7 +242,6 @@ fn mod_passes(plan: &KernelPlan, module: &mut JITModule, tiles: &mut [FuncId; Ti
         tiles[TileFn::EdgeMods as usize] = code;
     }
     if plan.training.is_some() && !plan.strategy.stores_p() {
-        let options = portable::Options { edges, ..portable::Options::default() };
         let symbols = portable::define_mod_gradients(module, &mods.mods, options)?;
         for (tile, code) in [(TileFn::ModGradients, symbols.panel), (TileFn::EdgeModGradients, symbols.edges)] {
             tiles[tile as usize] = code.unwrap_or(tiles[tile as usize]);
@@ -242,10 +250,14 @@ fn mod_passes(plan: &KernelPlan, module: &mut JITModule, tiles: &mut [FuncId; Ti
     Ok(())
 }
 
-fn portable_tiles(plan: &KernelPlan, module: &mut JITModule) -> Result<[FuncId; TileFn::ALL.len()]> {
+fn portable_tiles(
+    plan: &KernelPlan,
+    module: &mut JITModule,
+    allowance: &Allowance,
+) -> Result<[FuncId; TileFn::ALL.len()]> {
     let edges = plan.masks.iter().any(|mask| !mask.edges.keys.is_empty());
     let mut tiles_of = |d, dv, prefix| {
-        let options = portable::Options { edges, prefix, ..portable::Options::default() };
+        let options = portable::Options { edges, prefix, allowance: *allowance, ..portable::Options::default() };
         let symbols = portable::define(module, portable::Shapes { d, dv }, options)?;
         // Without edges nothing calls an edge tile; some function must stand in its place.
         let none = portable::EdgeSymbols { score: symbols.pack, exp: symbols.pack, value: symbols.pack };

@@ -16,6 +16,7 @@ pub mod error;
 pub mod import;
 pub mod interpreter;
 pub mod jit;
+pub mod limits;
 pub mod machine;
 pub mod mask;
 pub mod measure;

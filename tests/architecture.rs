@@ -9,6 +9,7 @@ use hopweave::pattern::{COMBINATORS, NODES};
 /// Every module, left to right, with what it may import; only names further left may stand there.
 const MAP: &[(&str, &[&str])] = &[
     ("error", &[]),
+    ("limits", &["error"]),
     ("dtype", &[]),
     ("dropout", &["error"]),
     ("target", &["error"]),
@@ -16,26 +17,26 @@ const MAP: &[(&str, &[&str])] = &[
     ("cache", &["error"]),
     ("tiles", &["error", "target", "dtype", "dropout"]),
     ("machine", &["error", "target", "cache", "tiles"]),
-    ("spec", &["error", "dtype"]),
-    ("pattern", &["error", "spec"]),
+    ("spec", &["error", "limits", "dtype"]),
+    ("pattern", &["error", "limits", "spec"]),
     ("import", &["error", "spec"]),
     // The oracle shares no code with what it judges.
     ("interpreter", &["error", "dropout", "spec", "pattern"]),
-    ("mask", &["error", "spec", "pattern"]),
+    ("mask", &["error", "limits", "spec", "pattern"]),
     ("schedule", &["error", "dtype", "spec", "pattern", "mask"]),
     ("passes", &["error", "dtype", "mask", "schedule"]),
     ("cost", &["target", "machine", "spec", "pattern", "mask", "tiles"]),
     ("plan", &["error", "target", "dtype", "machine", "spec", "mask", "schedule", "cost", "tiles"]),
     // The interpreter judges its passes in tests.
-    ("codegen", &["error", "target", "spec", "interpreter", "mask", "plan", "tiles"]),
-    ("jit", &["error", "target", "tiles", "plan", "codegen"]),
+    ("codegen", &["error", "limits", "target", "spec", "interpreter", "mask", "plan", "tiles"]),
+    ("jit", &["error", "limits", "target", "tiles", "plan", "codegen"]),
     ("runtime", &["error", "target", "dtype", "dropout", "spec", "mask", "plan", "codegen", "jit"]),
     ("tuned", &["error", "target", "dtype", "cache", "machine", "spec", "plan"]),
     (
         "compiler",
         &[
-            "error", "target", "cache", "machine", "spec", "pattern", "mask", "schedule", "passes", "cost", "plan",
-            "codegen", "jit", "runtime", "tuned",
+            "error", "limits", "target", "cache", "machine", "spec", "pattern", "mask", "schedule", "passes", "cost",
+            "plan", "codegen", "jit", "runtime", "tuned",
         ],
     ),
     ("measure", &["error"]),
@@ -50,6 +51,7 @@ const MAP: &[(&str, &[&str])] = &[
         &[
             "runtime",
             "error",
+            "limits",
             "target",
             "dtype",
             "npy",

@@ -105,6 +105,10 @@ fn a_wrong_command_line_is_status_two() {
         &["check", "a.yaml", "--isa", "mmx"],
         &["check", "a.yaml", "--memory-limit", "lots"],
         &["check", "a.yaml", "--set", "heads"],
+        &["check", "a.yaml", "--limit", "edges"],
+        &["check", "a.yaml", "--limit", "edge=3"],
+        &["check", "a.yaml", "--limit", "time=10"],
+        &["check", "a.yaml", "--limit", "depth=1000"],
         &["bench", "a.yaml"],
         &["bench", "a.yaml", "-n", "8", "--time", "-1"],
     ] {
@@ -595,4 +599,51 @@ fn padding_and_segments_come_from_files() {
     both(&["--input", &ids, "--key-lengths", &lengths]);
     write_npy(folder.path("ids.npy"), &Array2::from_shape_fn((3, 20), |(_, k)| 20 - k as i32)).unwrap();
     refused(&folder.run(&["--input", &ids]), "docs: the segment id at 1 is 19, after 20");
+}
+
+#[test]
+fn limits_are_kept_and_named() {
+    let folder = Folder::new();
+    let spec = folder.text("spec.yaml");
+    let softcap = "score: {mods: [{expr: \"s / (1 + abs(s))\"}]}\n";
+    folder.write("mods.yaml", (WINDOW.to_owned() + softcap).as_bytes());
+    let mods = folder.text("mods.yaml");
+    let edges = "name: x\nhead_dim: 4\npattern: {edges: {file: edges.npy}}\n";
+    folder.write("edges.yaml", edges.as_bytes());
+    write_npy(folder.path("edges.npy"), &Array2::<i64>::zeros((100, 2))).expect("a file");
+    let edges = folder.text("edges.yaml");
+    folder.write("slow.yaml", b"name: x\nhead_dim: 4\npattern: {where: \"(q * q + k * k * k) % 7 == h\"}\n");
+    let slow = folder.text("slow.yaml");
+    folder.write("long.yaml", &b"# \n".repeat(400_000));
+    let long = folder.text("long.yaml");
+    for (args, message) in [
+        (&["check", &long][..], "long.yaml: 1.1 MiB; at most 1.0 MiB, the limit `text`; `--limit text=... ` moves it"),
+        (&["check", &spec, "--limit", "text=40"], "spec.yaml: 68 B; at most 40 B, the limit `text`"),
+        (&["check", &edges, "--limit", "file=1k"], "edges.npy: 1.7 KiB\n"),
+        (&["check", &edges, "--limit", "edges=99"], "the array has 100 pairs\n"),
+        (&["explain", &spec, "-n", "65", "--limit", "length=64"], "the length: 65; at most 64, the limit `length`"),
+        (&["emit", &slow, "-n", "65536", "--stage", "mask", "--limit", "time=0ms"], "compiling has taken too long: "),
+        (&["explain", &spec, "-n", "64", "--limit", "code=64"], "the kernel's machine code is too long: "),
+        (&["explain", &mods, "-n", "64", "--isa", "portable", "--limit", "code=64"], "at most 64 B, the limit `code`"),
+    ] {
+        refused(&hopweave(args), &message.replace("... `", "...`"));
+    }
+    for limit in ["text=80", "code=1M", "time=1h"] {
+        assert_eq!(code(&hopweave(&["explain", &spec, "-n", "64", "--limit", limit])), 0, "{limit}");
+    }
+    // Mods are code as well.
+    let enough = "code=16k";
+    assert_eq!(code(&hopweave(&["explain", &mods, "-n", "64", "--limit", enough])), 0);
+}
+
+#[test]
+fn several_errors_of_a_spec_are_reported_at_once() {
+    let folder = Folder::new();
+    folder.write("bad.yaml", b"name: x\nhead_dim: 0\npattern: {any: [casual, {sink: -1}]}\n");
+    let output = hopweave(&["check", &folder.text("bad.yaml")]);
+    let text = stderr(&output);
+    let heads: Vec<&str> = text.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!((code(&output), heads.len()), (1, 3), "{text}");
+    assert!(heads[0].ends_with("bad.yaml:2:11: `head_dim` cannot be `0`"), "{text}");
+    assert!(heads[2].ends_with("bad.yaml:3:32: `sink` is -1"), "{text}");
 }

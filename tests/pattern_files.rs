@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use hopweave::{pattern, spec};
+use hopweave::pattern;
+use hopweave::spec::{self, Source};
 
 fn pattern_files() -> Vec<(PathBuf, String)> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("patterns");
@@ -87,10 +88,8 @@ fn damaged_files_are_refused_or_read_but_never_crash() {
                 damaged.splice(at..until, pieces[random(pieces.len())].chars());
             }
             let text: String = damaged.into_iter().collect();
-            let result = spec::parse(&text, &path.to_string_lossy()).and_then(|spec| {
-                pattern::check(&spec)?;
-                pattern::resolve(&spec, 65, 65)
-            });
+            let source = Source::new(text.as_str(), path.to_string_lossy());
+            let result = pattern::read(source, &[]).and_then(|spec| pattern::resolve(&spec, 65, 65));
             if let Err(error) = result {
                 refused += 1;
                 assert!(!error.to_string().contains("internal error"), "{text}\n{error}");

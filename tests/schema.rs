@@ -124,7 +124,7 @@ fn wrong_specs_are_invalid() {
         with("pattern: full\nscore: {mods: [tanh]}"),
     ] {
         assert!(validator.schemas.validate(&value(&text), validator.index).is_err(), "{text}");
-        let refused = hopweave::spec::parse(&text, "x").and_then(|spec| hopweave::pattern::check(&spec)).is_err();
+        let refused = hopweave::pattern::read(hopweave::spec::Source::new(text.as_str(), "x"), &[]).is_err();
         assert!(refused, "the parser takes {text}");
     }
 }

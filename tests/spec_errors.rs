@@ -1,13 +1,15 @@
 //! Wrong specs and the messages that refuse them, word by word.
 //!
 //! The cases are in `spec_errors.txt`: a title, options (`> n=64` to resolve at a length, `> q_len=1` with
-//! another number of queries, `> set PATH=VALUE`),
+//! another number of queries, `> set PATH=VALUE`, `> limit NAME=VALUE`),
 //! the text, and after `~~~` the message. `HOPWEAVE_BLESS=1` shows what changed and writes the messages anew.
 
 use std::fmt::Write;
 use std::path::Path;
 
-use hopweave::{pattern, spec};
+use hopweave::limits::{Limits, Setting};
+use hopweave::pattern;
+use hopweave::spec::{self, Source};
 
 struct Case<'a> {
     title: &'a str,
@@ -33,18 +35,21 @@ fn parse_cases(file: &str) -> Vec<Case<'_>> {
 
 fn message(case: &Case<'_>) -> String {
     let mut sets = Vec::new();
-    let (mut n, mut q_len) = (None, None);
+    let (mut n, mut q_len, mut limits) = (None, None, Limits::default());
     for option in &case.options {
         if let Some((path, value)) = option.strip_prefix("set ").and_then(|set| set.split_once('=')) {
             sets.push((path.to_string(), value.to_string()));
+        } else if let Some(setting) = option.strip_prefix("limit ") {
+            let Setting(limit, value) = setting.parse().expect("a limit");
+            limits = limits.with(limit, value);
         } else if let Some(length) = option.strip_prefix("q_len=") {
             q_len = Some(length.parse::<usize>().expect("a length"));
         } else {
             n = option.strip_prefix("n=").map(|n| n.parse::<usize>().expect("a length"));
         }
     }
-    let result = spec::parse_with(case.text, "bad.yaml", &sets).and_then(|spec| {
-        pattern::check(&spec)?;
+    let source = Source { limits, ..Source::new(case.text, "bad.yaml") };
+    let result = pattern::read(source, &sets).and_then(|spec| {
         n.map_or(Ok(()), |n| {
             let q_len = q_len.unwrap_or(n);
             pattern::resolve(&spec, q_len, n)?;

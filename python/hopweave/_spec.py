@@ -17,11 +17,16 @@ def _sets(overrides: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     return [(path, value if isinstance(value, str) else json.dumps(value)) for path, value in (overrides or {}).items()]
 
 
+def _limits(limits: Mapping[str, int | str] | None) -> list[str]:
+    return [f"{name}={value}" for name, value in (limits or {}).items()]
+
+
 class Spec:
     """A parsed spec. Equal texts give equal specs; specs can be keys of a dict.
 
     Make one by `Spec.load`, `Spec.from_yaml` or `Spec.from_dict`. `overrides` are values by their path, such as
-    `{"diffusion.hops": 3, "heads": 4}`.
+    `{"diffusion.hops": 3, "heads": 4}`. `limits` bound what a spec that somebody else wrote may ask for, by the names
+    of `hopweave --limit`, such as `{"edges": 1_000_000, "code": "4M", "time": "10s"}`.
 
     Raises
     ------
@@ -40,25 +45,43 @@ class Spec:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, overrides: Mapping[str, Any] | None = None, allow_files: bool = False
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        overrides: Mapping[str, Any] | None = None,
+        limits: Mapping[str, int | str] | None = None,
+        allow_files: bool = False,
     ) -> Spec:
         """The spec in a file. Arrays that it names must lie within its folder, unless `allow_files`."""
-        return cls(_hopweave.Spec.load(os.fspath(path), _sets(overrides), allow_files))
+        return cls(_hopweave.Spec.load(os.fspath(path), _sets(overrides), _limits(limits), allow_files))
 
     @classmethod
-    def from_yaml(cls, text: str, *, overrides: Mapping[str, Any] | None = None, name: str = "<spec>") -> Spec:
+    def from_yaml(
+        cls,
+        text: str,
+        *,
+        overrides: Mapping[str, Any] | None = None,
+        limits: Mapping[str, int | str] | None = None,
+        name: str = "<spec>",
+    ) -> Spec:
         """The spec in a text; `name` stands for the file in messages."""
-        return cls(_hopweave.Spec.parse(text, name, _sets(overrides)))
+        return cls(_hopweave.Spec.parse(text, name, _sets(overrides), _limits(limits)))
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], *, overrides: Mapping[str, Any] | None = None) -> Spec:
+    def from_dict(
+        cls,
+        values: Mapping[str, Any],
+        *,
+        overrides: Mapping[str, Any] | None = None,
+        limits: Mapping[str, int | str] | None = None,
+    ) -> Spec:
         """The spec of a dict of the same form as the YAML."""
         try:
             # YAML reads JSON. Indented, so that messages show a line and not everything.
             text = json.dumps(values, indent=2, default=_plain)
         except TypeError as error:
             raise _hopweave.SpecError(f"<dict>: {error}; expected dicts, lists, numbers, strings and booleans") from None
-        return cls.from_yaml(text, overrides=overrides, name="<dict>")
+        return cls.from_yaml(text, overrides=overrides, limits=limits, name="<dict>")
 
     def mask(self, q_len: int, kv_len: int | None = None) -> np.ndarray:
         """Who may attend to whom, bool `[heads, q_len, kv_len]`."""

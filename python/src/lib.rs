@@ -12,10 +12,11 @@ use std::path::PathBuf;
 use hopweave::compiler::Options;
 use hopweave::dropout::Dropout;
 use hopweave::dtype::Element;
+use hopweave::limits::{Limits, Setting};
 use hopweave::operator::{Arguments, Operator};
 use hopweave::pattern;
 use hopweave::runtime::Saved;
-use hopweave::spec::{self, Inputs, PatternSpec, Source};
+use hopweave::spec::{Inputs, PatternSpec, Source};
 use hopweave::target::Isa;
 use hopweave::{Dtype, Error};
 use ndarray::{Array3, Ix2, Ix3};
@@ -49,7 +50,7 @@ fn raise(error: Error) -> PyErr {
     match error {
         Error::Spec(_) => SpecError::new_err(message),
         Error::Shape { .. } | Error::Value { .. } | Error::Dtype { .. } => ShapeError::new_err(message),
-        Error::Unsupported { .. } => UnsupportedError::new_err(message),
+        Error::Limit { .. } | Error::Unsupported { .. } => UnsupportedError::new_err(message),
         Error::Memory { .. } => PyMemoryError::new_err(message),
         Error::Input { .. } => PyOSError::new_err(message),
         Error::Text { .. } | Error::Internal { .. } => PyRuntimeError::new_err(message),
@@ -64,20 +65,24 @@ struct PySpec {
 
 #[pymethods]
 impl PySpec {
-    /// Parses a text; `file` is its name in messages, `sets` are overrides `(path, value)`.
+    /// Parses a text; `file` is its name in messages, `sets` are overrides `(path, value)`, `limits` are `name=value`.
     #[staticmethod]
-    fn parse(text: String, file: String, sets: Vec<(String, String)>) -> PyResult<Self> {
+    fn parse(text: String, file: String, sets: Vec<(String, String)>, limits: Vec<String>) -> PyResult<Self> {
         // A text that is no file names no files.
-        spec::parse_with(&text, &file, &sets).and_then(checked).map_err(raise)
+        let source = Source { limits: read_limits(&limits)?, ..Source::new(text, file) };
+        let inner = pattern::read(source, &sets).map_err(raise)?;
+        Ok(Self { inner })
     }
 
     /// Reads a file; the arrays that it names stay within its folder unless `allow_files`.
     #[staticmethod]
-    fn load(path: PathBuf, sets: Vec<(String, String)>, allow_files: bool) -> PyResult<Self> {
+    fn load(path: PathBuf, sets: Vec<(String, String)>, limits: Vec<String>, allow_files: bool) -> PyResult<Self> {
         let text = std::fs::read_to_string(&path)
             .map_err(|error| PyOSError::new_err(format!("{}: {error}", path.display())))?;
-        let source = Source { allow_files, ..Source::new(text, path.to_string_lossy()) };
-        spec::parse_source(source, &sets).and_then(checked).map_err(raise)
+        let limits = read_limits(&limits)?;
+        let source = Source { allow_files, limits, ..Source::new(text, path.to_string_lossy()) };
+        let inner = pattern::read(source, &sets).map_err(raise)?;
+        Ok(Self { inner })
     }
 
     #[getter]
@@ -160,10 +165,12 @@ impl PySpec {
     }
 }
 
-/// A spec whose wrong parts are found when it is read rather than when it is compiled.
-fn checked(spec: PatternSpec) -> hopweave::Result<PySpec> {
-    pattern::check(&spec)?;
-    Ok(PySpec { inner: spec })
+fn read_limits(settings: &[String]) -> PyResult<Limits> {
+    settings.iter().try_fold(Limits::default(), |limits, text| {
+        let Setting(limit, value) =
+            text.parse().map_err(|message| PyValueError::new_err(format!("{text}: {message}")))?;
+        Ok(limits.with(limit, value))
+    })
 }
 
 /// A spec at given lengths.

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use super::options::{Global, shown};
 use super::{print, report};
 use crate::error::{Error, Result};
-use crate::pattern;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
@@ -22,8 +21,7 @@ pub struct Args {
 pub fn run(args: &Args, options: &Global) -> Result<()> {
     let mut failed: Option<Error> = None;
     for path in &args.specs {
-        let checked = options.load(path).and_then(|spec| pattern::check(&spec).map(|()| spec));
-        match checked {
+        match options.load(path) {
             Ok(spec) => {
                 let hops = spec.diffusion.hops.len();
                 print(&format!(

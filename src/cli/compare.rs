@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::bench::inputs::Inputs;
 use super::bench::seconds;
 use super::explain::{Distance, distance, share};
-use super::options::{Global, Lengths, text};
+use super::options::{Global, Lengths};
 use super::table::{Align, Table, significant, thousands};
 use super::tensors::Extents;
 use super::{print, warn_of};
@@ -68,7 +68,7 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     let extents = Extents { batch: 1, q_len, kv_len };
     let mut specs: Vec<(PatternSpec, Compiled, f64)> = Vec::new();
     for path in &args.specs {
-        let text = text(path)?;
+        let text = options.text(path)?;
         let start = Instant::now();
         let spec = options.parse(path, &text)?;
         let compiled = compiler::compile(&spec, q_len, kv_len, &compiler_options)?;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::options::{shown, text};
+use super::options::{Global, shown};
 use super::{print, remark};
 use crate::error::Result;
 use crate::import::{Sizes, deepspeed};
@@ -34,10 +34,10 @@ enum From {
 ///
 /// # Errors
 /// Those of reading and converting the configuration.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, options: &Global) -> Result<()> {
     let From::Deepspeed { config, heads, head_dim } = &args.from;
     let sizes = Sizes { heads: *heads as usize, head_dim: *head_dim as usize };
-    let imported = deepspeed::import(&text(config)?, &shown(config), sizes)?;
+    let imported = deepspeed::import(&options.text(config)?, &shown(config), sizes)?;
     imported.remarks.iter().for_each(|text| remark(&format!("note: {text}")));
     print(&imported.yaml)
 }

@@ -82,7 +82,7 @@ pub fn main() -> ExitCode {
         Command::Tune(args) => tune::run(&args, &options),
         Command::Patterns => patterns::run(),
         Command::Schema => schema::run(),
-        Command::Import(args) => import::run(&args),
+        Command::Import(args) => import::run(&args, &options),
         Command::Machine(args) => machine::run(&args),
         Command::Explain(args) => explain::run(&args, &options),
     };

@@ -1,18 +1,20 @@
 //! What every command understands: overrides, target, limits, and where specs come from.
 
-use std::fs;
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::warn;
 use crate::cache::Cache;
 use crate::compiler::{Options, TuningSource};
-use crate::error::{Error, Result};
+use crate::error::{Bytes, Error, Result};
+use crate::limits::{self, Limit, Limits, Setting};
 use crate::machine::{self, Facts};
+use crate::pattern;
 use crate::plan::Strategy;
 use crate::runtime;
-use crate::spec::{self, PatternSpec, Source};
+use crate::spec::{PatternSpec, Source};
 use crate::target::Isa;
 
 /// Options that stand before or after any command.
@@ -35,6 +37,10 @@ pub struct Global {
     /// Most memory to take, such as 512M or 4G; 80 % of what is free where it is not given
     #[arg(long, global = true, value_name = "SIZE", value_parser = bytes)]
     memory_limit: Option<u64>,
+    /// Another limit for specs, such as `edges=100M`, `code=4M` or `time=10s`: text, depth, aliases, nodes, heads, length,
+    /// edges, expression, file, code, time
+    #[arg(long = "limit", global = true, value_name = "NAME=VALUE")]
+    limits: Vec<Setting>,
     /// Leave out a compiler pass, by name
     #[arg(long, global = true, value_name = "PASS", value_delimiter = ',')]
     without: Vec<String>,
@@ -100,7 +106,33 @@ impl Global {
     /// # Errors
     /// [`Error::Input`] when the file cannot be read, [`Error::Spec`] when it is wrong.
     pub fn load(&self, path: &Path) -> Result<PatternSpec> {
-        self.parse(path, &text(path)?)
+        self.parse(path, &self.text(path)?)
+    }
+
+    /// The text of a spec: a file, or standard input for `-`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when it cannot be read or is no text, [`Error::Limit`] when it is too long.
+    pub fn text(&self, path: &Path) -> Result<String> {
+        let limits = self.limits();
+        // One byte too many tells enough.
+        let most = limits.get(Limit::Text) + 1;
+        let mut bytes = Vec::new();
+        let read = match path.as_os_str() == "-" {
+            true => io::stdin().take(most).read_to_end(&mut bytes),
+            false => File::open(path).and_then(|file| file.take(most).read_to_end(&mut bytes)),
+        };
+        let refuse = |message: String| Error::Input { path: shown(path).into(), message };
+        read.map_err(|error| refuse(format!("cannot be read: {error}")))?;
+        if bytes.len() as u64 == most {
+            let (what, limit) = (shown(path), limits.expected(Limit::Text));
+            let given = match path.metadata() {
+                Ok(meta) if meta.is_file() => Bytes(meta.len()).to_string(),
+                _ => format!("more than {}", Bytes(most - 1)),
+            };
+            return Err(Error::Limit { what, given, limit });
+        }
+        String::from_utf8(bytes).map_err(|_| refuse("is not UTF-8 text; expected a spec in YAML".into()))
     }
 
     /// The same for a text that was read before.
@@ -108,8 +140,17 @@ impl Global {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn parse(&self, path: &Path, text: &str) -> Result<PatternSpec> {
-        let source = Source { allow_files: self.allow_files, ..Source::new(text, shown(path)) };
-        spec::parse_source(source, &self.sets)
+        pattern::read(self.source(path, text), &self.sets)
+    }
+
+    /// A text with what it may do.
+    fn source(&self, path: &Path, text: &str) -> Source {
+        let limits = self.limits();
+        Source { allow_files: self.allow_files, limits, ..Source::new(text, shown(path)) }
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits.iter().fold(Limits::default(), |limits, &Setting(limit, value)| limits.with(limit, value))
     }
 
     /// The same with another number of hops, where one is given.
@@ -118,10 +159,9 @@ impl Global {
     /// As [`load`](Self::load).
     pub fn parse_with_hops(&self, path: &Path, text: &str, hops: Option<usize>) -> Result<PatternSpec> {
         let Some(hops) = hops else { return self.parse(path, text) };
-        let source = Source { allow_files: self.allow_files, ..Source::new(text, shown(path)) };
         let mut sets = self.sets.clone();
         sets.push(("diffusion.hops".into(), hops.to_string()));
-        spec::parse_source(source, &sets)
+        pattern::read(self.source(path, text), &sets)
     }
 }
 
@@ -141,26 +181,6 @@ pub fn facts() -> Facts {
         warn(&error);
     }
     facts
-}
-
-/// The text of a spec: a file, or standard input for `-`.
-///
-/// # Errors
-/// [`Error::Input`] when it cannot be read or is no text.
-pub fn text(path: &Path) -> Result<String> {
-    let read = if path.as_os_str() == "-" {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).map(|_| text)
-    } else {
-        fs::read_to_string(path)
-    };
-    read.map_err(|error| Error::Input {
-        path: shown(path).into(),
-        message: match error.kind() {
-            std::io::ErrorKind::InvalidData => "is not UTF-8 text; expected a spec in YAML".into(),
-            _ => format!("cannot be read: {error}"),
-        },
-    })
 }
 
 /// The name of a spec's file in messages.
@@ -219,41 +239,13 @@ fn strategy(text: &str) -> Result<Strategy, String> {
     text.parse().map_err(|error: Error| error.to_string())
 }
 
-/// A number of bytes: digits, then nothing or K, M, G, T (powers of 1024, an `iB` or `B` may follow).
 fn bytes(text: &str) -> Result<u64, String> {
-    let expected = || "expected a size such as 500000, 512M or 4GiB".to_string();
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = text[digits.len()..].to_ascii_lowercase();
-    let power = match unit.strip_suffix("ib").or(unit.strip_suffix('b')).unwrap_or(&unit) {
-        "" => 0,
-        "k" => 1,
-        "m" => 2,
-        "g" => 3,
-        "t" => 4,
-        _ => return Err(expected()),
-    };
-    let number: f64 = digits.trim().parse().map_err(|_| expected())?;
-    if !(number >= 0.0 && number.is_finite()) {
-        return Err(expected());
-    }
-    Ok((number * 1024_f64.powi(power)) as u64)
+    limits::parse_bytes(text).ok_or_else(|| "expected a size such as 500000, 512M or 4GiB".into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_are_read_in_every_unit() {
-        for (text, expected) in
-            [("0", 0), ("500", 500), ("1k", 1024), ("1.5M", 3 << 19), ("4GiB", 4 << 30), ("2 TB", 2 << 40), ("7B", 7)]
-        {
-            assert_eq!(bytes(text), Ok(expected), "{text}");
-        }
-        for text in ["", "M", "-1", "1X", "nan", "inf", "1 2"] {
-            assert!(bytes(text).is_err(), "{text}");
-        }
-    }
 
     #[test]
     fn assignments_need_a_path() {

@@ -7,9 +7,10 @@ use serde_json::{Map, Value, json};
 
 use super::print;
 use crate::error::Result;
+use crate::limits::Limit;
 use crate::pattern::{ArgDef, COMBINATORS, Kind, NODES, NodeDef};
 use crate::spec::score::{SCORE_MODS, ScoreModDef};
-use crate::spec::{KEYS, MAX_DIM, MAX_HEADS, MAX_HOPS};
+use crate::spec::{KEYS, MAX_DIM, MAX_HOPS};
 
 /// Prints the schema.
 ///
@@ -62,7 +63,7 @@ fn example(text: &str) -> Value {
 fn key_schema(name: &str) -> Value {
     let dim = || json!({"type": "integer", "minimum": 1, "maximum": MAX_DIM});
     match name {
-        "heads" | "kv_heads" => json!({"type": "integer", "minimum": 1, "maximum": MAX_HEADS}),
+        "heads" | "kv_heads" => json!({"type": "integer", "minimum": 1, "maximum": Limit::Heads.default()}),
         "head_dim" | "value_dim" => dim(),
         "dtype" => json!({"enum": ["f32", "bf16", "f16"]}),
         "align" => json!({"enum": ["end", "start"]}),

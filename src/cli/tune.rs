@@ -6,7 +6,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::bench::inputs::Inputs;
-use super::options::{Global, text};
+use super::options::Global;
 use super::table::{Align, Table, significant, thousands};
 use super::tensors::Extents;
 use super::{print, progress};
@@ -49,7 +49,7 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     // Before minutes of measuring, not after.
     cache.check_writable()?;
     let compiler_options = options.predicting_compiler()?;
-    let texts: Vec<String> = args.specs.iter().map(|path| text(path)).collect::<Result<_>>()?;
+    let texts: Vec<String> = args.specs.iter().map(|path| options.text(path)).collect::<Result<_>>()?;
     let specs: Vec<PatternSpec> =
         args.specs.iter().zip(&texts).map(|(path, text)| options.parse(path, text)).collect::<Result<_>>()?;
     let bar = bar();

@@ -20,17 +20,19 @@ use super::row_runs::RowRuns;
 use super::tables::Table;
 use super::{BlockMask, Edges, HeadMask, KeyOrder, Keys, QUERY_BLOCK, RowOrder, Segment};
 use crate::error::{Error, Result};
+use crate::limits::Allowance;
 use crate::pattern::regroup::Regrouped;
 use crate::pattern::{Cover, KeySet, Pattern};
 
-/// Builds the block mask of a pattern with the default [`EdgeRule`]; `memory_limit` is in bytes.
+/// Builds the block mask of a pattern with the default [`EdgeRule`], within what it may take: bytes
+/// of memory, or an [`Allowance`].
 ///
 /// # Errors
 ///
-/// [`Error::Memory`] when the mask would take more than `memory_limit`, [`Error::Unsupported`] when a length
+/// [`Error::Memory`] when the mask would take more memory than it may, [`Error::Limit`] when it takes too long, [`Error::Unsupported`] when a length
 /// or the number of scattered edges does not fit in 32 bits, or the pattern waits for run-time inputs.
-pub fn build(pattern: &Pattern, memory_limit: u64) -> Result<BlockMask> {
-    build_with(pattern, memory_limit, &EdgeRule::default())
+pub fn build(pattern: &Pattern, allowance: impl Into<Allowance>) -> Result<BlockMask> {
+    build_with(pattern, allowance.into(), &EdgeRule::default())
 }
 
 /// [`build`] with a rule of one's own.
@@ -38,7 +40,7 @@ pub fn build(pattern: &Pattern, memory_limit: u64) -> Result<BlockMask> {
 /// # Errors
 ///
 /// As [`build`].
-pub fn build_with(pattern: &Pattern, memory_limit: u64, rule: &EdgeRule) -> Result<BlockMask> {
+pub fn build_with(pattern: &Pattern, allowance: Allowance, rule: &EdgeRule) -> Result<BlockMask> {
     check_lengths(pattern)?;
     pattern.require_bound()?;
     let mut mask = BlockMask {
@@ -56,7 +58,7 @@ pub fn build_with(pattern: &Pattern, memory_limit: u64, rule: &EdgeRule) -> Resu
             mask.mask_of_head.push(mask.mask_of_head[before]);
             continue;
         }
-        let (head_mask, bytes) = build_head(pattern, head, rule, memory_limit, taken)?;
+        let (head_mask, bytes) = build_head(pattern, head, rule, allowance, taken)?;
         let number = mask.masks.iter().position(|other| *other == head_mask).unwrap_or_else(|| {
             taken += bytes;
             mask.masks.push(head_mask);
@@ -74,17 +76,18 @@ pub fn build_with(pattern: &Pattern, memory_limit: u64, rule: &EdgeRule) -> Resu
 /// # Errors
 ///
 /// As [`build`].
-pub fn build_in_parts(pattern: &Pattern, memory_limit: u64, group: usize) -> Result<BlockMask> {
+pub fn build_in_parts(pattern: &Pattern, allowance: impl Into<Allowance>, group: usize) -> Result<BlockMask> {
+    let allowance = allowance.into();
     let mut rule = EdgeRule::default();
     if pattern.q_len == 1 && group > rule.few_queries as usize {
         // Enough queries once the heads stand together.
         rule.few_queries = 0;
-        let mask = build_with(pattern, memory_limit, &rule)?;
+        let mask = build_with(pattern, allowance, &rule)?;
         return Ok(split_keys(stack_heads(&mask, group).unwrap_or(mask)));
     }
     check_lengths(pattern)?;
-    let parts = split(pattern, memory_limit, &rule)?;
-    let built = parts.iter().map(|part| build_with(part, memory_limit, &rule)).collect::<Result<Vec<_>>>()?;
+    let parts = split(pattern, allowance, &rule)?;
+    let built = parts.iter().map(|part| build_with(part, allowance, &rule)).collect::<Result<Vec<_>>>()?;
     let mut joined = BlockMask { parts: built.len(), masks: Vec::new(), mask_of_head: Vec::new(), ..built[0].clone() };
     for head in 0..pattern.heads {
         let mut first = 0;
@@ -98,14 +101,14 @@ pub fn build_in_parts(pattern: &Pattern, memory_limit: u64, group: usize) -> Res
 }
 
 /// The parts of a pattern that pay as masks of their own, or the whole of it.
-pub(super) fn split(pattern: &Pattern, memory_limit: u64, rule: &EdgeRule) -> Result<Vec<Pattern>> {
+pub(super) fn split(pattern: &Pattern, allowance: Allowance, rule: &EdgeRule) -> Result<Vec<Pattern>> {
     let mut failed = None;
     let parts = pattern.parts(|part| {
         let modulus = part.modulus();
         if regroup_step(part).is_none() || pattern.heads == 0 {
             return false;
         }
-        match build_head(part, 0, rule, memory_limit, 0) {
+        match build_head(part, 0, rule, allowance, 0) {
             Ok((mask, _)) => {
                 // Beside others, its pairs would be edges or, if they are near each other, masked to one in `modulus`.
                 let beside = mask.counts(part.q_len).nnz() * modulus.min(u64::from(rule.edge_cost));
@@ -140,8 +143,14 @@ fn regroup_step(pattern: &Pattern) -> Option<u32> {
 }
 
 /// The mask of one head, and its bytes.
-fn build_head(pattern: &Pattern, head: usize, rule: &EdgeRule, limit: u64, taken: u64) -> Result<(HeadMask, u64)> {
-    let built = build_head_within(pattern, head, rule, limit, taken, u64::MAX)?;
+fn build_head(
+    pattern: &Pattern,
+    head: usize,
+    rule: &EdgeRule,
+    allowance: Allowance,
+    taken: u64,
+) -> Result<(HeadMask, u64)> {
+    let built = build_head_within(pattern, head, rule, allowance, taken, u64::MAX)?;
     built.ok_or_else(|| Error::internal("mask", "a mask without a budget has passed it", pattern.print()))
 }
 
@@ -150,13 +159,13 @@ pub(super) fn build_head_within(
     pattern: &Pattern,
     head: usize,
     rule: &EdgeRule,
-    limit: u64,
+    allowance: Allowance,
     taken: u64,
     budget: u64,
 ) -> Result<Option<(HeadMask, u64)>> {
     let pattern = &*pattern.of_head(head);
     let run = |pattern: &Pattern, rows| {
-        HeadBuilder { budget, ..HeadBuilder::new(pattern, head, rule, limit, taken, rows) }.run()
+        HeadBuilder { budget, ..HeadBuilder::new(pattern, head, rule, allowance, taken, rows) }.run()
     };
     let Some(step) = regroup_step(pattern) else {
         let Some((mask, bytes)) = run(pattern, row_order(pattern, head))? else { return Ok(None) };
@@ -225,7 +234,7 @@ pub(super) struct HeadBuilder<'a> {
     pub(super) pattern: &'a Pattern,
     pub(super) head: usize,
     rule: &'a EdgeRule,
-    limit: u64,
+    allowance: Allowance,
     /// Bytes of the heads before.
     taken: u64,
     order: RowOrder,
@@ -260,7 +269,7 @@ impl<'a> HeadBuilder<'a> {
         pattern: &'a Pattern,
         head: usize,
         rule: &'a EdgeRule,
-        limit: u64,
+        allowance: Allowance,
         taken: u64,
         (order, stretches): (RowOrder, Vec<Stretch>),
     ) -> Self {
@@ -268,7 +277,7 @@ impl<'a> HeadBuilder<'a> {
             pattern,
             head,
             rule,
-            limit,
+            allowance,
             taken,
             order,
             stretches,
@@ -319,7 +328,7 @@ impl<'a> HeadBuilder<'a> {
                 // The offsets of rows without edges, had there been edges before.
                 self.finish_edge_rows((row * QUERY_BLOCK).min(places));
             }
-            self.check_memory()?;
+            self.check()?;
             self.spent += (self.row_words.len().max(self.bits.len()) + 8 * self.pieces.len() + QUERY_BLOCK) as u64;
             if self.spent > self.budget {
                 return Ok(None);
@@ -652,12 +661,12 @@ impl<'a> HeadBuilder<'a> {
         self.taken + self.rows.bytes() + self.words.bytes() + edges + order
     }
 
-    fn check_memory(&self) -> Result<()> {
-        let given = self.bytes();
-        if given > self.limit {
-            return Err(Error::Memory { what: "the block mask".into(), given, limit: self.limit });
+    fn check(&self) -> Result<()> {
+        let (given, limit) = (self.bytes(), self.allowance.memory);
+        if given > limit {
+            return Err(Error::Memory { what: "the block mask".into(), given, limit });
         }
-        Ok(())
+        self.allowance.check_time()
     }
 }
 

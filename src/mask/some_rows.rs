@@ -7,10 +7,12 @@ use super::build::{HeadBuilder, Stretch, build_head_within, check_lengths, split
 use super::edge_rule::EdgeRule;
 use super::{HeadMask, QUERY_BLOCK, RowOrder};
 use crate::error::{Error, Result};
+use crate::limits::Allowance;
 use crate::pattern::Pattern;
 
 /// The masks of one head, one a part; `None` where building them means to look at more than `budget` words of 64
-/// points. `in_parts` as for kernels of one hop (see [`super::build_in_parts`]); `memory_limit` is in bytes.
+/// points. `in_parts` as for kernels of one hop (see [`super::build_in_parts`]); `allowance` as for
+/// [`super::build`].
 ///
 /// # Errors
 /// As [`super::build`].
@@ -18,16 +20,17 @@ pub fn build_one_head(
     pattern: &Pattern,
     head: usize,
     in_parts: bool,
-    memory_limit: u64,
+    allowance: impl Into<Allowance>,
     budget: u64,
 ) -> Result<Option<Vec<HeadMask>>> {
+    let allowance = allowance.into();
     check_lengths(pattern)?;
     pattern.require_bound()?;
     let rule = EdgeRule::default();
-    let parts = if in_parts { split(pattern, memory_limit, &rule)? } else { vec![pattern.clone()] };
+    let parts = if in_parts { split(pattern, allowance, &rule)? } else { vec![pattern.clone()] };
     let mut masks = Vec::new();
     for part in &parts {
-        match build_head_within(part, head, &rule, memory_limit, 0, budget)? {
+        match build_head_within(part, head, &rule, allowance, 0, budget)? {
             Some((mask, _)) => masks.push(mask),
             None => return Ok(None),
         }
@@ -40,7 +43,13 @@ pub fn build_one_head(
 ///
 /// # Errors
 /// As [`super::build`].
-pub fn build_some_rows(pattern: &Pattern, head: usize, blocks: &[u32], memory_limit: u64) -> Result<HeadMask> {
+pub fn build_some_rows(
+    pattern: &Pattern,
+    head: usize,
+    blocks: &[u32],
+    allowance: impl Into<Allowance>,
+) -> Result<HeadMask> {
+    let allowance = allowance.into();
     check_lengths(pattern)?;
     pattern.require_bound()?;
     let rule = EdgeRule::default();
@@ -55,7 +64,7 @@ pub fn build_some_rows(pattern: &Pattern, head: usize, blocks: &[u32], memory_li
     let order = stretches.iter().flat_map(|on| on.query as u32..(on.query + on.len) as u32).collect();
     let pattern = &*pattern.of_head(head);
     let rows = (RowOrder::Permuted(order), stretches);
-    let built = HeadBuilder::new(pattern, head, &rule, memory_limit, 0, rows).run()?;
+    let built = HeadBuilder::new(pattern, head, &rule, allowance, 0, rows).run()?;
     let no_mask = || Error::internal("mask", "a mask without a budget has passed it", pattern.print());
     built.map(|(mask, _)| mask).ok_or_else(no_mask)
 }

@@ -176,6 +176,10 @@ impl Leaf for BlockRows {
         self.rows.len() > 1
     }
 
+    fn listed(&self) -> u64 {
+        self.rows.iter().map(Rows::listed).sum()
+    }
+
     fn print(&self) -> String {
         self.text.clone()
     }

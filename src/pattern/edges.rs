@@ -3,8 +3,9 @@
 use super::files::{self, Elements};
 use super::listed::Listed;
 use super::node::{ArgDef, Args, Draft, Kind, NodeDef, leaf};
-use super::rows::{MAX_EDGES, Rows};
+use super::rows::Rows;
 use crate::error::Result;
+use crate::limits::Limit;
 use crate::spec::{Source, Value};
 
 /// `edges`
@@ -76,12 +77,8 @@ fn from_file(source: &Source, value: &Value) -> Result<Vec<[i64; 2]>> {
     if shape.len() != 2 || shape[1] != 2 {
         return Err(source.error(value.at, format!("the array has shape {shape:?}"), EXPECTED));
     }
-    if shape[0] as u64 > MAX_EDGES {
-        return Err(source.error(
-            value.at,
-            format!("the array has {} pairs", shape[0]),
-            format!("at most {MAX_EDGES}"),
-        ));
+    if shape[0] as u64 > source.limits.get(Limit::Edges) {
+        return Err(source.beyond(value.at, Limit::Edges, format!("the array has {} pairs", shape[0])));
     }
     Ok(array.outer_iter().map(|pair| [pair[0], pair[1]]).collect())
 }

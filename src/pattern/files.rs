@@ -10,11 +10,9 @@ use std::path::{Component, Path, PathBuf};
 use ndarray::{ArrayD, ArrayViewD};
 use ndarray_npy::{ViewElement, ViewNpyError, ViewNpyExt};
 
-use crate::error::Result;
+use crate::error::{Bytes, Result};
+use crate::limits::Limit;
 use crate::spec::{Source, Value};
-
-/// Bytes of a file.
-const MAX_BYTES: u64 = 1 << 30;
 
 /// How to turn what a file holds into elements.
 pub(super) struct Elements<T> {
@@ -31,8 +29,12 @@ pub(super) fn read<T>(source: &Source, value: &Value, elements: &Elements<T>) ->
     let path = locate(source, value, elements.expected)?;
     let refuse = |message: String| source.error(value.at, format!("{}: {message}", path.display()), elements.expected);
     let meta = std::fs::metadata(&path).map_err(|error| refuse(error.to_string()))?;
-    if !meta.is_file() || meta.len() > MAX_BYTES {
-        return Err(refuse(if meta.is_file() { format!("{} bytes", meta.len()) } else { "not a file".into() }));
+    if !meta.is_file() {
+        return Err(refuse("not a file".into()));
+    }
+    if meta.len() > source.limits.get(Limit::File) {
+        let message = format!("{}: {}", path.display(), Bytes(meta.len()));
+        return Err(source.beyond(value.at, Limit::File, message));
     }
     let bytes = std::fs::read(&path).map_err(|error| refuse(error.to_string()))?;
     decode(&bytes, elements).map_err(refuse)

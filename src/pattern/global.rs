@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::bits::fill_set;
 use super::node::{ArgDef, Args, Draft, Kind, NodeDef, leaf};
+use super::random::check_edges;
 use super::tokens::{TokenArg, Tokens};
 use super::{Cover, KeySet, Leaf};
 use crate::error::Result;
@@ -32,15 +33,16 @@ pub const GLOBAL: NodeDef = NodeDef {
 };
 
 fn read<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
-    let tokens = TokenArg::read(args)?;
+    let args = *args;
+    let tokens = TokenArg::read(&args)?;
     let axis = args.choice("axis", &["both", "keys", "queries"])?;
     Ok(Box::new(move |scope| {
-        let tokens = tokens.at(scope)?;
+        let tokens = tokens.at(&args, scope)?;
         let mut rows = Vec::new();
         if axis != "keys" {
-            for &(lo, hi) in tokens.set.clip(scope.first(), scope.end()).intervals() {
-                rows.extend(lo..hi);
-            }
+            let dense = tokens.set.clip(scope.first(), scope.end());
+            check_edges(&args, u128::from(dense.len()))?;
+            dense.intervals().iter().for_each(|&(lo, hi)| rows.extend(lo..hi));
         }
         leaf(Global { tokens, axis, rows, kv_len: scope.kv_len as i64 })
     }))
@@ -87,6 +89,10 @@ impl Leaf for Global {
         } else if self.axis != "queries" {
             fill_set(blocks, out, &self.tokens.set);
         }
+    }
+
+    fn listed(&self) -> u64 {
+        self.rows.len().max(self.tokens.set.intervals().len()) as u64
     }
 
     fn dense_queries(&self) -> &[i64] {

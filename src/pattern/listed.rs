@@ -50,6 +50,10 @@ impl Leaf for Listed {
         self.rows.len() > 1
     }
 
+    fn listed(&self) -> u64 {
+        self.rows.iter().map(Rows::listed).sum()
+    }
+
     fn print(&self) -> String {
         self.text.clone()
     }

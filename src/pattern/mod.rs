@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::Result;
+use crate::limits::Limit;
 use crate::spec::Align;
 
 mod bind;
@@ -44,11 +45,11 @@ mod window;
 pub use bind::RunTime;
 pub use keyset::KeySet;
 pub use node::{ArgDef, COMBINATORS, CombinatorDef, Kind, NodeDef};
-pub use resolve::{check, resolve};
+pub use resolve::{read, resolve};
 pub use text::parse_text;
 
 /// Longest sequence: positions and their sums stay far from the ends of every integer type in use.
-pub const MAX_LENGTH: usize = (1 << 31) - 64;
+pub const MAX_LENGTH: usize = Limit::Length.most() as usize;
 
 /// Every leaf of the spec language. Reader, listing, schema and tests find a leaf through its line here.
 pub const NODES: &[NodeDef] = &[
@@ -143,6 +144,11 @@ pub trait Leaf: Debug + Send + Sync {
     fn bind(&self, ids: &[i32]) -> Result<Option<Arc<dyn Leaf>>> {
         let _ = ids;
         Ok(None)
+    }
+
+    /// How many pairs and tokens the leaf holds one by one.
+    fn listed(&self) -> u64 {
+        0
     }
 
     /// Positions of queries that the leaf allows most keys to (global tokens): a hint to gather them into dense

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use super::draw::Draw;
 use super::listed::Listed;
 use super::node::{ArgDef, Args, Draft, Kind, NodeDef, Scope, leaf};
-use super::rows::{MAX_EDGES, Rows, take_bits};
+use super::rows::{Rows, take_bits};
 use crate::error::Result;
+use crate::limits::Limit;
 
 /// `random`
 pub const RANDOM: NodeDef = NodeDef {
@@ -41,13 +42,13 @@ pub const RANDOM_CELLS: NodeDef = NodeDef {
     read: read_cells,
 };
 
-/// Refuses to draw more than memory is meant for, before any is taken.
+/// Refuses to list more than memory is meant for, before any is taken.
 pub(super) fn check_edges(args: &Args<'_>, count: u128) -> Result<()> {
-    if count <= u128::from(MAX_EDGES) {
+    if count <= u128::from(args.source.limits.get(Limit::Edges)) {
         return Ok(());
     }
-    let message = format!("`{}` would draw {count} keys at this length", args.node);
-    Err(args.refuse(message, format!("at most {MAX_EDGES}")))
+    let message = format!("`{}` lists {count} pairs at this length", args.node);
+    Err(args.source.beyond(args.at, Limit::Edges, message))
 }
 
 fn read_random<'a>(args: &Args<'a>) -> Result<Draft<'a>> {

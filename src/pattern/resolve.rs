@@ -3,62 +3,77 @@
 use std::sync::Arc;
 
 use super::node::{Args, COMBINATORS, NodeDef, Scope};
-use super::{Leaf, MAX_LENGTH, NODES, Pattern, Tree};
-use crate::error::{Error, Result, Span};
-use crate::spec::{Node, PatternSpec, Source, Value, nearest};
+use super::{Leaf, NODES, Pattern, Tree};
+use crate::error::{Faults, Result, Span};
+use crate::limits::Limit;
+use crate::spec::{Node, PatternSpec, Source, Value, nearest, parse_checked};
 
 /// The pattern of a spec at given lengths.
 ///
-/// Refused: what [`check`] refuses, arguments that come out wrong at these lengths, lengths beyond
-/// [`MAX_LENGTH`], and diffusion over lengths that differ: its hops apply A to rows of its own result.
+/// Refused: what [`read`] refuses, arguments that come out wrong at these lengths, lengths and lists beyond their limits,
+/// and diffusion over lengths that differ: its hops apply A to rows of its own result.
 pub fn resolve(spec: &PatternSpec, q_len: usize, kv_len: usize) -> Result<Pattern> {
     let longest = q_len.max(kv_len);
-    if longest > MAX_LENGTH {
-        return Err(Error::unsupported(format!("length {longest}"), format!("lengths go up to {MAX_LENGTH}")));
-    }
+    spec.source.limits.check(Limit::Length, "the length", longest as u64)?;
     if q_len != kv_len && !spec.diffusion.is_plain() {
         let message = format!("diffusion needs as many queries as keys; there are {q_len} and {kv_len}");
         let at = spec.diffusion_at;
         return Err(spec.source.error(at, message, "one hop without `alpha`, or equal lengths"));
     }
     let scope = Scope { q_len, kv_len, head_dim: spec.head_dim, heads: spec.heads, align: spec.align };
-    let tree = tree(&spec.source, &spec.pattern, &scope)?;
+    let tree = tree(&spec.source, &spec.pattern, &scope, &mut 0)?;
     Ok(Pattern { q_len, kv_len, heads: spec.heads, align: spec.align, tree })
 }
 
-/// Whether the names and arguments of all leaves are well-formed; needs no lengths.
-pub fn check(spec: &PatternSpec) -> Result<()> {
-    check_node(&spec.source, &spec.pattern)
+/// Reads a spec, and all of its leaves as far as that needs no lengths. What is wrong is told at once, as far as it can
+/// be told apart. Each pair of `sets` replaces a value, as for [`crate::spec::parse_with`].
+///
+/// # Errors
+/// [`Error::Spec`](crate::Error::Spec).
+pub fn read(source: Source, sets: &[(String, String)]) -> Result<PatternSpec> {
+    parse_checked(source, sets, |source, name, at, args| {
+        let def = find(source, name, at)?;
+        (def.read)(&Args::new(source, def, name, at, args)?).map(drop)
+    })
 }
 
-fn check_node(source: &Source, node: &Node) -> Result<()> {
-    match node {
-        Node::Any(nodes) | Node::All(nodes) => nodes.iter().try_for_each(|node| check_node(source, node)),
-        Node::Not(node) => check_node(source, node),
-        Node::PerHead(parts) => parts.iter().try_for_each(|part| check_node(source, &part.pattern)),
-        Node::Leaf { name, at, args } => {
-            let def = find(source, name, *at)?;
-            (def.read)(&Args::new(source, def, name, *at, args)?).map(drop)
-        }
-    }
-}
-
-pub(super) fn tree(source: &Source, node: &Node, scope: &Scope) -> Result<Tree> {
-    let all = |nodes: &[Node]| nodes.iter().map(|node| tree(source, node, scope)).collect::<Result<Vec<_>>>();
+/// The tree of a node at given lengths, with what its leaves list added to `listed`.
+pub(super) fn tree(source: &Source, node: &Node, scope: &Scope, listed: &mut u64) -> Result<Tree> {
     Ok(match node {
-        Node::Any(nodes) => Tree::Any(all(nodes)?),
-        Node::All(nodes) => Tree::All(all(nodes)?),
-        Node::Not(node) => Tree::Not(Box::new(tree(source, node, scope)?)),
+        Node::Any(nodes) => Tree::Any(trees(source, nodes.iter(), scope, listed)?),
+        Node::All(nodes) => Tree::All(trees(source, nodes.iter(), scope, listed)?),
+        Node::Not(node) => Tree::Not(Box::new(tree(source, node, scope, listed)?)),
         Node::PerHead(parts) => {
             let mut of_head = vec![0; scope.heads];
             for (number, part) in parts.iter().enumerate() {
                 part.heads.iter().for_each(|&head| of_head[head as usize] = number as u32);
             }
-            let trees = parts.iter().map(|part| tree(source, &part.pattern, scope)).collect::<Result<Vec<_>>>()?;
+            let trees = trees(source, parts.iter().map(|part| &part.pattern), scope, listed)?;
             Tree::PerHead { of_head: of_head.into(), trees }
         }
-        Node::Leaf { name, at, args } => Tree::Leaf(resolve_leaf(source, name, *at, args, scope)?),
+        Node::Leaf { name, at, args } => {
+            let leaf = resolve_leaf(source, name, *at, args, scope)?;
+            // No leaf alone lists more than the limit.
+            *listed += leaf.listed();
+            if *listed > source.limits.get(Limit::Edges) {
+                let message = format!("the pattern lists {listed} pairs and tokens up to here");
+                return Err(source.beyond(*at, Limit::Edges, message));
+            }
+            Tree::Leaf(leaf)
+        }
     })
+}
+
+fn trees<'a>(
+    source: &Source,
+    nodes: impl Iterator<Item = &'a Node>,
+    scope: &Scope,
+    listed: &mut u64,
+) -> Result<Vec<Tree>> {
+    // Arguments that come out wrong at a length are independent of each other.
+    let mut faults = Faults::default();
+    let trees: Vec<Tree> = nodes.filter_map(|node| faults.keep(tree(source, node, scope, listed))).collect();
+    faults.finish(Some(trees))
 }
 
 fn resolve_leaf(source: &Source, name: &str, at: Span, args: &Value, scope: &Scope) -> Result<Arc<dyn Leaf>> {

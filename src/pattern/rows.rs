@@ -9,11 +9,8 @@ pub(super) struct Rows {
     keys: Vec<u32>,
 }
 
-/// More edges than this are refused before drawing: 1 GiB of them, and 64 for each of four million queries.
-pub(super) const MAX_EDGES: u64 = 1 << 28;
-
 impl Rows {
-    /// `count` rows, each written by `row`, which appends ascending keys; at most [`MAX_EDGES`] in all.
+    /// `count` rows, each written by `row`, which appends ascending keys; at most 2^32 - 1 in all.
     pub fn build(count: usize, capacity: usize, mut row: impl FnMut(usize, &mut Vec<u32>)) -> Self {
         let mut rows = Self { offsets: Vec::with_capacity(count + 1), keys: Vec::with_capacity(capacity) };
         rows.offsets.push(0);
@@ -27,6 +24,11 @@ impl Rows {
     /// How many rows there are.
     pub fn count(&self) -> usize {
         self.offsets.len().saturating_sub(1)
+    }
+
+    /// Keys of all rows together, and the rows, which take memory too.
+    pub fn listed(&self) -> u64 {
+        self.keys.len().max(self.count()) as u64
     }
 
     /// Keys of all rows together.

@@ -11,7 +11,7 @@ const LENGTHS: [usize; 6] = [1, 2, 63, 64, 65, 130];
 fn spec_of(node: &str) -> spec::PatternSpec {
     let text = format!("name: test\nheads: 3\nhead_dim: 8\npattern: {{{node}}}\n").replace("{full}", "full");
     let text = text.replace("{causal}", "causal");
-    spec::parse(&text, "<text>").unwrap_or_else(|error| panic!("{node}: {error}"))
+    read(spec::Source::new(text, "<text>"), &[]).unwrap_or_else(|error| panic!("{node}: {error}"))
 }
 
 fn pattern_of(node: &str, n: usize) -> Pattern {
@@ -416,7 +416,6 @@ fn random_nodes_draw_as_many_as_they_say() {
 fn every_node_of_the_table_reads_resolves_and_round_trips() {
     for def in NODES {
         let spec = spec_of(def.example);
-        check(&spec).unwrap();
         let printed = spec.print();
         let again = spec::parse(&printed, "<printed>").unwrap_or_else(|error| panic!("{printed}\n{error}"));
         assert!(spec.same(&again), "{printed}");
@@ -458,8 +457,7 @@ fn empty_sequences_resolve() {
 fn heads_have_patterns_of_their_own() {
     let text = "name: x\nheads: 4\nhead_dim: 8\npattern:\n  per_head:\n    - {heads: \"1..3\", pattern: causal}\n    \
                 - {heads: [3, 0], pattern: {any: [{window: {radius: 1}}, {strided: {step: 5, mode: vertical, phase: h}}]}}\n";
-    let spec = spec::parse(text, "<text>").unwrap_or_else(|error| panic!("{error}"));
-    check(&spec).unwrap();
+    let spec = read(spec::Source::new(text, "<text>"), &[]).unwrap_or_else(|error| panic!("{error}"));
     assert!(spec.same(&spec::parse(&spec.print(), "<printed>").unwrap()), "{}", spec.print());
     let pattern = resolve(&spec, 20, 20).unwrap();
     let again = parse_text(&pattern.print()).unwrap_or_else(|error| panic!("{}\n{error}", pattern.print()));
@@ -623,15 +621,16 @@ fn layouts_are_read_from_files_beside_the_spec() {
         let error = resolved(file, n).unwrap_err().to_string();
         assert!(error.contains(message), "{file}: {error}");
     }
-    let piped = spec::parse("name: x\nhead_dim: 4\npattern: {blocks: {block: 4, file: flat.npy}}\n", "<stdin>");
-    assert!(check(&piped.unwrap()).unwrap_err().to_string().contains("cannot name one"));
+    let text = "name: x\nhead_dim: 4\npattern: {blocks: {block: 4, file: flat.npy}}\n";
+    let error = read(spec::Source::new(text, "<stdin>"), &[]).unwrap_err().to_string();
+    assert!(error.contains("cannot name one"), "{error}");
 }
 
 #[test]
-fn lengths_beyond_the_limit_are_unsupported() {
+fn lengths_beyond_the_limit_are_refused() {
     let spec = spec_of("causal");
     for (q_len, kv_len) in [(1, MAX_LENGTH + 1), (MAX_LENGTH + 1, 1)] {
-        assert!(matches!(resolve(&spec, q_len, kv_len), Err(crate::error::Error::Unsupported { .. })));
+        assert!(matches!(resolve(&spec, q_len, kv_len), Err(crate::error::Error::Limit { .. })));
     }
     assert!(resolve(&spec, MAX_LENGTH, MAX_LENGTH).is_ok());
 }

@@ -86,5 +86,11 @@ pub fn parse_text(text: &str) -> Result<Pattern> {
     // evaluated before printing, so the width that `d` would stand for does not matter.
     let source = Source::new(format!("\n{body}"), "<pattern>");
     let scope = Scope { q_len, kv_len, head_dim: 1, heads, align };
-    Ok(Pattern { q_len, kv_len, heads, align, tree: resolve::tree(&source, &parse_node(&source, heads)?, &scope)? })
+    Ok(Pattern {
+        q_len,
+        kv_len,
+        heads,
+        align,
+        tree: resolve::tree(&source, &parse_node(&source, heads)?, &scope, &mut 0)?,
+    })
 }

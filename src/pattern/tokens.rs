@@ -2,6 +2,7 @@
 
 use super::draw::Draw;
 use super::node::{Args, Int, Scope};
+use super::random::check_edges;
 use super::{KeySet, MAX_LENGTH};
 use crate::error::Result;
 use crate::spec::Data;
@@ -65,7 +66,7 @@ impl<'a> TokenArg<'a> {
 
     /// The positions of keys and queries. Those beyond it are left out rather than refused, because one spec
     /// serves every length; where fewer positions exist than are to be drawn, all of them are taken.
-    pub fn at(&self, scope: &Scope) -> Result<Tokens> {
+    pub fn at(&self, args: &Args<'_>, scope: &Scope) -> Result<Tokens> {
         let len = scope.kv_len as i64;
         // Queries may stand beyond the last key, and be tokens there.
         let beyond = len.max(scope.end());
@@ -89,12 +90,14 @@ impl<'a> TokenArg<'a> {
             }
             Self::Every { step, offset } => {
                 let (step, offset) = (step.at_most(scope, most)?, offset.at_most(scope, most)?);
+                check_edges(args, ((beyond - offset).max(0) / step) as u128)?;
                 let keys = (offset..beyond).step_by(step as usize);
                 (KeySet::from_sorted_keys(keys), format!("{{every: {step}, offset: {offset}}}"))
             }
             Self::Random { count, seed, from } => {
                 let from = from.at_most(scope, len)?;
                 let count = count.at_most(scope, len - from)?;
+                check_edges(args, count as u128)?;
                 let mut keys = Vec::new();
                 Draw::new(*seed, Draw::TOKENS).distinct(count as u32, (len - from) as u32, &mut keys);
                 let set = KeySet::from_sorted_keys(keys.iter().map(|&key| from + i64::from(key)));

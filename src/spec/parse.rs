@@ -10,14 +10,14 @@ use super::{
     yaml,
 };
 use crate::dtype::Dtype;
-use crate::error::{Result, Span};
+use crate::error::{Faults, Result, Span};
+use crate::limits::Limit;
 
-/// Most query heads of a spec.
-pub const MAX_HEADS: u64 = 65_536;
 /// Largest width of a query, key or value vector.
 pub const MAX_DIM: u64 = 512;
-/// Nested combinators of a pattern.
-const MAX_DEPTH: usize = 32;
+
+/// What is checked of a leaf by whoever knows the leaves: its name, the place of that, and its arguments.
+pub type CheckLeaf = fn(&Source, &str, Span, &Value) -> Result<()>;
 
 /// Reads a spec; `file` is its name in messages.
 pub fn parse(text: &str, file: &str) -> Result<PatternSpec> {
@@ -31,18 +31,23 @@ pub fn parse_with(text: &str, file: &str, sets: &[(String, String)]) -> Result<P
 }
 
 /// The same for a text that comes with what it may do.
-pub fn parse_source(mut source: Source, sets: &[(String, String)]) -> Result<PatternSpec> {
+pub fn parse_source(source: Source, sets: &[(String, String)]) -> Result<PatternSpec> {
+    parse_checked(source, sets, |_, _, _, _| Ok(()))
+}
+
+/// The same with a look at every leaf, so that what is wrong with them is reported with all else.
+pub fn parse_checked(mut source: Source, sets: &[(String, String)], check: CheckLeaf) -> Result<PatternSpec> {
     source.overrides = sets.iter().map(|(path, value)| format!("{path}={value}")).collect();
     let mut root = yaml::read(&source)?;
     for (index, (path, value)) in sets.iter().enumerate() {
         set::apply(&mut root, &source, index, path, value)?;
     }
-    interpret(Arc::new(source), &root)
+    interpret(Arc::new(source), &root, check)
 }
 
 /// Reads a pattern tree of so many heads alone, as [`crate::pattern::Pattern::print`] writes it.
 pub fn parse_node(source: &Source, heads: usize) -> Result<Node> {
-    root_node(source, &yaml::read(source)?, heads)
+    Nodes { source, check: |_, _, _, _| Ok(()) }.root(&yaml::read(source)?, Some(heads))
 }
 
 /// Reads a text as values with their places, whatever they mean.
@@ -50,117 +55,250 @@ pub fn read_value(source: &Source) -> Result<Value> {
     yaml::read(source)
 }
 
-fn interpret(source: Arc<Source>, root: &Value) -> Result<PatternSpec> {
+/// Reads every key, also where others are wrong. What depends on one that is wrong is left out.
+fn interpret(source: Arc<Source>, root: &Value, check: CheckLeaf) -> Result<PatternSpec> {
     let top = Span { line: 1, column: 1, width: 1 };
-    let fields = Fields::new(&source, "the spec", top, root, &KEYS.each_ref().map(|key| key.name))?;
+    let known = KEYS.each_ref().map(|key| key.name);
+    let fields = Fields::of(&source, "the spec", top, root, &known)?;
     let src = source.as_ref();
-    let name = fields.require("name", "my-pattern")?.text(src, "name")?.to_string();
-    let description = match fields.get("description") {
-        Some(value) => Some(value.text(src, "description")?.to_string()),
-        None => None,
+    let mut faults = Faults::default();
+    faults.keep(fields.only(&known));
+    // A key that is only misspelt is not missing.
+    let require = |faults: &mut Faults, key: &str, example: &str| match fields.is_misspelt(key, &known) {
+        true => None,
+        false => faults.keep(fields.require(key, example)),
     };
     let whole = |key: &str, hi: u64, default: u64| match fields.get(key) {
         Some(value) => value.integer(src, key, 1, hi),
         None => Ok(default),
     };
-    let heads = whole("heads", MAX_HEADS, 1)?;
-    let kv_heads = whole("kv_heads", MAX_HEADS, heads)?;
-    if let Some(value) = fields.get("kv_heads")
-        && heads % kv_heads != 0
-    {
-        let message = format!("`kv_heads` is {kv_heads}, which does not divide {heads} heads");
-        return Err(src.error(value.at, message, "a divisor of `heads`"));
+    let name = require(&mut faults, "name", "my-pattern");
+    let name = name.and_then(|value| faults.keep(value.text(src, "name")));
+    let description =
+        fields.get("description").and_then(|value| faults.keep(value.text(src, "description"))).map(str::to_owned);
+    let heads = match fields.is_misspelt("heads", &known) {
+        true => None,
+        false => faults.keep(read_heads(src, &fields)),
+    };
+    let kv_heads = heads.and_then(|heads| faults.keep(read_kv_heads(src, &fields, heads)));
+    let head_dim = require(&mut faults, "head_dim", "64");
+    let head_dim = head_dim.and_then(|value| faults.keep(value.integer(src, "head_dim", 1, MAX_DIM)));
+    let value_dim = faults.keep(whole("value_dim", MAX_DIM, head_dim.unwrap_or(1)));
+    let dtype = faults.keep(match fields.get("dtype") {
+        Some(value) => {
+            value.choice(src, "dtype", &Dtype::ALL.map(Dtype::name)).map(|name| Dtype::find(name).unwrap_or_default())
+        }
+        None => Ok(Dtype::default()),
+    });
+    let align = faults.keep(match fields.get("align") {
+        Some(value) => value
+            .choice(src, "align", &["end", "start"])
+            .map(|word| if word == "start" { Align::Start } else { Align::End }),
+        None => Ok(Align::End),
+    });
+    let inputs = match fields.is_misspelt("inputs", &known) {
+        true => None,
+        false => faults.keep(score::read_inputs(src, &fields)),
+    };
+    let pattern = require(&mut faults, "pattern", "causal");
+    let pattern =
+        pattern.and_then(|value| faults.keep(Nodes { source: src, check }.root(value, heads.map(|h| h as usize))));
+    let default = 1.0 / (head_dim.unwrap_or(1) as f64).sqrt();
+    let score = match (&inputs, heads) {
+        (Some(inputs), Some(heads)) => faults.keep(score(src, &fields, default, inputs, heads as usize)),
+        _ => None,
+    };
+    let diffusion = faults.keep(match fields.get("diffusion") {
+        Some(value) => diffusion::read(src, fields.key_at("diffusion"), value),
+        None => Ok(Diffusion::plain()),
+    });
+    let all = (|| {
+        let (scale, mods) = score?;
+        Some(PatternSpec {
+            name: name?.to_owned(),
+            description,
+            heads: heads? as usize,
+            kv_heads: kv_heads? as usize,
+            head_dim: head_dim? as usize,
+            value_dim: value_dim? as usize,
+            align: align?,
+            inputs: inputs?,
+            mods,
+            dtype: dtype?,
+            pattern: pattern?,
+            scale,
+            diffusion: diffusion?,
+            diffusion_at: fields.key_at("diffusion"),
+            source: source.clone(),
+        })
+    })();
+    faults.finish(all)
+}
+
+fn read_heads(source: &Source, fields: &Fields<'_>) -> Result<u64> {
+    let Some(value) = fields.get("heads") else { return Ok(1) };
+    let heads = value.integer(source, "heads", 1, u64::MAX)?;
+    match heads <= source.limits.get(Limit::Heads) {
+        true => Ok(heads),
+        false => Err(source.beyond(value.at, Limit::Heads, format!("`heads` is {heads}"))),
     }
-    let head_dim = fields.require("head_dim", "64")?.integer(src, "head_dim", 1, MAX_DIM)?;
-    let value_dim = whole("value_dim", MAX_DIM, head_dim)?;
-    let dtype = match fields.get("dtype") {
-        Some(value) => Dtype::find(value.choice(src, "dtype", &Dtype::ALL.map(Dtype::name))?).unwrap_or_default(),
-        None => Dtype::default(),
-    };
-    let align = match fields.get("align") {
-        Some(value) if value.choice(src, "align", &["end", "start"])? == "start" => Align::Start,
-        _ => Align::End,
-    };
-    let inputs = score::read_inputs(src, &fields)?;
-    let pattern = root_node(src, fields.require("pattern", "causal")?, heads as usize)?;
-    let (scale, mods) = score(src, &fields, head_dim, &inputs, heads as usize)?;
-    let diffusion = match fields.get("diffusion") {
-        Some(value) => diffusion::read(src, fields.key_at("diffusion"), value)?,
-        None => Diffusion::plain(),
-    };
-    Ok(PatternSpec {
-        name,
-        description,
-        heads: heads as usize,
-        kv_heads: kv_heads as usize,
-        head_dim: head_dim as usize,
-        value_dim: value_dim as usize,
-        align,
-        inputs,
-        mods,
-        dtype,
-        pattern,
-        scale,
-        diffusion,
-        diffusion_at: fields.key_at("diffusion"),
-        source: source.clone(),
-    })
+}
+
+fn read_kv_heads(source: &Source, fields: &Fields<'_>, heads: u64) -> Result<u64> {
+    let Some(value) = fields.get("kv_heads") else { return Ok(heads) };
+    let kv_heads = value.integer(source, "kv_heads", 1, Limit::Heads.most())?;
+    match heads.is_multiple_of(kv_heads) {
+        true => Ok(kv_heads),
+        false => {
+            let message = format!("`kv_heads` is {kv_heads}, which does not divide {heads} heads");
+            Err(source.error(value.at, message, "a divisor of `heads`"))
+        }
+    }
 }
 
 fn score(
     source: &Source,
     fields: &Fields<'_>,
-    head_dim: u64,
+    default: f64,
     inputs: &[score::InputDef],
     heads: usize,
 ) -> Result<(f64, Vec<score::ModDef>)> {
-    let default = 1.0 / (head_dim as f64).sqrt();
     let Some(value) = fields.get("score") else { return Ok((default, Vec::new())) };
     let fields = Fields::new(source, "score", fields.key_at("score"), value, &["scale", "mods"])?;
-    let scale = match fields.get("scale") {
+    let mut faults = Faults::default();
+    let scale = faults.keep(match fields.get("scale") {
         // In f32, where scores are computed, anything beyond would be infinite.
-        Some(value) => value.float(source, "scale", -f64::from(f32::MAX), f64::from(f32::MAX))?,
-        None => default,
-    };
-    let mods = match fields.get("mods") {
-        Some(value) => score::read_mods(source, value, inputs, heads)?,
-        None => Vec::new(),
-    };
-    Ok((scale, mods))
+        Some(value) => value.float(source, "scale", -f64::from(f32::MAX), f64::from(f32::MAX)),
+        None => Ok(default),
+    });
+    let mods = faults.keep(match fields.get("mods") {
+        Some(value) => score::read_mods(source, value, inputs, heads),
+        None => Ok(Vec::new()),
+    });
+    faults.finish(scale.zip(mods))
 }
 
-fn root_node(source: &Source, value: &Value, heads: usize) -> Result<Node> {
-    match &value.data {
-        Data::Map(entries) if matches!(entries.as_slice(), [(key, ..)] if key == "per_head") => {
-            let (_, at, parts) = &entries[0];
-            per_head(source, *at, parts, heads)
+/// Reads the pattern tree down to its leaves.
+#[derive(Clone, Copy)]
+struct Nodes<'a> {
+    source: &'a Source,
+    check: CheckLeaf,
+}
+
+impl Nodes<'_> {
+    /// The root; without a number of heads, whether every head has its part is not checked.
+    fn root(self, value: &Value, heads: Option<usize>) -> Result<Node> {
+        match &value.data {
+            Data::Map(entries) if matches!(entries.as_slice(), [(key, ..)] if key == "per_head") => {
+                let (_, at, parts) = &entries[0];
+                self.per_head(*at, parts, heads)
+            }
+            _ => self.node(value, 0),
         }
-        _ => node(source, value, 0),
     }
-}
 
-fn per_head(source: &Source, at: Span, value: &Value, heads: usize) -> Result<Node> {
-    let items = value.list(source, "per_head", "a list of {heads: ..., pattern: ...}")?;
-    let mut covered = vec![false; heads];
-    let mut parts = Vec::with_capacity(items.len());
-    for item in items {
-        let fields = Fields::new(source, "per_head", item.at, item, &["heads", "pattern"])?;
-        let written = fields.require("heads", "\"0..6\"")?;
-        let listed = head_list(source, written, heads)?;
-        for &head in &listed {
-            if std::mem::replace(&mut covered[head as usize], true) {
-                let message = format!("head {head} has a pattern already");
-                return Err(source.error(written.at, message, "every head once"));
+    fn per_head(self, at: Span, value: &Value, heads: Option<usize>) -> Result<Node> {
+        let source = self.source;
+        let items = value.list(source, "per_head", "a list of {heads: ..., pattern: ...}")?;
+        let mut faults = Faults::default();
+        let mut covered = vec![false; heads.unwrap_or(0)];
+        let mut all_listed = heads.is_some();
+        let mut parts = Vec::with_capacity(items.len());
+        for item in items {
+            let Some(fields) = faults.keep(Fields::new(source, "per_head", item.at, item, &["heads", "pattern"]))
+            else {
+                all_listed = false;
+                continue;
+            };
+            let listed = heads.and_then(|heads| {
+                let written = faults.keep(fields.require("heads", "\"0..6\""))?;
+                let listed = faults.keep(head_list(source, written, heads))?;
+                for &head in &listed {
+                    if std::mem::replace(&mut covered[head as usize], true) {
+                        let message = format!("head {head} has a pattern already");
+                        faults.keep::<()>(Err(source.error(written.at, message, "every head once")));
+                        break;
+                    }
+                }
+                Some(listed)
+            });
+            all_listed &= listed.is_some();
+            let pattern = faults.keep(fields.require("pattern", "causal").and_then(|value| self.node(value, 1)));
+            if let (Some(heads), Some(pattern)) = (listed, pattern) {
+                parts.push(HeadsNode { heads, pattern });
             }
         }
-        parts.push(HeadsNode { heads: listed, pattern: node(source, fields.require("pattern", "causal")?, 1)? });
-    }
-    match covered.iter().position(|covered| !covered) {
-        Some(head) => {
+        if let Some(head) = covered.iter().position(|covered| !covered).filter(|_| all_listed) {
             let message = format!("head {head} has no pattern");
-            Err(source.error(at, message, format!("every head from 0 to {} once", heads - 1)))
+            let expected = format!("every head from 0 to {} once", covered.len() - 1);
+            faults.keep::<()>(Err(source.error(at, message, expected)));
         }
-        None => Ok(Node::PerHead(parts)),
+        faults.finish(Some(Node::PerHead(parts)))
+    }
+
+    fn node(self, value: &Value, depth: usize) -> Result<Node> {
+        let source = self.source;
+        // Overrides can nest deeper than any text.
+        if depth as u64 > source.limits.get(Limit::Depth) {
+            return Err(source.beyond(value.at, Limit::Depth, format!("the pattern is nested {depth} levels deep")));
+        }
+        let (name, at, args) = match &value.data {
+            Data::Scalar { text, .. } => {
+                let null = Value { at: value.at, data: Data::Null };
+                return self.leaf_or_combinator(text, value.at, &null, depth);
+            }
+            Data::Map(entries) => match entries.as_slice() {
+                [(name, at, args)] => (name, *at, args),
+                [] => return Err(source.error(value.at, "the node is empty", "a node, such as `causal`")),
+                [(first, ..), (second, at, _), ..] => {
+                    let message = format!("a second key `{second}` in the node `{first}`");
+                    let expected = format!(
+                        "one key; `any: [...]` or `all: [...]` joins nodes, and arguments stand under `{first}`"
+                    );
+                    return Err(source.error(*at, message, expected));
+                }
+            },
+            Data::List(_) => {
+                let expected = "`any: [...]` or `all: [...]`";
+                return Err(source.error(value.at, "a list stands where a node belongs", expected));
+            }
+            Data::Null => {
+                let expected = "a node, such as `causal` or `window: {radius: 128}`";
+                return Err(source.error(value.at, "a node is missing", expected));
+            }
+        };
+        self.leaf_or_combinator(name, at, args, depth)
+    }
+
+    fn leaf_or_combinator(self, name: &str, at: Span, args: &Value, depth: usize) -> Result<Node> {
+        let source = self.source;
+        match name {
+            "any" | "all" => {
+                let items = args.list(source, name, "a list of nodes, such as [causal, {sink: 4}]")?;
+                if items.is_empty() {
+                    return Err(source.error(args.at, format!("`{name}` is empty"), "at least one node"));
+                }
+                let mut faults = Faults::default();
+                let nodes: Vec<Node> =
+                    items.iter().filter_map(|item| faults.keep(self.node(item, depth + 1))).collect();
+                faults.finish(Some(if name == "any" { Node::Any(nodes) } else { Node::All(nodes) }))
+            }
+            "not" => Ok(Node::Not(Box::new(self.node(args, depth + 1)?))),
+            "per_head" => {
+                let message = "`per_head` stands inside another node";
+                Err(source.error(at, message, "`per_head` at the root of the pattern only"))
+            }
+            _ => match nearest(name, ["any", "all", "not"]) {
+                // A misspelt combinator would otherwise be taken for a leaf with a list of arguments.
+                Some(near) if matches!(args.data, Data::List(_)) => {
+                    Err(source.error(at, format!("unknown node `{name}`"), format!("`{near}`")))
+                }
+                _ => {
+                    (self.check)(source, name, at, args)?;
+                    Ok(Node::Leaf { name: name.to_string(), at, args: args.clone() })
+                }
+            },
+        }
     }
 }
 
@@ -182,60 +320,5 @@ fn head_list(source: &Source, value: &Value, heads: usize) -> Result<Vec<u32>> {
             }
         }
         Data::List(_) | Data::Map(_) | Data::Null => Err(refuse()),
-    }
-}
-
-fn node(source: &Source, value: &Value, depth: usize) -> Result<Node> {
-    if depth > MAX_DEPTH {
-        return Err(source.error(value.at, "the pattern is nested too deeply", format!("at most {MAX_DEPTH} levels")));
-    }
-    let (name, at, args) = match &value.data {
-        Data::Scalar { text, .. } => {
-            let null = Value { at: value.at, data: Data::Null };
-            return leaf_or_combinator(source, text, value.at, &null, depth);
-        }
-        Data::Map(entries) => match entries.as_slice() {
-            [(name, at, args)] => (name, *at, args),
-            [] => return Err(source.error(value.at, "the node is empty", "a node, such as `causal`")),
-            [(first, ..), (second, at, _), ..] => {
-                let message = format!("a second key `{second}` in the node `{first}`");
-                let expected =
-                    format!("one key; `any: [...]` or `all: [...]` joins nodes, and arguments stand under `{first}`");
-                return Err(source.error(*at, message, expected));
-            }
-        },
-        Data::List(_) => {
-            return Err(source.error(value.at, "a list stands where a node belongs", "`any: [...]` or `all: [...]`"));
-        }
-        Data::Null => {
-            let expected = "a node, such as `causal` or `window: {radius: 128}`";
-            return Err(source.error(value.at, "a node is missing", expected));
-        }
-    };
-    leaf_or_combinator(source, name, at, args, depth)
-}
-
-fn leaf_or_combinator(source: &Source, name: &str, at: Span, args: &Value, depth: usize) -> Result<Node> {
-    match name {
-        "any" | "all" => {
-            let items = args.list(source, name, "a list of nodes, such as [causal, {sink: 4}]")?;
-            if items.is_empty() {
-                return Err(source.error(args.at, format!("`{name}` is empty"), "at least one node"));
-            }
-            let nodes = items.iter().map(|item| node(source, item, depth + 1)).collect::<Result<Vec<_>>>()?;
-            Ok(if name == "any" { Node::Any(nodes) } else { Node::All(nodes) })
-        }
-        "not" => Ok(Node::Not(Box::new(node(source, args, depth + 1)?))),
-        "per_head" => {
-            let message = "`per_head` stands inside another node";
-            Err(source.error(at, message, "`per_head` at the root of the pattern only"))
-        }
-        _ => match nearest(name, ["any", "all", "not"]) {
-            // A misspelt combinator would otherwise be taken for a leaf with a list of arguments.
-            Some(near) if matches!(args.data, Data::List(_)) => {
-                Err(source.error(at, format!("unknown node `{name}`"), format!("`{near}`")))
-            }
-            _ => Ok(Node::Leaf { name: name.to_string(), at, args: args.clone() }),
-        },
     }
 }

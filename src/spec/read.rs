@@ -2,7 +2,8 @@
 
 use super::expr::{Expr, Fault, Var};
 use super::{Data, Source, Value};
-use crate::error::{Error, Result, Span};
+use crate::error::{Error, Faults, Result, Span};
+use crate::limits::Limit;
 
 /// The candidate that `word` was probably meant to be, if one is near.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
@@ -40,25 +41,41 @@ pub struct Fields<'a> {
 impl<'a> Fields<'a> {
     /// The entries of `value`, a mapping with no keys but `known`; nothing at all counts as an empty mapping.
     pub fn new(source: &'a Source, owner: &'a str, at: Span, value: &'a Value, known: &[&str]) -> Result<Self> {
-        let entries: &[(String, Span, Value)] = match &value.data {
-            Data::Null => &[],
-            Data::Map(entries) => entries,
+        let fields = Self::of(source, owner, at, value, known)?;
+        fields.only(known)?;
+        Ok(fields)
+    }
+
+    /// The entries of `value`, a mapping, whatever its keys.
+    pub fn of(source: &'a Source, owner: &'a str, at: Span, value: &'a Value, known: &[&str]) -> Result<Self> {
+        match &value.data {
+            Data::Null => Ok(Self { source, owner, at, entries: &[] }),
+            Data::Map(entries) => Ok(Self { source, owner, at, entries }),
             Data::Scalar { .. } | Data::List(_) => {
                 let keys = known.iter().map(|k| format!("{k}: ...")).collect::<Vec<_>>().join(", ");
                 let expected = if known.is_empty() { "no arguments".into() } else { format!("a mapping {{{keys}}}") };
-                return Err(source.error(value.at, format!("{owner} cannot be {}", value.describe()), expected));
-            }
-        };
-        for (key, at, _) in entries {
-            if !known.contains(&key.as_str()) {
-                let expected = match nearest(key, known.iter().copied()) {
-                    Some(near) => format!("`{near}`"),
-                    None => listed(known),
-                };
-                return Err(source.error(*at, format!("unknown key `{key}` in {owner}"), expected));
+                Err(source.error(value.at, format!("{owner} cannot be {}", value.describe()), expected))
             }
         }
-        Ok(Self { source, owner, at, entries })
+    }
+
+    /// Refuses every key that is not known.
+    pub fn only(&self, known: &[&str]) -> Result<()> {
+        let mut faults = Faults::default();
+        for (key, at, _) in self.entries.iter().filter(|(key, _, _)| !known.contains(&key.as_str())) {
+            let expected = match nearest(key, known.iter().copied()) {
+                Some(near) => format!("`{near}`"),
+                None => listed(known),
+            };
+            faults.keep::<()>(Err(self.source.error(*at, format!("unknown key `{key}` in {}", self.owner), expected)));
+        }
+        faults.finish(Some(()))
+    }
+
+    /// Whether an unknown key was probably meant to be `key`, which is not there.
+    pub fn is_misspelt(&self, key: &str, known: &[&str]) -> bool {
+        let meant = |found: &str| !known.contains(&found) && nearest(found, known.iter().copied()) == Some(key);
+        self.get(key).is_none() && self.entries.iter().any(|(found, _, _)| meant(found))
     }
 
     /// The value of `key`, if it is there.
@@ -167,7 +184,10 @@ impl Value {
     /// An integer or an expression for one, over `vars`.
     pub fn expr(&self, source: &Source, name: &str, vars: &[Var]) -> Result<Expr> {
         match &self.data {
-            Data::Scalar { text, .. } => Expr::parse(text, vars).map_err(|fault| self.fault(source, fault)),
+            Data::Scalar { text, .. } => {
+                self.check_expression(source, text)?;
+                Expr::parse(text, vars).map_err(|fault| self.fault(source, fault))
+            }
             Data::Null | Data::List(_) | Data::Map(_) => {
                 Err(self.wrong(source, name, "an integer or an expression, such as `max(32, n/64)`"))
             }
@@ -177,11 +197,24 @@ impl Value {
     /// A predicate over `vars`.
     pub fn predicate(&self, source: &Source, name: &str, vars: &[Var]) -> Result<Expr> {
         match &self.data {
-            Data::Scalar { text, .. } => Expr::parse_predicate(text, vars).map_err(|fault| self.fault(source, fault)),
+            Data::Scalar { text, .. } => {
+                self.check_expression(source, text)?;
+                Expr::parse_predicate(text, vars).map_err(|fault| self.fault(source, fault))
+            }
             Data::Null | Data::List(_) | Data::Map(_) => {
                 Err(self.wrong(source, name, "a condition, such as `\"k <= q\"`"))
             }
         }
+    }
+
+    /// Refuses the text of an expression that is too long.
+    pub(super) fn check_expression(&self, source: &Source, text: &str) -> Result<()> {
+        let length = text.chars().count();
+        if length as u64 > source.limits.get(Limit::Expression) {
+            let message = format!("the expression has {length} characters");
+            return Err(source.beyond(self.at, Limit::Expression, message));
+        }
+        Ok(())
     }
 
     /// A fault of the expression that is this scalar, as an error that points into it.

@@ -1,6 +1,7 @@
 //! Where a spec came from, and messages that point into it.
 
 use crate::error::{Error, Span, SpecError};
+use crate::limits::{Limit, Limits};
 
 /// The text a spec came from, with the texts of its overrides.
 ///
@@ -16,15 +17,23 @@ pub struct Source {
     pub overrides: Vec<String>,
     /// Whether the spec may read any file; otherwise only those in the folder of its own file.
     pub allow_files: bool,
+    /// How much the spec may ask for.
+    pub limits: Limits,
 }
 
-/// More lines than a text within `yaml::MAX_BYTES` can have.
-const LINES: usize = 1 << 21;
+/// More lines than the largest text can have.
+const LINES: usize = 2 * Limit::Text.most() as usize;
 
 impl Source {
     /// A text without overrides.
     pub fn new(text: impl Into<String>, file: impl Into<String>) -> Self {
-        Self { file: file.into(), text: text.into(), overrides: Vec::new(), allow_files: false }
+        Self {
+            file: file.into(),
+            text: text.into(),
+            overrides: Vec::new(),
+            allow_files: false,
+            limits: Limits::default(),
+        }
     }
 
     /// The line that stands for the first line of override `index`.
@@ -54,8 +63,14 @@ impl Source {
             source_line: excerpt(text.lines().nth(line - 1).unwrap_or_default(), at.column),
             message: message.into(),
             expected: expected.into(),
+            others: Vec::new(),
         }
         .into()
+    }
+
+    /// More than a limit allows stands at a place.
+    pub fn beyond(&self, at: Span, limit: Limit, message: impl Into<String>) -> Error {
+        self.error(at, message, self.limits.expected(limit))
     }
 
     /// A construct of the spec language that this version does not have.

@@ -1,8 +1,7 @@
 //! YAML text to a [`Value`] tree with places.
 //!
-//! In: one document. Refused: texts over [`MAX_BYTES`], nesting over [`MAX_DEPTH`], more than [`MAX_NODES`]
-//! values, anchors and aliases (a few lines of them can stand for gigabytes), tags, keys that are not
-//! scalars, duplicate keys, more than one document.
+//! In: one document. Refused: texts, nesting, aliases and values beyond their limits (a few lines of aliases can stand
+//! for gigabytes: what they stand for counts), tags, keys that are not scalars, duplicate keys, more than one document.
 
 use std::collections::HashMap;
 
@@ -10,13 +9,7 @@ use saphyr_parser::{Event, Parser, ScalarStyle};
 
 use super::{Data, Source, Value};
 use crate::error::{Result, Span};
-
-/// Bytes in a text.
-pub(super) const MAX_BYTES: usize = 1 << 20;
-/// Nested lists and mappings.
-const MAX_DEPTH: usize = 64;
-/// Values in a document, keys included.
-const MAX_NODES: usize = 500_000;
+use crate::limits::Limit;
 
 /// Reads the text of `source`. An empty document is a null.
 pub(super) fn read(source: &Source) -> Result<Value> {
@@ -25,15 +18,10 @@ pub(super) fn read(source: &Source) -> Result<Value> {
 
 /// Reads `text`, which stands at `origin` of `source`.
 pub(super) fn document(source: &Source, text: &str, origin: Span) -> Result<Value> {
-    if text.len() > MAX_BYTES {
-        let message = format!("the text has {} bytes", text.len());
-        return Err(source.error(
-            origin,
-            message,
-            format!("at most {MAX_BYTES} bytes (a large layout belongs in a file)"),
-        ));
+    if text.len() as u64 > source.limits.get(Limit::Text) {
+        return Err(source.beyond(origin, Limit::Text, format!("the text has {} bytes", text.len())));
     }
-    let mut reader = Reader { source, text, origin, nodes: 0 };
+    let mut reader = Reader { source, text, origin, nodes: 0, aliases: 0, anchors: HashMap::new() };
     let mut parser = Parser::new_from_str(text);
     let mut root = None;
     loop {
@@ -55,7 +43,18 @@ struct Reader<'a> {
     source: &'a Source,
     text: &'a str,
     origin: Span,
-    nodes: usize,
+    nodes: u64,
+    aliases: u64,
+    /// Values with an anchor (`&name`), by its number.
+    anchors: HashMap<usize, Anchored>,
+}
+
+/// A value that aliases may stand for.
+struct Anchored {
+    value: Value,
+    nodes: u64,
+    /// Levels of lists and mappings in it.
+    levels: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -91,16 +90,29 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn refuse(&self, at: Span, anchor: usize, tagged: bool) -> Result<()> {
-        if anchor != 0 {
-            return Err(self.source.error(at, "anchors are not allowed", "the value written out"));
+    fn refuse_tag(&self, at: Span, tagged: bool) -> Result<()> {
+        match tagged {
+            true => Err(self.source.error(at, "tags are not allowed", "a plain value")),
+            false => Ok(()),
         }
-        if tagged {
-            return Err(self.source.error(at, "tags are not allowed", "a plain value"));
+    }
+
+    /// Counts values before they are made.
+    fn count(&mut self, at: Span, nodes: u64, depth: usize) -> Result<()> {
+        self.nodes += nodes;
+        let limits = &self.source.limits;
+        if self.nodes > limits.get(Limit::Nodes) {
+            let message = format!("the text has {} values or more up to here", self.nodes);
+            return Err(self.source.beyond(at, Limit::Nodes, message));
+        }
+        if depth as u64 > limits.get(Limit::Depth) {
+            let message = format!("the text is nested {depth} levels deep");
+            return Err(self.source.beyond(at, Limit::Depth, message));
         }
         Ok(())
     }
 
+    /// Reads the value that `event` begins.
     fn value(
         &mut self,
         parser: &mut Parser<'a, saphyr_parser::StrInput<'a>>,
@@ -108,21 +120,50 @@ impl<'a> Reader<'a> {
         at: Span,
         depth: usize,
     ) -> Result<Value> {
-        self.nodes += 1;
-        if self.nodes > MAX_NODES {
-            let message = "the text has too many values";
-            return Err(self.source.error(
-                at,
-                message,
-                format!("at most {MAX_NODES} (a large layout belongs in a file)"),
-            ));
+        let before = self.nodes;
+        let anchor = match &event {
+            Event::Scalar(_, _, anchor, _) | Event::SequenceStart(anchor, _) | Event::MappingStart(anchor, _) => {
+                *anchor
+            }
+            _ => 0,
+        };
+        let value = match event {
+            Event::Alias(anchor) => return self.alias(anchor, at, depth),
+            event => self.plain_value(parser, event, at, depth)?,
+        };
+        if anchor != 0 {
+            let (nodes, levels) = (self.nodes - before, value.levels());
+            // What is kept for aliases is a copy.
+            self.count(at, nodes, depth)?;
+            self.anchors.insert(anchor, Anchored { value: value.clone(), nodes, levels });
         }
-        if depth > MAX_DEPTH {
-            return Err(self.source.error(at, "the text is nested too deeply", format!("at most {MAX_DEPTH} levels")));
+        Ok(value)
+    }
+
+    /// The value that an alias stands for.
+    fn alias(&mut self, anchor: usize, at: Span, depth: usize) -> Result<Value> {
+        self.aliases += 1;
+        if self.aliases > self.source.limits.get(Limit::Aliases) {
+            return Err(self.source.beyond(at, Limit::Aliases, format!("the text has {} aliases", self.aliases)));
         }
+        let Some(&Anchored { nodes, levels, .. }) = self.anchors.get(&anchor) else {
+            return Err(self.source.error(at, "an alias stands in the value that it stands for", "another value"));
+        };
+        self.count(at, nodes, depth + levels)?;
+        Ok(self.anchors[&anchor].value.clone())
+    }
+
+    fn plain_value(
+        &mut self,
+        parser: &mut Parser<'a, saphyr_parser::StrInput<'a>>,
+        event: Event<'a>,
+        at: Span,
+        depth: usize,
+    ) -> Result<Value> {
+        self.count(at, 1, depth)?;
         match event {
-            Event::Scalar(text, style, anchor, tag) => {
-                self.refuse(at, anchor, tag.is_some())?;
+            Event::Scalar(text, style, _, tag) => {
+                self.refuse_tag(at, tag.is_some())?;
                 let quoted = style != ScalarStyle::Plain;
                 let data = match text.as_ref() {
                     "" | "~" | "null" if !quoted => Data::Null,
@@ -130,8 +171,8 @@ impl<'a> Reader<'a> {
                 };
                 Ok(Value { at, data })
             }
-            Event::SequenceStart(anchor, tag) => {
-                self.refuse(at, anchor, tag.is_some())?;
+            Event::SequenceStart(_, tag) => {
+                self.refuse_tag(at, tag.is_some())?;
                 let mut items = Vec::new();
                 loop {
                     match self.next(parser)? {
@@ -140,8 +181,8 @@ impl<'a> Reader<'a> {
                     }
                 }
             }
-            Event::MappingStart(anchor, tag) => {
-                self.refuse(at, anchor, tag.is_some())?;
+            Event::MappingStart(_, tag) => {
+                self.refuse_tag(at, tag.is_some())?;
                 let mut entries = Vec::new();
                 let mut seen = HashMap::new();
                 loop {
@@ -166,8 +207,8 @@ impl<'a> Reader<'a> {
                     entries.push((key, key_at, self.value(parser, event, value_at, depth + 1)?));
                 }
             }
-            Event::Alias(_) => Err(self.source.error(at, "aliases are not allowed", "the value written out")),
-            Event::Nothing
+            Event::Alias(_)
+            | Event::Nothing
             | Event::StreamStart
             | Event::StreamEnd
             | Event::DocumentStart(_)
@@ -175,5 +216,58 @@ impl<'a> Reader<'a> {
             | Event::SequenceEnd
             | Event::MappingEnd => Err(self.source.error(at, "not valid YAML: a value is missing", "valid YAML")),
         }
+    }
+}
+
+impl Value {
+    /// Levels of lists and mappings in the value.
+    fn levels(&self) -> usize {
+        match &self.data {
+            Data::Null | Data::Scalar { .. } => 0,
+            Data::List(items) => 1 + items.iter().map(Self::levels).max().unwrap_or(0),
+            Data::Map(entries) => 1 + entries.iter().map(|(_, _, value)| value.levels()).max().unwrap_or(0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::parse;
+
+    fn pattern(text: &str) -> String {
+        let spec = parse(&format!("name: x\nheads: 2\nhead_dim: 4\npattern: {text}\n"), "<text>");
+        spec.map_or_else(|error| error.to_string(), |spec| spec.print())
+    }
+
+    #[test]
+    fn aliases_stand_for_their_values() {
+        let written = "{any: [{window: {radius: 3}}, {all: [{window: {radius: 3}}, causal]}]}";
+        let aliased = "{any: [&near {window: {radius: &three 3}}, {all: [*near, causal]}]}";
+        assert_eq!(pattern(aliased), pattern(written));
+        assert_eq!(pattern("&all {any: [&a {sink: 2}, *a, *a]}"), pattern("{any: [{sink: 2}, {sink: 2}, {sink: 2}]}"));
+        // The last anchor of a name counts.
+        assert_eq!(pattern("{any: [&a causal, &a full, *a]}"), pattern("{any: [causal, full, full]}"));
+    }
+
+    #[test]
+    fn an_error_in_an_aliased_value_points_at_the_value() {
+        let text = pattern("{any: [&a {sink: [2]}, *a]}");
+        assert!(text.contains("sink"), "{text}");
+        let spec = "name: x\nhead_dim: &d 1000\nvalue_dim: *d\npattern: full\n";
+        let error = parse(spec, "a.yaml").map_err(|error| error.to_string()).expect_err("too wide");
+        assert!(error.starts_with("a.yaml:2:11: `head_dim` cannot be `1000`"), "{error}");
+    }
+
+    #[test]
+    fn what_aliases_stand_for_is_counted() {
+        // Each line doubles: 2^40 values, were they made.
+        let mut text = "a0: &a0 [x, x]\n".to_owned();
+        for i in 1..40 {
+            text += &format!("a{i}: &a{i} [*a{}, *a{}]\n", i - 1, i - 1);
+        }
+        let source = Source::new(text, "bomb.yaml");
+        let error = read(&source).map_err(|error| error.to_string()).expect_err("a bomb");
+        assert!(error.contains("the limit `nodes`"), "{error}");
     }
 }

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use ndarray::Array4;
 use serde_json::json;
 
-use super::options::{Global, text};
+use super::options::Global;
 use super::tensors::{AXES, Extents, Files, fits};
 use super::{files, print, progress, warn_of};
 use crate::baselines::{BASELINES, Baseline};
@@ -94,7 +94,7 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     let pool = options.pool()?;
     let bar = progress_bar();
     // All specs are read before the first is measured.
-    let texts: Vec<String> = args.specs.iter().map(|path| text(path)).collect::<Result<_>>()?;
+    let texts: Vec<String> = args.specs.iter().map(|path| options.text(path)).collect::<Result<_>>()?;
     // Without --hops a spec has its own.
     let hops: Vec<Option<usize>> = match args.hops[..] {
         [] => vec![None],

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::options::{Global, Lengths, SpecArg, text};
+use super::options::{Global, Lengths, SpecArg};
 use super::{files, print};
 use crate::analysis::{self, Analysis};
 use crate::compiler::{self, Compiled};
@@ -62,7 +62,7 @@ pub struct Explained<'a> {
 /// Those of the compiler, and of the page's file.
 pub fn run(args: &Args, options: &Global) -> Result<()> {
     args.html.as_deref().map(npy::check_output).transpose()?;
-    let text = text(&args.spec.spec)?;
+    let text = options.text(&args.spec.spec)?;
     let (q_len, kv_len) = args.lengths.get();
     let start = Instant::now();
     let spec = options.parse(&args.spec.spec, &text)?;

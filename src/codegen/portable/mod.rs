@@ -29,6 +29,7 @@ use cranelift_module::{FuncId, Linkage, Module, ModuleReloc};
 
 use crate::codegen::emit::{self, Emit};
 use crate::error::{Error, Result};
+use crate::limits::Allowance;
 use crate::plan::{ModsBy, ModsPlan};
 use crate::spec::score::ScoreMods;
 
@@ -58,12 +59,14 @@ pub struct Options {
     pub edges: bool,
     /// What the names of the functions begin with.
     pub prefix: &'static str,
+    /// How much code there may be, and until when.
+    pub allowance: Allowance,
 }
 
 impl Default for Options {
     /// All tiles; the verifier is on where debug assertions are.
     fn default() -> Self {
-        Self { verify: cfg!(debug_assertions), edges: true, prefix: "portable" }
+        Self { verify: cfg!(debug_assertions), edges: true, prefix: "portable", allowance: u64::MAX.into() }
     }
 }
 
@@ -197,13 +200,15 @@ struct Compiler<'m> {
     isa: OwnedTargetIsa,
     context: Context,
     builder: FunctionBuilderContext,
-    prefix: &'static str,
+    options: Options,
+    /// Bytes of all functions so far.
+    bytes: u64,
 }
 
 impl<'m> Compiler<'m> {
     fn new(module: &'m mut JITModule, isa: OwnedTargetIsa, options: Options) -> Self {
         let builder = FunctionBuilderContext::new();
-        Self { module, isa, context: Context::new(), builder, prefix: options.prefix }
+        Self { module, isa, context: Context::new(), builder, options, bytes: 0 }
     }
 
     fn pointer(&self) -> Type {
@@ -226,7 +231,7 @@ impl<'m> Compiler<'m> {
         let signature = self.signature(params, returns);
         let id = self
             .module
-            .declare_function(&format!("{}_{name}", self.prefix), Linkage::Local, &signature)
+            .declare_function(&format!("{}_{name}", self.options.prefix), Linkage::Local, &signature)
             .map_err(|error| Error::internal("codegen", error.to_string(), name))?;
         let isa = &self.isa;
         self.context.clear();
@@ -241,6 +246,8 @@ impl<'m> Compiler<'m> {
         let Some(code) = self.context.compiled_code() else {
             return Err(Error::internal("codegen", format!("{name}: no code"), self.context.func.display()));
         };
+        self.bytes += code.code_buffer().len() as u64;
+        self.options.allowance.check_code(self.bytes)?;
         let relocations: Vec<ModuleReloc> = code
             .buffer
             .relocs()

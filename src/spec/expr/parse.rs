@@ -1,12 +1,12 @@
 //! Text to [`Expr`]: a lexer and a descent over Python's precedence levels.
 //!
 //! Refused, each with its place: unknown names (with the nearest known), chained comparisons, a number where
-//! a truth value stands and the reverse, texts beyond [`MAX_LENGTH`] or nested deeper than [`MAX_DEPTH`].
+//! a truth value stands and the reverse, texts that are too long or nested deeper than [`MAX_DEPTH`].
+
+use crate::limits::Limit;
 
 use super::{BinOp, CmpOp, Expr, Fault, Func, LIMIT, Place, Var};
 
-/// Characters in an expression.
-const MAX_LENGTH: usize = 4096;
 /// Nested parentheses, signs and `not`s; bounds the recursion here and in every walk over the tree.
 pub(in crate::spec) const MAX_DEPTH: u32 = 100;
 /// Operators in a row on one level, which nest to the left; bounds the same recursion.
@@ -45,9 +45,10 @@ pub(in crate::spec) fn fault(place: Place, message: impl Into<String>, expected:
 
 fn lex(text: &str) -> Result<Vec<(Token, Place)>, Fault> {
     let chars: Vec<char> = text.chars().collect();
-    if chars.len() > MAX_LENGTH {
+    // Whoever reads a spec has checked its own limit; the largest bounds recursion wherever the text is from.
+    if chars.len() as u64 > Limit::Expression.most() {
         let message = format!("the expression has {} characters", chars.len());
-        return Err(fault(Place::default(), message, format!("at most {MAX_LENGTH}")));
+        return Err(fault(Place::default(), message, format!("at most {}", Limit::Expression.most())));
     }
     let mut tokens = Vec::new();
     let mut i = 0;

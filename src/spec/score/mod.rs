@@ -214,6 +214,7 @@ fn read_mod(source: &Source, item: &Value, inputs: &[InputDef], heads: usize) ->
         "bias" => read_bias(source, at, args, &signatures)?,
         "expr" => match &args.data {
             Data::Scalar { text, .. } => {
+                args.check_expression(source, text)?;
                 let term = parse::term(text, &signatures).map_err(|fault| args.fault(source, fault))?;
                 ModKind::Expr(term, args.clone())
             }
