@@ -74,10 +74,18 @@ fn texts_of_training_are_read_back() {
             for schedule in [derived.clone(), hopweave::passes::run(derived, &[]).expect("passes")] {
                 let schedule = schedule::verify(schedule).unwrap_or_else(|error| panic!("{error}"));
                 assert_eq!(schedule::parse(&schedule.print()).expect("a schedule"), *schedule, "{}", spec.name);
-                for strategy in [Strategy::Recompute, Strategy::Resident] {
-                    let wishes = Wishes { strategy: Some(strategy), ..Wishes::default() };
-                    let plan = plan::build(&schedule, Isa::Avx512, wishes).expect("a plan");
-                    assert_eq!(plan::parse(&plan.print()).expect("a plan"), plan, "{} {strategy}", spec.name);
+                let wished = Strategy::ALL.map(Some);
+                for strategy in wished.into_iter().chain([None]) {
+                    let wishes = Wishes { strategy, ..Wishes::default() };
+                    let serves = strategy.is_none_or(|s| matches!(s, Strategy::Recompute | Strategy::Resident));
+                    match plan::build(&schedule, Isa::Avx512, wishes) {
+                        // Reading a plan verifies it.
+                        Ok(plan) if serves => {
+                            assert_eq!(plan::parse(&plan.print()).expect("a plan"), plan, "{} {strategy:?}", spec.name);
+                        }
+                        Err(hopweave::Error::Unsupported { .. }) if !serves => {}
+                        other => panic!("{} {strategy:?}: {other:?}", spec.name),
+                    }
                 }
             }
         }

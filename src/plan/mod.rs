@@ -329,7 +329,13 @@ pub fn build_by(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes, model: &M
         restart_folded = true;
     }
     scores.panel_scale = (panel_scale != 1.0).then_some(panel_scale as f32);
-    let situation = Situation { neighbors: &schedule.neighbors, hops: hops.len(), looped, wish: wishes.strategy };
+    let situation = Situation {
+        neighbors: &schedule.neighbors,
+        hops: hops.len(),
+        looped,
+        training: training.is_some(),
+        wish: wishes.strategy,
+    };
     // Strategies that keep no P do not care.
     let stored = if wishes.exact_store { Dtype::F32 } else { schedule.store };
     let (strategy, reach, mut reasons) = strategy::choose(&situation, model, stored)?;

@@ -206,6 +206,8 @@ pub(super) struct Situation<'a> {
     pub hops: usize,
     /// The schedule still loops over a single hop.
     pub looped: bool,
+    /// The schedule computes gradients.
+    pub training: bool,
     pub wish: Option<Strategy>,
 }
 
@@ -278,14 +280,23 @@ pub(super) fn choose(
 /// Every strategy for a schedule whose mask is whole, with why it is legal or why not.
 pub fn verdicts(schedule: &VerifiedSchedule) -> Vec<(Strategy, Result<String, String>)> {
     let looped = schedule.body.iter().any(|op| matches!(op, Op::Hops { looped: true, .. }));
-    let situation = Situation { neighbors: &schedule.neighbors, hops: schedule.hops().len(), looped, wish: None };
+    let situation = Situation {
+        neighbors: &schedule.neighbors,
+        hops: schedule.hops().len(),
+        looped,
+        training: schedule.gradient_scale().is_some(),
+        wish: None,
+    };
     let reaches = reaches(&schedule.neighbors);
     Strategy::ALL.into_iter().map(|strategy| (strategy, legal(strategy, &situation, Some(&reaches)))).collect()
 }
 
 /// Why a strategy is legal, or why not.
 fn legal(strategy: Strategy, situation: &Situation<'_>, reaches: Option<&Reaches>) -> Result<String, String> {
-    let Situation { neighbors, hops, looped, .. } = *situation;
+    let Situation { neighbors, hops, looped, training, .. } = *situation;
+    if training && !matches!(strategy, Strategy::Resident | Strategy::Recompute) {
+        return Err("gradients are computed hop by hop".to_owned());
+    }
     if strategy != Strategy::Flash && neighbors.parts > 1 {
         return Err("not with a mask in parts; asked for, it has the mask built whole".to_owned());
     }
