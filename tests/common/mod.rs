@@ -2,6 +2,8 @@
 // Every test file is a crate of its own and uses a part of this.
 #![allow(dead_code)]
 
+pub mod specs;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
