@@ -108,6 +108,7 @@ fn compile_with(spec: &PatternSpec, pattern: Pattern, options: &Options, advice:
     {
         *last = format!("{}: {because}", plan.strategy);
     }
+    allowance.check_time()?;
     let isa = jit::target_isa()?;
     let functions = clock.time("lower", || codegen::lower(&plan, &*isa));
     let code = clock.time("link", || jit::link(&plan, functions, &isa, &allowance))?;

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use hopweave::compiler::Options;
 use hopweave::dropout::Dropout;
 use hopweave::dtype::Element;
-use hopweave::limits::{Limits, Setting};
+use hopweave::limits::{Limit, Limits, Setting};
 use hopweave::operator::{Arguments, Operator};
 use hopweave::pattern;
 use hopweave::runtime::Saved;
@@ -77,9 +77,11 @@ impl PySpec {
     /// Reads a file; the arrays that it names stay within its folder unless `allow_files`.
     #[staticmethod]
     fn load(path: PathBuf, sets: Vec<(String, String)>, limits: Vec<String>, allow_files: bool) -> PyResult<Self> {
-        let text = std::fs::read_to_string(&path)
-            .map_err(|error| PyOSError::new_err(format!("{}: {error}", path.display())))?;
         let limits = read_limits(&limits)?;
+        let fails = |error| PyOSError::new_err(format!("{}: {error}", path.display()));
+        let bytes = std::fs::metadata(&path).map_err(fails)?.len();
+        limits.check(Limit::Text, &path.to_string_lossy(), bytes).map_err(raise)?;
+        let text = std::fs::read_to_string(&path).map_err(fails)?;
         let source = Source { allow_files, limits, ..Source::new(text, path.to_string_lossy()) };
         let inner = pattern::read(source, &sets).map_err(raise)?;
         Ok(Self { inner })

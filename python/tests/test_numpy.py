@@ -219,6 +219,30 @@ def test_wrong_specs_show_the_place():
         hopweave.Spec.load("no-such.yaml")
 
 
+def test_specs_of_others_are_limited(tmp_path):
+    path = tmp_path / "random.yaml"
+    path.write_text("name: x\nhead_dim: 8\npattern: {random: {keys_per_query: 8, seed: 1}}\n")
+    spec = hopweave.Spec.load(path, limits={"edges": 1000})
+    assert spec.mask(100).sum() == 800
+    with pytest.raises(hopweave.SpecError, match="the limit `edges`"):
+        spec.mask(200)
+    with pytest.raises(hopweave.SpecError, match="the limit `edges`"):
+        hopweave.compile(spec, 200)
+    with pytest.raises(hopweave.UnsupportedError, match="the limit `code`"):
+        limited = hopweave.Spec.from_yaml(path.read_text(), limits={"code": "64"})
+        hopweave.compile(limited, 64)(*(np.zeros((1, 1, 64, 8), np.float32) for _ in range(3)))
+    with pytest.raises(hopweave.UnsupportedError, match="the limit `text`"):
+        hopweave.Spec.load(path, limits={"text": 10})
+    with pytest.raises(ValueError, match="no limit is called `edge`"):
+        hopweave.Spec.load(path, limits={"edge": 10})
+
+
+def test_errors_of_a_spec_come_together():
+    with pytest.raises(hopweave.SpecError) as caught:
+        hopweave.Spec.from_yaml("name: x\nhead_dim: 0\npattern: {any: [casual, {sink: -1}]}\n")
+    assert [f"<spec>:{place}" in str(caught.value) for place in ("2:11", "3:16", "3:32")] == [True] * 3
+
+
 def test_what_cannot_be_served_is_refused(window):
     with pytest.raises(hopweave.UnsupportedError, match="sse9"):
         hopweave.compile(window, 64, isa="sse9")

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use rayon::prelude::*;
+
 use super::draw::Draw;
 use super::listed::Listed;
 use super::node::{ArgDef, Args, Draft, Kind, NodeDef, Scope, leaf};
@@ -102,8 +104,15 @@ fn draw_cells(scope: &Scope, count: u64, cells: u64, seed: u64) -> Rows {
     let mut cell = || (draw.below(q_len as u32), draw.below(kv_len));
     // Exactly as many as are wanted, so that no distinct cell is ever one too many; then, cell by cell, as
     // many as were drawn twice.
-    let first: Vec<(u32, u32)> = (0..wanted).map(|_| cell()).collect();
-    let mut rows = by_row(q_len, kv_len, &first);
+    let groups = q_len.div_ceil(GROUP);
+    let share = wanted / groups.max(1);
+    let mut cells: Vec<Vec<(u32, u32)>> = (0..groups).map(|_| Vec::with_capacity(share + share / 16)).collect();
+    for _ in 0..wanted {
+        let (q, k) = cell();
+        cells[q as usize / GROUP].push((q % GROUP as u32, k));
+    }
+    let rows_of = |(group, cells): (usize, Vec<(u32, u32)>)| by_row(GROUP.min(q_len - group * GROUP), kv_len, &cells);
+    let mut rows = Rows::join(cells.into_par_iter().enumerate().map(rows_of).collect());
     let mut more = BTreeSet::new();
     while rows.edges() + more.len() < wanted {
         let (q, k) = cell();
@@ -131,6 +140,9 @@ fn draw_cells(scope: &Scope, count: u64, cells: u64, seed: u64) -> Rows {
         keys.extend((0..kv_len).filter(|k| left_out.next_if(|out| *out == k).is_none()));
     })
 }
+
+/// Rows whose cells are sorted at a time: few enough that the places where the next key of each row goes are near.
+const GROUP: usize = 4096;
 
 /// Cells as ascending rows without repetitions: a counting sort by row, then each row by itself.
 fn by_row(q_len: usize, kv_len: u32, cells: &[(u32, u32)]) -> Rows {
@@ -165,4 +177,27 @@ fn by_row(q_len: usize, kv_len: u32, cells: &[(u32, u32)]) -> Rows {
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::Align;
+
+    /// The definition: cells one after another, those that were drawn before left out.
+    #[test]
+    fn cells_are_the_first_distinct_ones_that_are_drawn() {
+        for (q_len, kv_len, count) in [(10_000, 300, 60_000), (GROUP, 50, 900), (GROUP + 1, 3, 5000), (70, 90, 3000)] {
+            let mut draw = Draw::new(5, Draw::CELLS);
+            let mut expected = BTreeSet::new();
+            while expected.len() < count {
+                expected.insert((draw.below(q_len as u32), draw.below(kv_len as u32)));
+            }
+            let scope = Scope { q_len, kv_len, head_dim: 1, heads: 1, align: Align::End };
+            let rows = draw_cells(&scope, count as u64, (q_len * kv_len) as u64, 5);
+            assert_eq!(rows.count(), q_len);
+            let found = (0..q_len).flat_map(|q| rows.row(q).iter().map(move |&k| (q as u32, k)));
+            assert!(found.eq(expected), "{count} of {q_len} x {kv_len}");
+        }
+    }
 }

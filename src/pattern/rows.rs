@@ -21,6 +21,19 @@ impl Rows {
         rows
     }
 
+    /// The rows of all parts, one behind the other.
+    pub fn join(parts: Vec<Self>) -> Self {
+        let (rows, keys) = parts.iter().fold((0, 0), |(r, k), part| (r + part.count(), k + part.keys.len()));
+        let mut joined = Self { offsets: Vec::with_capacity(rows + 1), keys: Vec::with_capacity(keys) };
+        joined.offsets.push(0);
+        for part in parts {
+            let before = joined.keys.len() as u32;
+            joined.offsets.extend(part.offsets.iter().skip(1).map(|offset| before + offset));
+            joined.keys.extend_from_slice(&part.keys);
+        }
+        joined
+    }
+
     /// How many rows there are.
     pub fn count(&self) -> usize {
         self.offsets.len().saturating_sub(1)
