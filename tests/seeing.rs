@@ -149,7 +149,10 @@ fn show_says_what_is_wrong_and_writes_nothing() {
         &["show", &spec, "-n", "60", "--head", "2", "-o", &file("mask.svg")],
         "has no head 2; heads go from 0 to 1",
     );
-    refused(&["show", &spec, "-n", "99999999999", "-o", &file("mask.svg")], "unsupported: length 99999999999");
+    refused(
+        &["show", &spec, "-n", "99999999999", "-o", &file("mask.svg")],
+        "the length: 99999999999; at most 2147483584, the limit `length`",
+    );
     refused(&["show", &spec, "--q-len", "5", "--kv-len", "6"], "diffusion needs as many queries as keys");
     assert_eq!(folder.names(), ["spec.yaml"]);
     for args in [&["--ascii", "-o", "x.svg"][..], &["--color", "blue"], &["--width", "3"], &["--head", "-1"]] {
@@ -159,6 +162,26 @@ fn show_says_what_is_wrong_and_writes_nothing() {
     let nothing = done(&["show", &spec, "-n", "0"]);
     assert!(nothing.starts_with("two-hops, head 0: 0 queries"), "{nothing}");
     done(&["show", &spec, "-n", "0", "-o", &file("mask.svg"), "--hops"]);
+}
+
+/// From nothing to the longest sequences, on either side: an answer or a reason, whatever command looks.
+#[test]
+fn every_length_can_be_looked_at() {
+    for spec in ["full", "streaming-sink", "logsparse"] {
+        for (queries, keys) in
+            [("0", "0"), ("0", "5000000"), ("1", "5000000"), ("0", "1"), ("1", "0"), ("7", "2147483584")]
+        {
+            for args in [&["show"][..], &["show", "--hops"], &["explain"], &["explain", "--json"]] {
+                let path = format!("{}/patterns/{spec}.yaml", env!("CARGO_MANIFEST_DIR"));
+                let mut args = args.to_vec();
+                args.extend([&path, "--q-len", queries, "--kv-len", keys, "--memory-limit", "1G"]);
+                let out = hopweave(&args);
+                let error = String::from_utf8_lossy(&out.stderr).into_owned();
+                assert!(matches!(out.status.code(), Some(0 | 1)), "{args:?}: {error}");
+                assert_eq!(out.status.success(), !error.contains("error: "), "{args:?}: {error}");
+            }
+        }
+    }
 }
 
 #[test]

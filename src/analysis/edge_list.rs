@@ -47,6 +47,13 @@ pub struct KeyFinder {
 }
 
 impl KeyFinder {
+    /// How many keys query `q` has.
+    pub fn count(&mut self, pattern: &Pattern, head: usize, q: usize) -> u64 {
+        let mut keys = 0;
+        self.each_word(pattern, head, q, |_, word| keys += u64::from(word.count_ones()));
+        keys
+    }
+
     /// Calls `visit` with each block of 64 keys that holds a key of query `q` and the bits of those keys,
     /// in ascending order; bits beyond the last key are 0.
     pub fn each_word(&mut self, pattern: &Pattern, head: usize, q: usize, mut visit: impl FnMut(u32, u64)) {

@@ -75,15 +75,19 @@ pub struct Blocks {
     pub computed_pairs: u64,
 }
 
+/// Why nothing is known of walks.
+const SCARCE: &str = "its walks do not fit in memory";
+
 /// Looks at a pattern from every side. `memory_limit` bounds what the analysis itself may hold, in bytes.
 pub fn analyse(pattern: &Pattern, mask: &BlockMask, spec: &PatternSpec, memory_limit: u64) -> Analysis {
     let counts = mask.counts();
     let nnz = counts.nnz();
     let pairs = pattern.q_len as f64 * pattern.kv_len as f64 * spec.heads as f64;
     let rows = crate::mask::QUERY_BLOCK as u64;
+    let scarce = walk::bytes(pattern, &spec.diffusion) > memory_limit;
     // Heads of one mask walk alike.
     let of_heads: Vec<&[u32]> = mask.mask_of_head.chunks(mask.parts.max(1)).collect();
-    let walks: Vec<(usize, Walk<'_>)> = (0..of_heads.len())
+    let walks: Vec<(usize, Walk<'_>)> = (0..if scarce { 0 } else { of_heads.len() })
         .filter(|&head| !of_heads[..head].contains(&of_heads[head]))
         .filter_map(|head| {
             let alike = of_heads.iter().filter(|masks| **masks == of_heads[head]).count();
@@ -105,8 +109,14 @@ pub fn analyse(pattern: &Pattern, mask: &BlockMask, spec: &PatternSpec, memory_l
             computed_pairs: (counts.full_keys + counts.partial_keys) * rows,
         },
         empty_rows: counts.empty_rows,
-        receptive_field: receptive_field(pattern, &walks, spec, memory_limit),
-        spectral_gap: spectral_gap(pattern, &walks, &spec.diffusion),
+        receptive_field: match scarce {
+            true => ReceptiveField { hops: Vec::new(), rows: 0, note: SCARCE.into() },
+            false => receptive_field(pattern, &walks, spec, memory_limit),
+        },
+        spectral_gap: match scarce {
+            true => SpectralGap::none(SCARCE),
+            false => spectral_gap(pattern, &walks, &spec.diffusion),
+        },
         reach_everything: reach_everything(&walks),
         far_weight: far_weight(&walks, &spec.diffusion),
         balance: balance(mask, &walks),

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::support::{count, set};
-use super::{EdgeList, Searcher, Support, Walk, each_hop};
+use super::{EdgeList, KeyFinder, Searcher, Support, Walk, each_hop};
 use crate::pattern::Pattern;
 use crate::spec::{Diffusion, HopFactors, PatternSpec};
 
@@ -109,12 +109,13 @@ fn decoding(pattern: &Pattern) -> ReceptiveField {
     let distinct = (0..pattern.heads).filter(|&head| !classes[..head].contains(&classes[head]));
     let each: Vec<Vec<Shares>> = distinct
         .map(|head| {
-            let list = EdgeList::build(pattern, head);
-            let of = |query: usize| list.row(query).len() as f64 / pattern.kv_len as f64;
-            let worst = (0..pattern.q_len).min_by(|&a, &b| of(a).total_cmp(&of(b))).unwrap_or(0);
-            let mean = list.keys.len() as f64 / (pattern.q_len as f64 * pattern.kv_len as f64);
+            let mut finder = KeyFinder::default();
+            let degrees: Vec<u64> = (0..pattern.q_len).map(|query| finder.count(pattern, head, query)).collect();
+            let share = |keys: u64| keys as f64 / pattern.kv_len as f64;
+            let (query, &least) = degrees.iter().enumerate().min_by_key(|&(_, keys)| keys).unwrap_or((0, &0));
+            let mean = share(degrees.iter().sum()) / pattern.q_len as f64;
             let alike = classes.iter().filter(|&&class| class == classes[head]).count();
-            weighed(vec![Shares { mean, minimum: of(worst), worst: Place { head, query: worst }, heads: 1 }], alike)
+            weighed(vec![Shares { mean, minimum: share(least), worst: Place { head, query }, heads: 1 }], alike)
         })
         .collect();
     ReceptiveField { hops: join(&each), rows: pattern.q_len, note: String::new() }

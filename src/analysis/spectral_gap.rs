@@ -50,7 +50,7 @@ pub struct SpectralGap {
 }
 
 impl SpectralGap {
-    fn none(note: impl Into<String>) -> Self {
+    pub(super) fn none(note: impl Into<String>) -> Self {
         Self {
             spectral_gap: None,
             diffused_gap: None,

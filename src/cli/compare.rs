@@ -7,12 +7,12 @@ use serde::Serialize;
 
 use super::bench::inputs::Inputs;
 use super::bench::seconds;
-use super::explain::{Distance, distance, share};
+use super::explain::{Distance, look, share};
 use super::options::{Global, Lengths};
 use super::table::{Align, Table, significant, thousands};
 use super::tensors::Extents;
 use super::{print, warn_of};
-use crate::analysis::{self, Analysis};
+use crate::analysis::Analysis;
 use crate::compiler::{self, Compiled};
 use crate::error::{Bytes, Error, Result};
 use crate::measure::{Contender, in_turn};
@@ -78,8 +78,7 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     }
     let mut entries = Vec::new();
     for (spec, compiled, compile_ms) in &specs {
-        let limit = options.memory_limit();
-        let analysis = pool.install(|| analysis::analyse(&compiled.pattern, &compiled.mask, spec, limit));
+        let (analysis, full_attention_distance) = look(spec, compiled, &compiler_options, &pool)?;
         entries.push(Entry {
             spec: spec.name.clone(),
             file: spec.source.file.clone(),
@@ -91,7 +90,7 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
             median_ms: None,
             runs: 0,
             gflops: None,
-            full_attention_distance: distance(spec, compiled, &compiler_options, &pool)?,
+            full_attention_distance,
             analysis,
         });
     }

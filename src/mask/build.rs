@@ -24,13 +24,14 @@ use crate::limits::Allowance;
 use crate::pattern::regroup::Regrouped;
 use crate::pattern::{Cover, KeySet, Pattern};
 
-/// Builds the block mask of a pattern with the default [`EdgeRule`], within what it may take: bytes
-/// of memory, or an [`Allowance`].
+/// Builds the block mask of a pattern with the default [`EdgeRule`], within what it may take: bytes of memory, or an
+/// [`Allowance`].
 ///
 /// # Errors
 ///
-/// [`Error::Memory`] when the mask would take more memory than it may, [`Error::Limit`] when it takes too long, [`Error::Unsupported`] when a length
-/// or the number of scattered edges does not fit in 32 bits, or the pattern waits for run-time inputs.
+/// [`Error::Memory`] when the mask would take more memory than it may, [`Error::Limit`] when it takes too long,
+/// [`Error::Unsupported`] when a length or the number of scattered edges does not fit in 32 bits, or the pattern waits for
+/// run-time inputs.
 pub fn build(pattern: &Pattern, allowance: impl Into<Allowance>) -> Result<BlockMask> {
     build_with(pattern, allowance.into(), &EdgeRule::default())
 }

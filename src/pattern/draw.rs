@@ -54,6 +54,13 @@ impl Draw {
 
     /// Appends `count` distinct integers below `bound`, ascending; all of them where fewer exist.
     pub fn distinct(&mut self, count: u32, bound: u32, out: &mut Vec<u32>) {
+        let start = out.len();
+        self.distinct_in_any_order(count, bound, out);
+        out[start..].sort_unstable();
+    }
+
+    /// [`distinct`](Self::distinct) to be sorted later.
+    pub fn distinct_in_any_order(&mut self, count: u32, bound: u32, out: &mut Vec<u32>) {
         if count >= bound {
             out.extend(0..bound);
             return;
@@ -77,7 +84,6 @@ impl Draw {
             for &key in &out[start..] {
                 self.taken[key as usize / 64] = 0;
             }
-            out[start..].sort_unstable();
         }
     }
 }

@@ -7,9 +7,16 @@
 use smallvec::SmallVec;
 
 /// A set of integers as sorted, disjoint, non-adjacent half-open intervals.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct KeySet {
     intervals: SmallVec<[(i64, i64); 4]>,
+}
+
+impl Clone for KeySet {
+    /// By one copy of memory, where the derived one goes interval by interval.
+    fn clone(&self) -> Self {
+        Self { intervals: SmallVec::from_slice(&self.intervals) }
+    }
 }
 
 impl KeySet {
@@ -106,19 +113,20 @@ impl KeySet {
         if other.is_empty() {
             return self.clone();
         }
-        let (mut a, mut b) = (self.intervals.iter().copied().peekable(), other.intervals.iter().copied().peekable());
+        let (a, b) = (&self.intervals, &other.intervals);
+        let (mut i, mut j) = (0, 0);
         let mut out = Self::with_capacity(a.len() + b.len());
-        loop {
-            let next = match (a.peek(), b.peek()) {
-                (Some(x), Some(y)) if x.0 <= y.0 => a.next(),
-                (_, Some(_)) => b.next(),
-                (_, None) => a.next(),
-            };
-            match next {
-                Some((lo, hi)) => out.push(lo, hi),
-                None => return out,
+        while i < a.len() && j < b.len() {
+            if a[i].0 <= b[j].0 {
+                out.push(a[i].0, a[i].1);
+                i += 1;
+            } else {
+                out.push(b[j].0, b[j].1);
+                j += 1;
             }
         }
+        a[i..].iter().chain(&b[j..]).for_each(|&(lo, hi)| out.push(lo, hi));
+        out
     }
 
     /// Keys of both sets.

@@ -93,6 +93,12 @@ pub trait Leaf: Debug + Send + Sync {
     /// on the number of points between.
     fn cover(&self, head: usize, queries: Range<i64>) -> Cover;
 
+    /// [`cover`](Self::cover) where only `keys` are asked for: what is said of others does not count.
+    fn cover_within(&self, head: usize, queries: Range<i64>, keys: &Range<i64>) -> Cover {
+        let _ = keys;
+        self.cover(head, queries)
+    }
+
     /// Sets in `out[i]` the bit `j` exactly when `allows(head, q, 64 * blocks[i] + j)`; `blocks` ascend and
     /// `out` comes zeroed. Bits at keys beyond `kv_len` may have any value.
     fn words(&self, head: usize, q: i64, blocks: &[u32], out: &mut [u64]) {

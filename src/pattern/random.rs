@@ -70,10 +70,12 @@ fn read_random<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
             let mut draw = Draw::new(seed, Draw::KEYS + head as u64);
             // Rows belong to the number of the query, so that draws depend on the lengths and not on where the
             // queries stand.
-            Rows::build(scope.q_len, edges, |q, keys| {
+            let mut rows = Rows::build(scope.q_len, edges, |q, keys| {
                 let bound = if past { (first + q as i64 + 1).clamp(0, i64::from(kv_len)) as u32 } else { kv_len };
-                draw.distinct(count, bound, keys);
-            })
+                draw.distinct_in_any_order(count, bound, keys);
+            });
+            rows.sort();
+            rows
         };
         let among = if past { "past" } else { "all" };
         let text = format!("random: {{keys_per_query: {count}, seed: {seed}, per_head: {per_head}, among: {among}}}");
@@ -106,32 +108,26 @@ fn draw_cells(scope: &Scope, count: u64, cells: u64, seed: u64) -> Rows {
     // many as were drawn twice.
     let groups = q_len.div_ceil(GROUP);
     let share = wanted / groups.max(1);
-    let mut cells: Vec<Vec<(u32, u32)>> = (0..groups).map(|_| Vec::with_capacity(share + share / 16)).collect();
+    let mut cells: Vec<Cells> = (0..groups).map(|_| Cells::with_capacity(share + share / 16)).collect();
     for _ in 0..wanted {
         let (q, k) = cell();
-        cells[q as usize / GROUP].push((q % GROUP as u32, k));
+        let group = &mut cells[q as usize / GROUP];
+        group.rows.push((q as usize % GROUP) as u16);
+        group.keys.push(k);
     }
-    let rows_of = |(group, cells): (usize, Vec<(u32, u32)>)| by_row(GROUP.min(q_len - group * GROUP), kv_len, &cells);
-    let mut rows = Rows::join(cells.into_par_iter().enumerate().map(rows_of).collect());
+    let by_row = |buffer: &mut Vec<u32>, (group, cells): (usize, Cells)| {
+        cells.by_row(GROUP.min(q_len - group * GROUP), kv_len, buffer)
+    };
+    let parts: Vec<Rows> = cells.into_par_iter().enumerate().map_init(Vec::new, by_row).collect();
+    let distinct: usize = parts.iter().map(Rows::edges).sum();
     let mut more = BTreeSet::new();
-    while rows.edges() + more.len() < wanted {
+    while distinct + more.len() < wanted {
         let (q, k) = cell();
-        if rows.row(q as usize).binary_search(&k).is_err() {
+        if parts[q as usize / GROUP].row(q as usize % GROUP).binary_search(&k).is_err() {
             more.insert((q, k));
         }
     }
-    if !more.is_empty() {
-        let mut more = more.into_iter().peekable();
-        rows = Rows::build(q_len, wanted, |q, keys| {
-            let start = keys.len();
-            keys.extend_from_slice(rows.row(q));
-            let before = keys.len();
-            keys.extend(std::iter::from_fn(|| more.next_if(|cell| cell.0 as usize == q)).map(|cell| cell.1));
-            if keys.len() > before {
-                keys[start..].sort_unstable();
-            }
-        });
-    }
+    let rows = Rows::join(parts, more);
     if !inverted {
         return rows;
     }
@@ -141,42 +137,57 @@ fn draw_cells(scope: &Scope, count: u64, cells: u64, seed: u64) -> Rows {
     })
 }
 
-/// Rows whose cells are sorted at a time: few enough that the places where the next key of each row goes are near.
+/// Rows whose cells are sorted at a time: few enough that the places where the next key of each row goes are near, and
+/// that their numbers have 16 bits.
 const GROUP: usize = 4096;
 
-/// Cells as ascending rows without repetitions: a counting sort by row, then each row by itself.
-fn by_row(q_len: usize, kv_len: u32, cells: &[(u32, u32)]) -> Rows {
-    let mut next = vec![0_u32; q_len + 1];
-    for &(q, _) in cells {
-        next[q as usize + 1] += 1;
+/// Cells of a group of rows, in the order in which they were drawn.
+struct Cells {
+    /// The row in the group.
+    rows: Vec<u16>,
+    keys: Vec<u32>,
+}
+
+impl Cells {
+    fn with_capacity(cells: usize) -> Self {
+        Self { rows: Vec::with_capacity(cells), keys: Vec::with_capacity(cells) }
     }
-    for q in 0..q_len {
-        next[q + 1] += next[q];
-    }
-    let starts = next.clone();
-    let mut keys = vec![0_u32; cells.len()];
-    for &(q, k) in cells {
-        keys[next[q as usize] as usize] = k;
-        next[q as usize] += 1;
-    }
-    let mut bits = vec![0_u64; kv_len.div_ceil(64) as usize];
-    Rows::build(q_len, cells.len(), |q, out| {
-        let row = &mut keys[starts[q] as usize..starts[q + 1] as usize];
-        if bits.len() <= 4 * row.len() {
+
+    /// The cells as ascending rows without repetitions: a counting sort by row, then each row by itself.
+    fn by_row(self, rows: usize, kv_len: u32, buffer: &mut Vec<u32>) -> Rows {
+        let mut next = vec![0_u32; rows + 1];
+        for &row in &self.rows {
+            next[usize::from(row) + 1] += 1;
+        }
+        for row in 0..rows {
+            next[row + 1] += next[row];
+        }
+        let starts = next.clone();
+        buffer.resize(self.keys.len(), 0);
+        for (&row, &key) in self.rows.iter().zip(&self.keys) {
+            let next = &mut next[usize::from(row)];
+            buffer[*next as usize] = key;
+            *next += 1;
+        }
+        let mut bits = vec![0_u64; kv_len.div_ceil(64) as usize];
+        Rows::build_in(self.keys, rows, |row, out| {
+            let row = &mut buffer[starts[row] as usize..starts[row + 1] as usize];
+            if bits.len() <= 4 * row.len() {
+                for &key in row.iter() {
+                    bits[key as usize / 64] |= 1 << (key % 64);
+                }
+                take_bits(&mut bits, out);
+                return;
+            }
+            row.sort_unstable();
+            let start = out.len();
             for &key in row.iter() {
-                bits[key as usize / 64] |= 1 << (key % 64);
+                if out.len() == start || out.last() != Some(&key) {
+                    out.push(key);
+                }
             }
-            take_bits(&mut bits, out);
-            return;
-        }
-        row.sort_unstable();
-        let start = out.len();
-        for &key in row.iter() {
-            if out.len() == start || out.last() != Some(&key) {
-                out.push(key);
-            }
-        }
-    })
+        })
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Lists of keys by row (CSR): what random nodes and block layouts are made of.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 /// Ascending keys of every row.
@@ -9,10 +10,33 @@ pub(super) struct Rows {
     keys: Vec<u32>,
 }
 
+/// Rows that are sorted without dividing them among threads.
+const FEW_ROWS: usize = 4096;
+
+/// Sorts the rows between `offsets`; `keys` begin with those of the first.
+fn sort_rows(offsets: &[u32], keys: &mut [u32]) {
+    let first = offsets[0];
+    if offsets.len() <= FEW_ROWS {
+        for row in offsets.windows(2) {
+            keys[(row[0] - first) as usize..(row[1] - first) as usize].sort_unstable();
+        }
+        return;
+    }
+    let middle = offsets.len() / 2;
+    let (left, right) = keys.split_at_mut((offsets[middle] - first) as usize);
+    rayon::join(|| sort_rows(&offsets[..=middle], left), || sort_rows(&offsets[middle..], right));
+}
+
 impl Rows {
     /// `count` rows, each written by `row`, which appends ascending keys; at most 2^32 - 1 in all.
-    pub fn build(count: usize, capacity: usize, mut row: impl FnMut(usize, &mut Vec<u32>)) -> Self {
-        let mut rows = Self { offsets: Vec::with_capacity(count + 1), keys: Vec::with_capacity(capacity) };
+    pub fn build(count: usize, capacity: usize, row: impl FnMut(usize, &mut Vec<u32>)) -> Self {
+        Self::build_in(Vec::with_capacity(capacity), count, row)
+    }
+
+    /// [`build`](Self::build) in memory that is there, whatever it holds.
+    pub fn build_in(mut keys: Vec<u32>, count: usize, mut row: impl FnMut(usize, &mut Vec<u32>)) -> Self {
+        keys.clear();
+        let mut rows = Self { offsets: Vec::with_capacity(count + 1), keys };
         rows.offsets.push(0);
         for i in 0..count {
             row(i, &mut rows.keys);
@@ -21,17 +45,43 @@ impl Rows {
         rows
     }
 
-    /// The rows of all parts, one behind the other.
-    pub fn join(parts: Vec<Self>) -> Self {
-        let (rows, keys) = parts.iter().fold((0, 0), |(r, k), part| (r + part.count(), k + part.keys.len()));
+    /// Sorts the keys of every row.
+    pub fn sort(&mut self) {
+        sort_rows(&self.offsets, &mut self.keys);
+    }
+
+    /// The rows of all parts, one behind the other, and in them `more` cells that none of them has.
+    pub fn join(parts: Vec<Self>, more: BTreeSet<(u32, u32)>) -> Self {
+        let (rows, keys) = parts.iter().fold((0, more.len()), |(r, k), part| (r + part.count(), k + part.keys.len()));
         let mut joined = Self { offsets: Vec::with_capacity(rows + 1), keys: Vec::with_capacity(keys) };
         joined.offsets.push(0);
+        let mut more = more.into_iter().peekable();
         for part in parts {
-            let before = joined.keys.len() as u32;
-            joined.offsets.extend(part.offsets.iter().skip(1).map(|offset| before + offset));
-            joined.keys.extend_from_slice(&part.keys);
+            let first = joined.count();
+            let mut row = 0;
+            while let Some(&(with_more, _)) = more.peek()
+                && (with_more as usize) < first + part.count()
+            {
+                let last = with_more as usize - first;
+                joined.append(&part, row..last);
+                let start = joined.keys.len();
+                joined.keys.extend_from_slice(part.row(last));
+                joined.keys.extend(std::iter::from_fn(|| more.next_if(|cell| cell.0 == with_more)).map(|cell| cell.1));
+                joined.keys[start..].sort_unstable();
+                joined.offsets.push(joined.keys.len() as u32);
+                row = last + 1;
+            }
+            joined.append(&part, row..part.count());
         }
         joined
+    }
+
+    /// Adds rows of another list behind the last.
+    fn append(&mut self, other: &Self, rows: Range<usize>) {
+        let offsets = &other.offsets[rows.start..=rows.end];
+        let (from, end, before) = (offsets[0], offsets[offsets.len() - 1], self.keys.len() as u32);
+        self.keys.extend_from_slice(&other.keys[from as usize..end as usize]);
+        self.offsets.extend(offsets[1..].iter().map(|offset| offset - from + before));
     }
 
     /// How many rows there are.

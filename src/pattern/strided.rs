@@ -62,21 +62,24 @@ fn read<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
     }))
 }
 
-/// Keys of `0..kv_len` in the classes `first..end` modulo `step`.
-fn classes(first: i64, end: i64, step: i64, kv_len: i64) -> KeySet {
+/// Those of `keys` in the classes `first..end` modulo `step`.
+fn classes(first: i64, end: i64, step: i64, keys: Range<i64>) -> KeySet {
     if end - first >= step {
-        return KeySet::span(0, kv_len);
+        return KeySet::span(keys.start, keys.end);
     }
-    let mut keys = KeySet::empty();
-    let mut shift = (-end).div_euclid(step) * step;
-    while first + shift < kv_len {
-        let (lo, hi) = ((first + shift).max(0), (end + shift).min(kv_len));
-        if lo < hi {
-            keys.push(lo, hi);
-        }
+    let mut set = KeySet::empty();
+    let mut shift = (keys.start - end).div_euclid(step) * step;
+    while first + shift < keys.end {
+        // Nothing is pushed of what is empty.
+        set.push((first + shift).max(keys.start), (end + shift).min(keys.end));
         shift += step;
     }
-    keys
+    set
+}
+
+/// Those of `keys` that there are.
+fn clip(keys: &Range<i64>, kv_len: i64) -> Range<i64> {
+    keys.start.max(0)..keys.end.min(kv_len)
 }
 
 #[derive(Debug)]
@@ -90,8 +93,12 @@ impl Leaf for Diagonal {
         (q - k as i64) % self.step == 0
     }
 
-    fn cover(&self, _: usize, queries: Range<i64>) -> Cover {
-        let some = classes(queries.start, queries.end, self.step, self.kv_len);
+    fn cover(&self, head: usize, queries: Range<i64>) -> Cover {
+        self.cover_within(head, queries, &(0..self.kv_len))
+    }
+
+    fn cover_within(&self, _: usize, queries: Range<i64>, keys: &Range<i64>) -> Cover {
+        let some = classes(queries.start, queries.end, self.step, clip(keys, self.kv_len));
         let all = if self.step == 1 || queries.end - queries.start == 1 { some.clone() } else { KeySet::empty() };
         Cover { some, all }
     }
@@ -141,10 +148,14 @@ impl Leaf for Vertical {
         (k as i64 - self.residue(head)) % self.step == 0
     }
 
-    fn cover(&self, head: usize, _: Range<i64>) -> Cover {
+    fn cover(&self, head: usize, queries: Range<i64>) -> Cover {
+        self.cover_within(head, queries, &(0..self.kv_len))
+    }
+
+    fn cover_within(&self, head: usize, _: Range<i64>, keys: &Range<i64>) -> Cover {
         let residue = self.residue(head);
-        let keys = classes(residue, residue + 1, self.step, self.kv_len);
-        Cover { some: keys.clone(), all: keys }
+        let set = classes(residue, residue + 1, self.step, clip(keys, self.kv_len));
+        Cover { some: set.clone(), all: set }
     }
 
     fn words(&self, head: usize, _: i64, blocks: &[u32], out: &mut [u64]) {

@@ -115,6 +115,12 @@ fn check_cover(node: &str, pattern: &Pattern, exact: bool) {
         };
         for range in starts.flat_map(|start| ends(start).map(move |end| start..end)) {
             let cover = leaf.cover(head, range.clone());
+            for keys in [-5..1, 0..n as i64 / 2, 3..4, n as i64 / 3..n as i64 + 9, 2..2] {
+                let within = leaf.cover_within(head, range.clone(), &keys);
+                let clip =
+                    |cover: &Cover| (cover.some.clip(keys.start, keys.end), cover.all.clip(keys.start, keys.end));
+                assert_eq!(clip(&within), clip(&cover), "{node}, n {n}, head {head}, queries {range:?}, keys {keys:?}");
+            }
             let queries = range.end - range.start;
             for k in 0..n {
                 let count = range.clone().filter(|&q| leaf.allows(head, q, k)).count() as i64;

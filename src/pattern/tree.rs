@@ -141,16 +141,41 @@ impl Tree {
 
     /// See [`Pattern::cover`].
     pub fn cover(&self, head: usize, queries: Range<i64>) -> Cover {
+        self.cover_within(head, &queries, &(-KeySet::BOUND..KeySet::BOUND))
+    }
+
+    /// See [`Leaf::cover_within`].
+    fn cover_within(&self, head: usize, queries: &Range<i64>, keys: &Range<i64>) -> Cover {
         match self {
-            Self::Any(children) => fold(children, head, queries, KeySet::union).unwrap_or_default(),
-            Self::All(children) => fold(children, head, queries, KeySet::intersection)
-                .unwrap_or_else(|| Cover { some: KeySet::everything(), all: KeySet::everything() }),
+            Self::Any(children) => {
+                let covers = children.iter().map(|child| child.cover_within(head, queries, keys));
+                covers.reduce(|left, right| join(&left, &right, KeySet::union)).unwrap_or_default()
+            }
+            Self::All(children) => {
+                let mut keys = keys.clone();
+                let mut whole: Option<Cover> = None;
+                for child in children {
+                    let more = child.cover_within(head, queries, &keys);
+                    let so_far = match whole {
+                        None => more,
+                        Some(so_far) => join(&so_far, &more, KeySet::intersection),
+                    };
+                    // What lies beyond is no longer asked for: after `causal`, nothing behind the queries.
+                    let (first, last) = (so_far.some.intervals().first(), so_far.some.intervals().last());
+                    keys = match (first, last) {
+                        (Some(first), Some(last)) => keys.start.max(first.0)..keys.end.min(last.1),
+                        _ => 0..0,
+                    };
+                    whole = Some(so_far);
+                }
+                whole.unwrap_or_else(|| Cover { some: KeySet::everything(), all: KeySet::everything() })
+            }
             Self::Not(child) => {
-                let inner = child.cover(head, queries);
+                let inner = child.cover_within(head, queries, keys);
                 Cover { some: inner.all.complement(), all: inner.some.complement() }
             }
-            Self::PerHead { .. } => self.of(head).cover(head, queries),
-            Self::Leaf(leaf) => leaf.cover(head, queries),
+            Self::PerHead { .. } => self.of(head).cover_within(head, queries, keys),
+            Self::Leaf(leaf) => leaf.cover_within(head, queries.clone(), keys),
         }
     }
 
@@ -247,16 +272,13 @@ impl Tree {
     }
 }
 
-fn fold(
-    children: &[Tree],
-    head: usize,
-    queries: Range<i64>,
-    join: impl Fn(&KeySet, &KeySet) -> KeySet,
-) -> Option<Cover> {
-    children
-        .iter()
-        .map(|child| child.cover(head, queries.clone()))
-        .reduce(|left, right| Cover { some: join(&left.some, &right.some), all: join(&left.all, &right.all) })
+/// Both kinds of bounds joined alike.
+fn join(left: &Cover, right: &Cover, join: impl Fn(&KeySet, &KeySet) -> KeySet) -> Cover {
+    let some = join(&left.some, &right.some);
+    // Where queries agree on every key, once is enough.
+    let agreed = left.some == left.all && right.some == right.all;
+    let all = if agreed { some.clone() } else { join(&left.all, &right.all) };
+    Cover { some, all }
 }
 
 fn combine(children: &[Tree], head: usize, q: i64, blocks: &[u32], out: &mut [u64], join: impl Fn(&mut u64, u64)) {

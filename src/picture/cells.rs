@@ -39,7 +39,7 @@ pub fn of_pattern(
     memory_limit: u64,
 ) -> Result<Picture> {
     let title = format!("head {head}");
-    if pattern.q_len.max(pattern.kv_len) <= WHOLE
+    if (pattern.q_len == 0 || pattern.q_len.max(pattern.kv_len) <= WHOLE)
         && let Some(masks) = build_one_head(pattern, head, in_parts, memory_limit, BUDGET)?
     {
         return Ok(of_mask(pattern, head, &masks.iter().collect::<Vec<_>>(), detail));

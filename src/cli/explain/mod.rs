@@ -8,7 +8,7 @@ use serde_json::json;
 use super::options::{Global, Lengths, SpecArg};
 use super::{files, print};
 use crate::analysis::{self, Analysis};
-use crate::compiler::{self, Compiled};
+use crate::compiler::{self, Compiled, Options};
 use crate::error::{Error, Result};
 use crate::mask::EdgeRule;
 use crate::npy;
@@ -19,7 +19,8 @@ mod distance;
 mod page;
 mod text;
 
-pub use distance::{Distance, distance};
+pub use distance::Distance;
+use distance::distance;
 pub use text::share;
 
 /// Arguments.
@@ -71,8 +72,7 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     super::warn_of(&compiled);
     let compile_time = start.elapsed();
     let pool = options.pool()?;
-    let analysis = pool.install(|| analysis::analyse(&compiled.pattern, &compiled.mask, &spec, options.memory_limit()));
-    let distance = distance(&spec, &compiled, &compiler_options, &pool)?;
+    let (analysis, distance) = look(&spec, &compiled, &compiler_options, &pool)?;
     let scratch = compiled.kernel.scratch_bytes(args.batch);
     let explained = Explained { spec: &spec, compiled: &compiled, analysis, distance, scratch, compile_time };
     if let Some(path) = &args.html {
@@ -85,6 +85,21 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     let stored = if spec.dtype.is_f32() { String::new() } else { format!(", tensors in {}", spec.dtype) };
     let title = format!("{}: {q_len} queries, {kv_len} keys, {} heads{stored}\n\n", spec.name, spec.heads);
     print(&(title + &text::text(&explained)))
+}
+
+/// What a pattern can do, and how far that is from full attention: at once, since either leaves cores idle at times.
+///
+/// # Errors
+/// As [`distance`].
+pub fn look(
+    spec: &PatternSpec,
+    compiled: &Compiled,
+    options: &Options,
+    pool: &rayon::ThreadPool,
+) -> Result<(Analysis, Distance)> {
+    let analyse = || analysis::analyse(&compiled.pattern, &compiled.mask, spec, options.memory_limit);
+    let (analysis, distance) = pool.install(|| rayon::join(analyse, || distance(spec, compiled, options, pool)));
+    Ok((analysis, distance?))
 }
 
 fn json(explained: &Explained<'_>, args: &Args, options: &Global) -> Result<serde_json::Value> {
