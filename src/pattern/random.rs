@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::draw::Draw;
 use super::listed::Listed;
 use super::node::{ArgDef, Args, Draft, Kind, NodeDef, Scope, leaf};
-use super::rows::{Rows, take_bits};
+use super::rows::{Part, Rows, take_bits};
 use crate::error::Result;
 use crate::limits::Limit;
 
@@ -118,8 +118,8 @@ fn draw_cells(scope: &Scope, count: u64, cells: u64, seed: u64) -> Rows {
     let by_row = |buffer: &mut Vec<u32>, (group, cells): (usize, Cells)| {
         cells.by_row(GROUP.min(q_len - group * GROUP), kv_len, buffer)
     };
-    let parts: Vec<Rows> = cells.into_par_iter().enumerate().map_init(Vec::new, by_row).collect();
-    let distinct: usize = parts.iter().map(Rows::edges).sum();
+    let mut parts: Vec<Part> = cells.into_par_iter().enumerate().map_init(Vec::new, by_row).collect();
+    let distinct: usize = parts.iter().map(Part::edges).sum();
     let mut more = BTreeSet::new();
     while distinct + more.len() < wanted {
         let (q, k) = cell();
@@ -127,7 +127,11 @@ fn draw_cells(scope: &Scope, count: u64, cells: u64, seed: u64) -> Rows {
             more.insert((q, k));
         }
     }
-    let rows = Rows::join(parts, more);
+    let more: Vec<(u32, u32)> = more.into_iter().collect();
+    for more in more.chunk_by(|a, b| a.0 as usize / GROUP == b.0 as usize / GROUP) {
+        parts[more[0].0 as usize / GROUP].insert(more.iter().map(|&(q, k)| (q as usize % GROUP, k)));
+    }
+    let rows = Rows::of_parts(parts, GROUP);
     if !inverted {
         return rows;
     }
@@ -154,7 +158,7 @@ impl Cells {
     }
 
     /// The cells as ascending rows without repetitions: a counting sort by row, then each row by itself.
-    fn by_row(self, rows: usize, kv_len: u32, buffer: &mut Vec<u32>) -> Rows {
+    fn by_row(self, rows: usize, kv_len: u32, buffer: &mut Vec<u32>) -> Part {
         let mut next = vec![0_u32; rows + 1];
         for &row in &self.rows {
             next[usize::from(row) + 1] += 1;
@@ -170,7 +174,7 @@ impl Cells {
             *next += 1;
         }
         let mut bits = vec![0_u64; kv_len.div_ceil(64) as usize];
-        Rows::build_in(self.keys, rows, |row, out| {
+        Part::build(self.keys, rows, |row, out| {
             let row = &mut buffer[starts[row] as usize..starts[row + 1] as usize];
             if bits.len() <= 4 * row.len() {
                 for &key in row.iter() {
@@ -208,7 +212,11 @@ mod tests {
             let rows = draw_cells(&scope, count as u64, (q_len * kv_len) as u64, 5);
             assert_eq!(rows.count(), q_len);
             let found = (0..q_len).flat_map(|q| rows.row(q).iter().map(move |&k| (q as u32, k)));
-            assert!(found.eq(expected), "{count} of {q_len} x {kv_len}");
+            assert!(found.eq(expected.iter().copied()), "{count} of {q_len} x {kv_len}");
+            for range in [0..q_len, 0..1, GROUP - 3..GROUP + 2, GROUP..GROUP + 1, q_len - 1..q_len + 5, q_len..q_len] {
+                let keys = expected.iter().filter(|cell| range.contains(&(cell.0 as usize))).map(|cell| cell.1);
+                assert!(rows.union(range.clone()).into_iter().eq(keys.collect::<BTreeSet<_>>()), "rows {range:?}");
+            }
         }
     }
 }
