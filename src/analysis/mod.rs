@@ -4,6 +4,8 @@
 //! in `bench`. Counts come from the mask and cost next to nothing. Reach and mixing walk the pattern itself;
 //! where a length is too large for all of it they take a sample or stay out, and say so.
 
+use std::collections::HashMap;
+
 use serde::Serialize;
 
 use crate::mask::BlockMask;
@@ -86,14 +88,21 @@ pub fn analyse(pattern: &Pattern, mask: &BlockMask, spec: &PatternSpec, memory_l
     let rows = crate::mask::QUERY_BLOCK as u64;
     let scarce = walk::bytes(pattern, &spec.diffusion) > memory_limit;
     // Heads of one mask walk alike.
-    let of_heads: Vec<&[u32]> = mask.mask_of_head.chunks(mask.parts.max(1)).collect();
-    let walks: Vec<(usize, Walk<'_>)> = (0..if scarce { 0 } else { of_heads.len() })
-        .filter(|&head| !of_heads[..head].contains(&of_heads[head]))
-        .filter_map(|head| {
-            let alike = of_heads.iter().filter(|masks| **masks == of_heads[head]).count();
-            Walk::new(mask, head).map(|walk| (head, walk.of_heads(alike)))
-        })
-        .collect();
+    let mut alike: HashMap<&[u32], usize> = HashMap::new();
+    let mut distinct: Vec<(usize, &[u32])> = Vec::new();
+    for (head, masks) in mask.mask_of_head.chunks(mask.parts.max(1)).enumerate() {
+        let heads = alike.entry(masks).or_insert(0);
+        if *heads == 0 {
+            distinct.push((head, masks));
+        }
+        *heads += 1;
+    }
+    if scarce {
+        distinct.clear();
+    }
+    let walk_of =
+        |&(head, masks): &(usize, &[u32])| Walk::new(mask, head).map(|walk| (head, walk.of_heads(alike[masks])));
+    let walks: Vec<(usize, Walk<'_>)> = distinct.iter().filter_map(walk_of).collect();
     Analysis {
         q_len: pattern.q_len,
         kv_len: pattern.kv_len,

@@ -6,8 +6,9 @@ use serde::Serialize;
 use super::{Place, Searcher, Walk};
 use crate::spec::Diffusion;
 
-/// Longest sequence from whose every query paths are followed.
+/// Longest sequence from whose every query paths are followed, and most pairs that they may pass in all.
 const ALL: usize = 1024;
+const VISITS: u64 = 4_000_000_000;
 /// Queries of a head from which they are followed beyond, the first and the last among them.
 const SAMPLE: usize = 32;
 /// Heads that are followed beyond.
@@ -41,7 +42,8 @@ pub fn reach_everything(walks: &[(usize, Walk<'_>)]) -> Option<ReachEverything> 
     if n == 0 || n != first.keys() {
         return None;
     }
-    let all = n <= ALL;
+    let pairs: u64 = walks.iter().map(|(_, walk)| walk.pairs()).sum();
+    let all = n <= ALL && pairs.saturating_mul(n as u64) <= VISITS;
     let walks = if all { walks } else { &walks[..walks.len().min(HEADS)] };
     let queries: Vec<usize> =
         if all { (0..n).collect() } else { (0..SAMPLE).map(|i| i * (n - 1) / (SAMPLE - 1)).collect() };

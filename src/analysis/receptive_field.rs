@@ -1,7 +1,7 @@
 //! Keys reached: the support of each row of Z_j, as a share of all keys.
 //!
-//! Up to [`EXACT`] keys every row is followed, as a bit matrix; beyond that a sample of rows, each with a
-//! bounded amount of work.
+//! Up to [`EXACT`] keys every row is followed, as a bit matrix, if that does not take too long; else a sample of rows,
+//! each with a bounded amount of work.
 
 use std::sync::OnceLock;
 
@@ -13,6 +13,8 @@ use super::{EdgeList, KeyFinder, Searcher, Support, Walk, each_hop};
 use crate::pattern::Pattern;
 use crate::spec::{Diffusion, HopFactors, PatternSpec};
 
+/// Words of 64 keys that may be joined, over all heads and hops.
+const BUDGET: u64 = 8_000_000_000;
 /// Longest sequence that is followed in full.
 const EXACT: usize = 4096;
 /// Rows that are sampled beyond.
@@ -70,7 +72,10 @@ pub fn receptive_field(
         return decoding(pattern);
     }
     let matrices = Support::bytes(pattern.q_len, pattern.kv_len);
-    if pattern.q_len.max(pattern.kv_len) <= EXACT && matrices <= memory_limit {
+    let width = pattern.q_len.max(pattern.kv_len).div_ceil(64) as u64;
+    let pairs: u64 = walks.iter().map(|(_, walk)| walk.pairs()).sum();
+    let quick = (pairs * width).saturating_mul(hops.len() as u64) <= BUDGET;
+    if pattern.q_len.max(pattern.kv_len) <= EXACT && matrices <= memory_limit && quick {
         let each: Vec<Vec<Shares>> =
             walks.iter().map(|(head, walk)| weighed(exact(pattern, *head, &spec.diffusion), walk.heads())).collect();
         return ReceptiveField { hops: join(&each), rows: pattern.q_len, note: String::new() };
@@ -78,6 +83,12 @@ pub fn receptive_field(
     let rows = SAMPLE.min(pattern.q_len);
     // The middle of each share of the queries: neither end, where global tokens stand more often than not.
     let queries: Vec<usize> = (0..rows).map(|i| (2 * i + 1) * pattern.q_len / (2 * rows)).collect();
+    // The walks of all lengths are joined for each hop.
+    let joins = (hops.len() * hops.len() / 2) as u64 * width;
+    if joins.saturating_mul((rows * walks.len()) as u64) > BUDGET {
+        let note = "its hops are too many to follow from every head".into();
+        return ReceptiveField { hops: Vec::new(), rows: 0, note };
+    }
     let visits = VISITS / (walks.len() * rows);
     let initial = spec.diffusion.initial != 0.0;
     let each: Vec<Option<Vec<Shares>>> = walks

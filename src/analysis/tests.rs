@@ -300,3 +300,29 @@ fn means_count_every_head() {
         assert_eq!(found.spectral_gap.spectral_gap, Some(0.0));
     }
 }
+
+/// What a spec may ask for without end is sampled, or left out with a reason.
+#[test]
+fn looking_has_an_end() {
+    let found = |pattern: &str, heads: usize, hops: usize, n: usize, memory: u64| {
+        let text = format!(
+            "name: x\nheads: {heads}\nhead_dim: 4\npattern: {pattern}\ndiffusion: {{hops: {hops}, alpha: 0.1}}\n"
+        );
+        let spec = crate::spec::parse(&text, "<text>").unwrap_or_else(|error| panic!("{error}"));
+        let pattern = crate::pattern::resolve(&spec, n, n).unwrap();
+        analyse(&pattern, &mask_of(&pattern), &spec, memory)
+    };
+    let dense = found("full", 1, 64, 4096, u64::MAX).receptive_field;
+    assert_eq!((dense.rows, dense.hops.len()), (32, 64), "{}", dense.note);
+    let heads: Vec<String> =
+        (0..5).map(|h| format!("{{heads: [{h}], pattern: {{window: {{radius: {h}}}}}}}")).collect();
+    let long = found(&format!("{{per_head: [{}]}}", heads.join(", ")), 5, 1024, 8000, u64::MAX).receptive_field;
+    assert!(long.hops.is_empty() && long.note.contains("too many to follow"), "{}", long.note);
+    let everyone = found("full", 1, 1, 1024, u64::MAX).reach_everything.expect("tokens");
+    assert!(everyone.all_followed);
+    let scarce = found("{window: {radius: 5}}", 2, 3, 300, 1000);
+    assert_eq!(scarce.nnz, 2 * (300 * 11 - 30));
+    assert!(scarce.receptive_field.hops.is_empty() && scarce.receptive_field.note == SCARCE);
+    assert!(scarce.spectral_gap.spectral_gap.is_none() && scarce.spectral_gap.spectral_gap_note == SCARCE);
+    assert!(scarce.reach_everything.is_none() && scarce.far_weight.is_none() && scarce.balance.is_none());
+}

@@ -92,6 +92,11 @@ impl<'a> Walk<'a> {
         &self.degrees
     }
 
+    /// How many keys all queries have together.
+    pub fn pairs(&self) -> u64 {
+        self.degrees.iter().map(|&keys| u64::from(keys)).sum()
+    }
+
     /// About how many additions a product takes.
     pub fn cost(&self) -> u64 {
         let of_part = |part: &Part<'_>| {
