@@ -6,7 +6,7 @@
 mod common;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use common::process::{Mapping, made_code, mappings, parse_mappings, resident};
 use common::{Tensors, compile, families, options, spec_of, strategies};
@@ -140,7 +140,8 @@ fn kernels_leave_nothing_behind() {
         work(spec, n, &compiled);
         // What is refused with half of its code made frees that as well.
         let mut frugal = spec.clone();
-        frugal.source.limits = frugal.source.limits.with(Limit::Code, compiled.kernel.code_bytes().0 as u64 - 1);
+        let limits = &mut Arc::make_mut(&mut frugal.source).limits;
+        *limits = limits.with(Limit::Code, compiled.kernel.code_bytes().0 as u64 - 1);
         let refused = compiler::compile(&frugal, n, n, &options(isa, None)).expect_err("too much code");
         assert!(matches!(refused, hopweave::Error::Limit { .. }), "{refused}");
     };
