@@ -50,7 +50,7 @@ struct Counts {
     kernels: u64,
     calls: u64,
     gradients: u64,
-    /// Kernels of another thread that were called.
+    /// Kernels that were called once more after a thread, mostly another one, had left them.
     taken: u64,
     refused: BTreeMap<&'static str, u64>,
     failures: u64,
@@ -193,7 +193,7 @@ fn main() -> ExitCode {
         let counts = shared.counts();
         let Counts { specs, kernels, calls, gradients, taken, refused, failures } = &*counts;
         println!(
-            "{:.0} s: {specs} specs, {kernels} kernels, {calls} calls ({taken} of another thread's kernel), \
+            "{:.0} s: {specs} specs, {kernels} kernels, {calls} calls ({taken} of a kernel that a thread had left), \
              {gradients} gradients, refused {refused:?}, {failures} failures, resident {resident}",
             start.elapsed().as_secs_f64()
         );

@@ -19,7 +19,7 @@ use hopweave::spec::PatternSpec;
 use hopweave::target::Isa;
 use hopweave::tiles::stored::dots_serve;
 use hopweave::{Dtype, Element, pattern};
-use ndarray::{Array3, Array4, ArrayView4, ArrayViewMut4, s};
+use ndarray::{Array4, s};
 
 /// The ways to compute on stored `T`: dot products of bf16 pairs are one more where the CPU has them.
 fn ways<T: Element>(isa: Isa, strategy: Option<Strategy>, head_dim: usize) -> Vec<Options> {
@@ -196,6 +196,15 @@ fn queries_with_many_scattered_edges_conform() {
         check(&oracle, &stored.run(&compiled), &|| format!("{isa}"));
     }
 }
+
+/// Patterns for which a kernel reads the last and the first row of every tensor.
+const PATTERNS: [&str; 5] = [
+    "full",
+    "{window: {radius: 20}}",
+    "{any: [{window: {radius: 5}}, {global: {tokens: {random: {count: 9, seed: 3}}}}, {global: {tokens: {last: 1}}}]}",
+    "{any: [{global: {tokens: {every: 5}, axis: keys}}, {sink: 3}, {global: {tokens: {last: 2}, axis: keys}}]}",
+    "{random: {keys_per_query: 4, seed: 7}}",
+];
 
 fn guarded<T: Element>() {
     let widths = [(1, 1), (3, 5), (17, 15), (33, 31), (7, 65), (64, 64), (100, 9)];

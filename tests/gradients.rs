@@ -14,7 +14,7 @@ use hopweave::plan::Strategy;
 use hopweave::runtime::{Gradients, Saved, Step, TrainingKernel};
 use hopweave::spec::{Inputs, PatternSpec};
 use hopweave::target::Isa;
-use ndarray::{Array2, Array4, ArrayD, ArrayView4, IxDyn, s};
+use ndarray::{Array2, Array4, ArrayD, IxDyn, s};
 
 /// A problem with its gradients.
 struct Case {
