@@ -108,10 +108,10 @@ fn no_page_is_writable_and_executable_while_threads_compile() {
             scope.spawn(move || {
                 // Also counted down where a compilation panics, so that the looking ends.
                 let _done = Done(compiling);
-                for round in 0..10 {
+                for round in 0..4 {
                     for (i, spec) in specs().iter().enumerate() {
                         let isa = families()[(thread + i + round) % families().len()];
-                        compile(spec, 64 + 10 * round, &options(isa, None)).kernel.training().expect("training");
+                        compile(spec, 64 + 30 * round, &options(isa, None)).kernel.training().expect("training");
                     }
                 }
             });
@@ -129,16 +129,16 @@ fn no_page_is_writable_and_executable_while_threads_compile() {
 #[test]
 fn kernels_leave_nothing_behind() {
     let _alone = alone();
-    let count = std::env::var("HOPWEAVE_COMPILES").map_or(300, |count| count.parse().expect("a number"));
+    let count = std::env::var("HOPWEAVE_COMPILES").map_or(200, |count| count.parse().expect("a number"));
     let specs = specs();
     let families = families();
     let round = |i: usize| {
         let (spec, isa) = (&specs[i % specs.len()], families[i / specs.len() % families.len()]);
-        let n = 50 + i % 7 * 20;
+        let n = 50 + i % 5 * 30;
         let compiled = compile(spec, n, &options(isa, None));
         // A gradient is compiled at the first backward call.
         work(spec, n, &compiled);
-        // What is refused with half of its code made frees that as well.
+        // What is refused with most of its code made frees that as well.
         let mut frugal = spec.clone();
         let limits = &mut Arc::make_mut(&mut frugal.source).limits;
         *limits = limits.with(Limit::Code, compiled.kernel.code_bytes().0 as u64 - 1);
@@ -146,7 +146,7 @@ fn kernels_leave_nothing_behind() {
         assert!(matches!(refused, hopweave::Error::Limit { .. }), "{refused}");
     };
     // Every spec, family and length has been seen once before memory is measured.
-    (0..specs.len() * families.len() * 7).for_each(round);
+    (0..specs.len() * families.len() * 5).for_each(round);
     let resident = || resident().expect("a resident size");
     let (code, before) = (made_code(), resident());
     (0..count).for_each(round);
