@@ -152,7 +152,10 @@ fn one(runner: &mut TestRunner, numbers: &mut Numbers, shared: &Shared, describe
                 (Ok(first), Ok(second)) => {
                     let pairs = [(&first.q, &second.q), (&first.k, &second.k), (&first.v, &second.v)];
                     let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits();
-                    assert!(pairs.iter().all(|(a, b)| a.iter().zip(*b).all(same)), "other gradients at the second call");
+                    assert!(
+                        pairs.iter().all(|(a, b)| a.iter().zip(*b).all(same)),
+                        "other gradients at the second call"
+                    );
                     shared.counts().gradients += 2;
                 }
                 (Err(error), _) | (_, Err(error)) => shared.refused(&error),
@@ -201,7 +204,12 @@ fn main() -> ExitCode {
     say();
     thread::scope(|scope| {
         let threads: Vec<_> = (0..arguments.threads)
-            .map(|thread| scope.spawn({ let shared = &shared; move || work(arguments.seed, thread, end, shared) }))
+            .map(|thread| {
+                scope.spawn({
+                    let shared = &shared;
+                    move || work(arguments.seed, thread, end, shared)
+                })
+            })
             .collect();
         let mut minute = start + Duration::from_secs(60);
         while threads.iter().any(|thread| !thread.is_finished()) {

@@ -36,8 +36,9 @@ fn guarded(lengths: &[usize], widths: &[(usize, usize)]) {
                     for strategy in strategies(&spec, n) {
                         let compiled = compile(&spec, n, &options(isa, Some(strategy)));
                         for place in Place::ALL {
-                            let what =
-                                || format!("{pattern} {diffusion} n {n} {head_dim} {value_dim} {isa} {strategy} {place:?}");
+                            let what = || {
+                                format!("{pattern} {diffusion} n {n} {head_dim} {value_dim} {isa} {strategy} {place:?}")
+                            };
                             oracle.check(&run(&tensors, &compiled, place), &what);
                         }
                     }

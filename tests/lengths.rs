@@ -86,8 +86,7 @@ fn check_elements(spec: &PatternSpec, tensors: &Tensors, arguments: &Arguments<'
         let mut served = 0;
         for strategy in Strategy::ALL {
             let operator = Operator::new(spec.clone(), q_len, kv_len, options(isa, Some(strategy)));
-            let found = operator
-                .and_then(|operator| operator.forward(q.view(), k.view(), v.view(), arguments));
+            let found = operator.and_then(|operator| operator.forward(q.view(), k.view(), v.view(), arguments));
             let found = match found {
                 // What is legal depends on the element that the pattern is bound to.
                 Err(hopweave::Error::Unsupported { .. }) if strategy != Strategy::Resident => continue,

@@ -64,7 +64,10 @@ fn sixteen_threads_share_a_kernel() {
                                 let found = forward(&kernel, t).expect("a result");
                                 assert!(bits(&found) == expected.0, "{pattern} {diffusion} {isa} thread {i}");
                                 if turn % 2 == i % 2 {
-                                    assert!(gradient(&kernel, t) == expected.1, "{pattern} {diffusion} {isa} thread {i}");
+                                    assert!(
+                                        gradient(&kernel, t) == expected.1,
+                                        "{pattern} {diffusion} {isa} thread {i}"
+                                    );
                                 }
                             }
                         });

@@ -9,13 +9,13 @@ pub mod specs;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use guarded::Place;
 use hopweave::compiler::{self, Compiled, Options};
 use hopweave::pattern::Pattern;
 use hopweave::plan::Strategy;
 use hopweave::runtime;
 use hopweave::spec::{self, PatternSpec};
 use hopweave::target::Isa;
-use guarded::Place;
 use hopweave::{interpreter, pattern};
 use ndarray::{Array3, Array4, ArrayView4};
 
