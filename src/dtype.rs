@@ -69,7 +69,9 @@ mod sealed {
 }
 
 /// An element of q, k, v and the output: `f32`, [`half::bf16`] or [`half::f16`].
-pub trait Element: sealed::Sealed + Copy + Default + fmt::Debug + PartialEq + Send + Sync + 'static {
+pub trait Element:
+    sealed::Sealed + Copy + Default + fmt::Debug + PartialEq + Send + Sync + zerocopy::FromZeros + 'static
+{
     /// Its storage type.
     const DTYPE: Dtype;
 

@@ -2,7 +2,7 @@
 //!
 //! Three kinds are kept apart, because the reader does something different about each: the input is
 //! wrong ([`SpecError`], [`Error::Shape`], [`Error::Dtype`], [`Error::Value`], [`Error::Input`],
-//! [`Error::Memory`], [`Error::Limit`]), the
+//! [`Error::Memory`], [`Error::OutOfMemory`], [`Error::Limit`]), the
 //! input is right but this version cannot do it ([`Error::Unsupported`]), or Hopweave itself is wrong
 //! ([`Error::Internal`]).
 
@@ -64,6 +64,14 @@ pub enum Error {
         given: u64,
         /// Bytes allowed.
         limit: u64,
+    },
+    /// The system has not the memory that a call needs.
+    #[error("{what} needs {} of memory, and the system has not so much", Bytes(*.given))]
+    OutOfMemory {
+        /// What asked for it.
+        what: String,
+        /// Bytes asked for.
+        given: u64,
     },
     /// More is asked for than a limit allows.
     #[error("{what}: {given}; {limit}")]

@@ -7,13 +7,14 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ndarray::{Array3, Array4, ArrayView2, ArrayView4, s};
+use ndarray::{Array4, ArrayView2, ArrayView4, s};
 
 use crate::compiler::{self, Compiled, Options};
 use crate::dropout::Dropout;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::pattern::{self, Pattern, RunTime};
+use crate::runtime::memory::zeros;
 use crate::runtime::{Gradients, Output, Saved, Step, TrainingKernel, check_outputs};
 use crate::spec::{Inputs, PatternSpec};
 
@@ -166,9 +167,10 @@ impl Operator {
         let batch = q.dim().0;
         let (heads, q_len, width) = (self.spec.heads, self.pattern.q_len, self.spec.value_dim);
         let mut output = Output {
-            out: Array4::default((batch, heads, q_len, width)),
-            lse: Array3::from_elem((batch, heads, q_len), f32::NEG_INFINITY),
+            out: zeros("the output", (batch, heads, q_len, width))?,
+            lse: zeros("log-sum-exp", (batch, heads, q_len))?,
         };
+        output.lse.fill(f32::NEG_INFINITY);
         for (b, facts) in facts.iter().enumerate() {
             let [q, k, v] = [&q, &k, &v].map(|tensor| tensor.slice(s![b..=b, .., .., ..]));
             let padded = facts.values(&self.spec, &v);
@@ -216,9 +218,9 @@ impl Operator {
         check_outputs(&grad_out, saved.as_ref(), [batch, self.spec.heads, self.pattern.q_len, self.spec.value_dim])?;
         let (q_dim, k_dim, v_dim) = (q.dim(), k.dim(), v.dim());
         let mut gradients = Gradients {
-            q: Array4::default(q_dim),
-            k: Array4::default(k_dim),
-            v: Array4::default(v_dim),
+            q: zeros("the gradient of q", q_dim)?,
+            k: zeros("the gradient of k", k_dim)?,
+            v: zeros("the gradient of v", v_dim)?,
             inputs: Vec::new(),
         };
         for (b, facts) in facts.iter().enumerate() {

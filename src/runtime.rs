@@ -3,6 +3,7 @@
 //! In: q, k, v as ndarray views. Out: the output, and log-sum-exp where asked. A block row is always computed by
 //! the same code in the same order, whoever computes it, so results do not depend on the number of threads.
 
+pub(crate) mod memory;
 mod places;
 mod training;
 
@@ -10,14 +11,14 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use memmap2::MmapMut;
 use ndarray::{Array3, Array4, ArrayView4, ArrayViewMut3, ArrayViewMut4, CowArray, Ix4};
 use rayon::prelude::*;
 
+use self::memory::{Buffer, grow, zeros};
 use self::places::Places;
 use crate::codegen::{KernelArgs, Tables};
 use crate::dtype::Element;
-use crate::error::{Bytes, Error, Result};
+use crate::error::{Error, Result};
 use crate::jit::{Code, Entry};
 use crate::mask::QUERY_BLOCK;
 use crate::plan::{KernelPlan, Scratch, Strategy};
@@ -170,7 +171,8 @@ impl Kernel {
     ///
     /// # Errors
     /// [`Error::Shape`] when a tensor is not of the shape that the kernel was compiled for, [`Error::Dtype`] when its
-    /// elements are not of the spec's `dtype`.
+    /// elements are not of the spec's `dtype`, [`Error::OutOfMemory`] when the system has no room for the result or for
+    /// scratch. The kernel can be called again after any of them.
     pub fn forward<T: Element>(
         &self,
         q: ArrayView4<'_, T>,
@@ -195,8 +197,8 @@ impl Kernel {
         let plan = &self.inner.plan;
         let batch = q.dim().0;
         let (heads, q_len) = plan.outer();
-        let mut out = Array4::default((batch, heads, q_len, plan.value_dim));
-        let mut lse = Array3::zeros((batch, heads, q_len));
+        let mut out = zeros("the output", (batch, heads, q_len, plan.value_dim))?;
+        let mut lse = zeros("log-sum-exp", (batch, heads, q_len))?;
         self.forward_into_with(q, k, v, inputs, &mut out.view_mut(), Some(&mut lse.view_mut()))?;
         Ok(Output { out, lse })
     }
@@ -258,7 +260,7 @@ impl Kernel {
         if out.is_empty() || plan.q_len == 0 {
             return Ok(());
         }
-        let (q, k, v) = (readable(q), readable(k), readable(v));
+        let (q, k, v) = (readable(q)?, readable(k)?, readable(v)?);
         let out_strides = match strides(out.strides(), plan.value_dim) {
             Some(strides) => strides,
             None => {
@@ -315,12 +317,14 @@ impl Kernel {
 }
 
 /// A view whose rows can be read in place, or a copy.
-fn readable<T: Element>(view: ArrayView4<'_, T>) -> CowArray<'_, T, Ix4> {
+fn readable<T: Element>(view: ArrayView4<'_, T>) -> Result<CowArray<'_, T, Ix4>> {
     let width = view.dim().3;
-    match strides(view.strides(), width) {
-        Some(_) => CowArray::from(view),
-        None => CowArray::from(view.as_standard_layout().into_owned()),
+    if strides(view.strides(), width).is_some() {
+        return Ok(CowArray::from(view));
     }
+    let mut copy = zeros("a copy of a tensor that cannot be read in place", view.dim())?;
+    copy.assign(&view);
+    Ok(CowArray::from(copy))
 }
 
 /// The first three strides, if a kernel can walk them.
@@ -720,7 +724,7 @@ impl Inner {
                 buffers.push(Buffer::new(bytes)?);
             }
         }
-        workspace.row_sum.resize(row_sums, 0.0);
+        grow(&mut workspace.row_sum, row_sums)?;
         let Workspace { local, shared, local_at, shared_at, .. } = &mut workspace;
         for (buffers, addresses) in [(local, local_at), (shared, shared_at)] {
             addresses.clear();
@@ -741,35 +745,6 @@ struct Workspace {
     /// Addresses of the inputs of the call in progress.
     inputs_at: Vec<usize>,
     row_sum: Vec<f32>,
-}
-
-/// Zeroed memory of whole pages, of large ones where it is large.
-#[derive(Debug)]
-struct Buffer(MmapMut);
-
-/// Bytes of a large page, and from how many bytes on a buffer is worth one.
-const LARGE_PAGE: usize = 2 << 20;
-const LARGE_FROM: usize = LARGE_PAGE / 8;
-
-impl Buffer {
-    fn new(bytes: usize) -> Result<Self> {
-        let refuse = |error: std::io::Error| {
-            Error::unsupported(format!("{} of scratch", Bytes(bytes as u64)), format!("the system says: {error}"))
-        };
-        // Room to begin where a large page begins, and to end where one ends; what is not touched takes no memory.
-        let room = if bytes < LARGE_FROM { bytes.max(1) } else { bytes.next_multiple_of(LARGE_PAGE) + LARGE_PAGE };
-        let map = MmapMut::map_anon(room).map_err(refuse)?;
-        // P and Z are read all over, page after page: large pages make five hops over scattered edges up to 4 %
-        // faster. Advice that the system does not take is no harm.
-        #[cfg(target_os = "linux")]
-        let _ = map.advise(memmap2::Advice::HugePage);
-        Ok(Self(map))
-    }
-
-    fn address(&mut self) -> usize {
-        let start = self.0.as_mut_ptr().expose_provenance();
-        if self.0.len() < LARGE_FROM { start } else { start.next_multiple_of(LARGE_PAGE) }
-    }
 }
 
 /// The pool of `threads` threads that calls of kernels run on, made once per number.

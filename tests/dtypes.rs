@@ -7,6 +7,7 @@
 
 mod common;
 
+use common::guarded::{Place, forward};
 use common::{
     Oracle, Tensors, compile, families, fitting_length, options, pattern_files, small_spec, spec_of, strategies,
 };
@@ -16,10 +17,9 @@ use hopweave::plan::Strategy;
 use hopweave::runtime::Output;
 use hopweave::spec::PatternSpec;
 use hopweave::target::Isa;
-use hopweave::tiles::guard::GuardedBuffer;
 use hopweave::tiles::stored::dots_serve;
 use hopweave::{Dtype, Element, pattern};
-use ndarray::{Array3, Array4, ArrayView4, ArrayViewMut4, s};
+use ndarray::{Array4, s};
 
 /// The ways to compute on stored `T`: dot products of bf16 pairs are one more where the CPU has them.
 fn ways<T: Element>(isa: Isa, strategy: Option<Strategy>, head_dim: usize) -> Vec<Options> {
@@ -57,7 +57,11 @@ impl<T: Element> Stored<T> {
     }
 
     fn run(&self, compiled: &Compiled) -> Output<T> {
-        compiled.kernel.forward(self.q.view(), self.k.view(), self.v.view()).unwrap_or_else(|error| panic!("{error}"))
+        self.run_at(compiled, Place::End)
+    }
+
+    fn run_at(&self, compiled: &Compiled, place: Place) -> Output<T> {
+        forward(compiled, [&self.q, &self.k, &self.v], place)
     }
 }
 
@@ -202,29 +206,8 @@ const PATTERNS: [&str; 5] = [
     "{random: {keys_per_query: 4, seed: 7}}",
 ];
 
-fn run_guarded<T: Element>(stored: &Stored<T>, compiled: &Compiled, place: fn(&[T]) -> GuardedBuffer<T>) -> Output<T> {
-    let buffers =
-        [&stored.q, &stored.k, &stored.v].map(|tensor| place(tensor.as_slice().expect("a contiguous tensor")));
-    let view = |i: usize, tensor: &Array4<T>| ArrayView4::from_shape(tensor.dim(), &buffers[i]).expect("a view");
-    let (b, h, n, _) = stored.q.dim();
-    let width = stored.v.dim().3;
-    let (mut out, mut lse) = (place(&vec![T::nearest(f32::NAN); b * h * n * width]), Array3::zeros((b, h, n)));
-    compiled
-        .kernel
-        .forward_into(
-            view(0, &stored.q),
-            view(1, &stored.k),
-            view(2, &stored.v),
-            &mut ArrayViewMut4::from_shape((b, h, n, width), &mut out).expect("a view"),
-            Some(&mut lse.view_mut()),
-        )
-        .expect("a result");
-    Output { out: Array4::from_shape_vec((b, h, n, width), out.to_vec()).expect("an array"), lse }
-}
-
 fn guarded<T: Element>() {
     let widths = [(1, 1), (3, 5), (17, 15), (33, 31), (7, 65), (64, 64), (100, 9)];
-    let places = [GuardedBuffer::<T>::new as fn(&[T]) -> GuardedBuffer<T>, GuardedBuffer::<T>::at_start];
     for (i, pattern) in PATTERNS.iter().enumerate() {
         for diffusion in ["{hops: 1}", "{hops: 1, alpha: 0.5}", "{hops: 2, alpha: 0.1}"] {
             for n in [1, 2, 17, 63, 65, 201] {
@@ -235,9 +218,9 @@ fn guarded<T: Element>() {
                     for strategy in strategies(&spec, n) {
                         for options in ways::<T>(isa, Some(strategy), head_dim) {
                             let compiled = compile(&spec, n, &options);
-                            for place in places {
+                            for place in Place::ALL {
                                 let what = || format!("{pattern} {diffusion} n {n} {head_dim} {value_dim} {options:?}");
-                                check(&oracle, &run_guarded(&stored, &compiled, place), &what);
+                                check(&oracle, &stored.run_at(&compiled, place), &what);
                             }
                         }
                     }

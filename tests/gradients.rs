@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::guarded::{Guarded, Place};
 use common::{Tensors, families, fitting_length, options, pattern_files, small_spec, spec_of, spec_with};
 use half::{bf16, f16};
 use hopweave::compiler::{self, Options};
@@ -13,8 +14,7 @@ use hopweave::plan::Strategy;
 use hopweave::runtime::{Gradients, Saved, Step, TrainingKernel};
 use hopweave::spec::{Inputs, PatternSpec};
 use hopweave::target::Isa;
-use hopweave::tiles::guard::GuardedBuffer;
-use ndarray::{Array2, Array4, ArrayD, ArrayView4, IxDyn, s};
+use ndarray::{Array2, Array4, ArrayD, IxDyn, s};
 
 /// A problem with its gradients.
 struct Case {
@@ -80,9 +80,10 @@ impl Case {
 
     fn run(&self, kernel: &TrainingKernel) -> Gradients {
         let Self { t, grad, .. } = self;
+        let [q, k, v, grad] = [&t.q, &t.k, &t.v, grad].map(|tensor| Guarded::new(tensor, Place::End));
         let step = Step { inputs: self.given(), dropout: self.dropout, first: 0 };
         kernel
-            .backward(t.q.view(), t.k.view(), t.v.view(), grad.view(), None, &step)
+            .backward(q.view(), k.view(), v.view(), grad.view(), None, &step)
             .unwrap_or_else(|error| panic!("{error}"))
     }
 
@@ -488,14 +489,13 @@ fn nothing_outside_the_tensors_is_touched() {
             let spec = spec_of(pattern, width, width, diffusion);
             let case = Case::new(&spec, (131, 131), None);
             for isa in families() {
-                for guard in [GuardedBuffer::new, GuardedBuffer::at_start] {
-                    let guarded = |x: &Array4<f32>| guard(x.as_slice().expect("standard layout"));
-                    let (q, k, v, g) =
-                        (guarded(&case.t.q), guarded(&case.t.k), guarded(&case.t.v), guarded(&case.grad));
-                    let view = |x| ArrayView4::from_shape((2, 2, 131, width), x).expect("a shape");
+                for place in Place::ALL {
+                    let [q, k, v, g] =
+                        [&case.t.q, &case.t.k, &case.t.v, &case.grad].map(|tensor| Guarded::new(tensor, place));
+                    let [q, k, v, g] = [&q, &k, &v, &g].map(Guarded::view);
                     for (_, options) in ways(isa, &spec, &case.pattern) {
                         let kernel = case.kernel(&options);
-                        let found = kernel.backward(view(&*q), view(&*k), view(&*v), view(&*g), None, &Step::default());
+                        let found = kernel.backward(q, k, v, g, None, &Step::default());
                         case.check_found(&found.expect("gradients"), 2e-5, pattern);
                     }
                 }

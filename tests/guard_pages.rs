@@ -2,11 +2,12 @@
 
 mod common;
 
+use common::guarded::{Place, forward};
 use common::{Tensors, compile, families, options, oracle, spec_of, strategies};
 use hopweave::compiler::{Compiled, Options};
 use hopweave::runtime::Output;
 use hopweave::tiles::guard::GuardedBuffer;
-use ndarray::{Array3, Array4, ArrayView4, ArrayViewMut3, ArrayViewMut4, ShapeBuilder, s};
+use ndarray::{Array4, ArrayView4, ShapeBuilder, s};
 
 const PATTERNS: [&str; 6] = [
     "full",
@@ -19,32 +20,8 @@ const PATTERNS: [&str; 6] = [
     "{random: {keys_per_query: 4, seed: 7}}",
 ];
 
-type Place = fn(&[f32]) -> GuardedBuffer<f32>;
-
-const PLACES: [(&str, Place); 2] =
-    [("end", GuardedBuffer::<f32>::new as Place), ("start", GuardedBuffer::<f32>::at_start as Place)];
-
-fn run_guarded(tensors: &Tensors, compiled: &Compiled, place: Place) -> Output {
-    let guarded = |tensor: &Array4<f32>| place(tensor.as_slice().expect("a contiguous tensor"));
-    let buffers = [&tensors.q, &tensors.k, &tensors.v].map(guarded);
-    let view = |i: usize, tensor: &Array4<f32>| ArrayView4::from_shape(tensor.dim(), &buffers[i]).expect("a view");
-    let (b, h, n, _) = tensors.q.dim();
-    let width = tensors.v.dim().3;
-    let (mut out, mut lse) = (place(&vec![f32::NAN; b * h * n * width]), place(&vec![f32::NAN; b * h * n]));
-    compiled
-        .kernel
-        .forward_into(
-            view(0, &tensors.q),
-            view(1, &tensors.k),
-            view(2, &tensors.v),
-            &mut ArrayViewMut4::from_shape((b, h, n, width), &mut out).expect("a view"),
-            Some(&mut ArrayViewMut3::from_shape((b, h, n), &mut lse).expect("a view")),
-        )
-        .expect("a result");
-    Output {
-        out: Array4::from_shape_vec((b, h, n, width), out.to_vec()).expect("an array"),
-        lse: Array3::from_shape_vec((b, h, n), lse.to_vec()).expect("an array"),
-    }
+fn run(tensors: &Tensors, compiled: &Compiled, place: Place) -> Output {
+    forward(compiled, [&tensors.q, &tensors.k, &tensors.v], place)
 }
 
 fn guarded(lengths: &[usize], widths: &[(usize, usize)]) {
@@ -58,10 +35,11 @@ fn guarded(lengths: &[usize], widths: &[(usize, usize)]) {
                 for isa in families() {
                     for strategy in strategies(&spec, n) {
                         let compiled = compile(&spec, n, &options(isa, Some(strategy)));
-                        for (end, place) in PLACES {
-                            let what =
-                                || format!("{pattern} {diffusion} n {n} {head_dim} {value_dim} {isa} {strategy} {end}");
-                            oracle.check(&run_guarded(&tensors, &compiled, place), &what);
+                        for place in Place::ALL {
+                            let what = || {
+                                format!("{pattern} {diffusion} n {n} {head_dim} {value_dim} {isa} {strategy} {place:?}")
+                            };
+                            oracle.check(&run(&tensors, &compiled, place), &what);
                         }
                     }
                 }
@@ -81,8 +59,8 @@ fn tensors_at_guard_pages_on_two_threads() {
     let (tensors, oracle) = oracle(&spec, 1, 201, 1);
     for isa in families() {
         let compiled = compile(&spec, 201, &Options { threads: 2, ..options(isa, None) });
-        for (end, place) in PLACES {
-            oracle.check(&run_guarded(&tensors, &compiled, place), &|| format!("{isa} {end}"));
+        for place in Place::ALL {
+            oracle.check(&run(&tensors, &compiled, place), &|| format!("{isa} {place:?}"));
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::guarded::{Guarded, Place};
 use common::{
     Oracle, Tensors, families, fitting_length, options, pattern_files, small_spec, spec_of, spec_with, strategies_at,
 };
@@ -80,12 +81,12 @@ fn check_elements(spec: &PatternSpec, tensors: &Tensors, arguments: &Arguments<'
     let (q_len, kv_len) = (tensors.q.dim().2, tensors.k.dim().2);
     let unbound = pattern::resolve(spec, q_len, kv_len).expect("a pattern");
     let facts = arguments.facts(tensors.q.dim().0, kv_len).expect("facts");
+    let [q, k, v] = [&tensors.q, &tensors.k, &tensors.v].map(|tensor| Guarded::new(tensor, Place::End));
     for isa in families() {
         let mut served = 0;
         for strategy in Strategy::ALL {
             let operator = Operator::new(spec.clone(), q_len, kv_len, options(isa, Some(strategy)));
-            let found = operator
-                .and_then(|operator| operator.forward(tensors.q.view(), tensors.k.view(), tensors.v.view(), arguments));
+            let found = operator.and_then(|operator| operator.forward(q.view(), k.view(), v.view(), arguments));
             let found = match found {
                 // What is legal depends on the element that the pattern is bound to.
                 Err(hopweave::Error::Unsupported { .. }) if strategy != Strategy::Resident => continue,

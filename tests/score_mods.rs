@@ -3,13 +3,13 @@
 
 mod common;
 
+use common::guarded::{Place, forward_with};
 use common::{Numbers, Tensors, compile, families, options, spec_with, strategies};
 use hopweave::compiler::{self, Options, Stage};
 use hopweave::plan::ModsBy;
 use hopweave::spec::score::{self, SCORE_MODS};
 use hopweave::spec::{Inputs, PatternSpec};
 use hopweave::target::Isa;
-use hopweave::tiles::guard::GuardedBuffer;
 use hopweave::{Error, interpreter, pattern, plan, schedule};
 use ndarray::{Array4, ArrayD, ArrayViewD, IxDyn};
 use proptest::prelude::*;
@@ -67,10 +67,10 @@ fn views(tensors: &[(String, ArrayD<f32>)]) -> Inputs<'_> {
 }
 
 fn check(spec: &PatternSpec, n: usize, options: &Options, what: &str) {
-    // Inputs end, or start, at a page that may not be touched.
+    // Tensors and inputs end, or start, at a page that may not be touched.
     let given = tensors(spec, n, n as u64);
-    let place = if n.is_multiple_of(2) { GuardedBuffer::<f32>::new } else { GuardedBuffer::<f32>::at_start };
-    let guarded: Vec<_> = given.iter().map(|(_, tensor)| place(tensor.as_slice().expect("C order"))).collect();
+    let place = if n.is_multiple_of(2) { Place::End } else { Place::Start };
+    let guarded: Vec<_> = given.iter().map(|(_, tensor)| place.buffer(tensor.as_slice().expect("C order"))).collect();
     let inputs = given.iter().zip(&guarded).fold(Inputs::none(), |inputs, ((name, tensor), buffer)| {
         inputs.with(name.as_str(), ArrayViewD::from_shape(tensor.raw_dim(), buffer).expect("a view"))
     });
@@ -78,7 +78,7 @@ fn check(spec: &PatternSpec, n: usize, options: &Options, what: &str) {
     let resolved = pattern::resolve(spec, n, n).expect("a pattern");
     let exact = interpreter::run_with(&resolved, spec, q.view(), k.view(), v.view(), &inputs).expect("an oracle");
     let compiled = compile(spec, n, options);
-    let found = compiled.kernel.forward_with(q.view(), k.view(), v.view(), &inputs).expect("a result");
+    let found = forward_with(&compiled, [&q, &k, &v], &inputs, place);
     // Scores of magnitude ten, of which f32 holds 1e-6, end up in exponents.
     let largest = exact.out.iter().fold(1.0_f64, |most, x| most.max(x.abs()));
     for (&x, &y) in found.out.iter().zip(&exact.out) {

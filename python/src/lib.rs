@@ -51,7 +51,7 @@ fn raise(error: Error) -> PyErr {
         Error::Spec(_) => SpecError::new_err(message),
         Error::Shape { .. } | Error::Value { .. } | Error::Dtype { .. } => ShapeError::new_err(message),
         Error::Limit { .. } | Error::Unsupported { .. } => UnsupportedError::new_err(message),
-        Error::Memory { .. } => PyMemoryError::new_err(message),
+        Error::Memory { .. } | Error::OutOfMemory { .. } => PyMemoryError::new_err(message),
         Error::Input { .. } => PyOSError::new_err(message),
         Error::Text { .. } | Error::Internal { .. } => PyRuntimeError::new_err(message),
     }

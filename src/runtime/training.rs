@@ -12,9 +12,10 @@ mod head;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ndarray::{Array3, Array4, ArrayD, ArrayView3, ArrayView4, CowArray, Ix4};
+use ndarray::{Array4, ArrayD, ArrayView3, ArrayView4, CowArray, Ix4, Zip};
 
 use self::head::{Head, Room, Targets};
+use super::memory::zeros;
 use super::{Output, Tensor, enter, pool, readable, spread_over, strides};
 use crate::codegen::{KernelArgs, Tables};
 use crate::dropout::Dropout;
@@ -132,10 +133,17 @@ struct Wide<'a, T> {
 }
 
 impl<'a, T: Element> Wide<'a, T> {
-    fn new(view: ArrayView4<'a, T>) -> Self {
-        let given = readable(view);
-        let wide = (!T::DTYPE.is_f32()).then(|| given.mapv(T::widen));
-        Self { given, wide }
+    fn new(view: ArrayView4<'a, T>) -> Result<Self> {
+        let given = readable(view)?;
+        let wide = match T::DTYPE.is_f32() {
+            true => None,
+            false => {
+                let mut wide = zeros("a tensor in f32", given.dim())?;
+                Zip::from(&mut wide).and(&given).for_each(|wide, x| *wide = x.widen());
+                Some(wide)
+            }
+        };
+        Ok(Self { given, wide })
     }
 
     fn tensor(&self) -> Tensor {
@@ -214,8 +222,8 @@ impl TrainingKernel {
         let call = Call::new(&self.inner, [q, k, v], step)?;
         let plan = &self.inner.pass.plan;
         let (heads, q_len, dv) = (plan.heads, plan.q_len, plan.value_dim);
-        let mut out = Array4::<f32>::zeros((call.batch, heads, q_len, dv));
-        let mut lse = Array3::<f32>::zeros((call.batch, heads, q_len));
+        let mut out = zeros::<f32, _>("the output", (call.batch, heads, q_len, dv))?;
+        let mut lse = zeros::<f32, _>("log-sum-exp", (call.batch, heads, q_len))?;
         let group = heads / plan.kv_heads;
         let units: Vec<_> = chunks(&mut out, group * q_len * dv)
             .zip(lse.as_slice_mut().unwrap_or_default().chunks_mut((group * q_len).max(1)))
@@ -251,16 +259,18 @@ impl TrainingKernel {
         let (heads, kv_heads) = (plan.heads, plan.kv_heads);
         let (q_len, kv_len, d, dv) = (plan.q_len, plan.kv_len, plan.head_dim, plan.value_dim);
         check_outputs(&grad_out, saved.as_ref(), [call.batch, heads, q_len, dv])?;
-        let grad_out = readable(grad_out);
+        // First, so that a call which does not fit is refused before anything is read.
+        let of = |what, (heads, len, width)| zeros::<f32, _>(what, (call.batch, heads, len, width));
+        let mut dq = of("the gradient of q", (heads, q_len, d))?;
+        let mut dk = of("the gradient of k", (kv_heads, kv_len, d))?;
+        let mut dvs = of("the gradient of v", (kv_heads, kv_len, dv))?;
+        let grad_out = readable(grad_out)?;
         let finite = call.q.is_finite() && call.k.is_finite() && call.v.is_finite();
         let exact = !finite || !grad_out.iter().all(|x| x.widen().is_finite());
         // What was rounded to 16 bits is worth less than computing it again.
         let saved = saved.filter(|_| T::DTYPE.is_f32());
-        let mut dq = Array4::<f32>::zeros((call.batch, heads, q_len, d));
-        let mut dk = Array4::<f32>::zeros((call.batch, kv_heads, kv_len, d));
-        let mut dvs = Array4::<f32>::zeros((call.batch, kv_heads, kv_len, dv));
         let shapes = plan.mods.as_ref().map_or(&[][..], |mods| &mods.mods.inputs);
-        let sums = InputSums::new(shapes.iter().map(|input| input.shape.iter().product()), call.batch * kv_heads);
+        let sums = InputSums::new(shapes.iter().map(|input| input.shape.iter().product()), call.batch * kv_heads)?;
         let group = heads / kv_heads;
         let units: Vec<_> = chunks(&mut dq, group * q_len * d)
             .zip(chunks(&mut dk, kv_len * d).zip(chunks(&mut dvs, kv_len * dv)))
@@ -300,11 +310,12 @@ struct InputSums {
 }
 
 impl InputSums {
-    fn new(sizes: impl Iterator<Item = usize>, units: usize) -> Self {
+    fn new(sizes: impl Iterator<Item = usize>, units: usize) -> Result<Self> {
         let sizes: Vec<usize> = sizes.collect();
         let all: usize = sizes.iter().sum();
-        let of_units = (0..Self::count(all, units)).map(|_| Mutex::new(vec![0.0; all])).collect();
-        Self { sizes, of_units }
+        let of_unit = |_| Ok(Mutex::new(zeros("the gradients of inputs", all)?.into_raw_vec_and_offset().0));
+        let of_units = (0..Self::count(all, units)).map(of_unit).collect::<Result<_>>()?;
+        Ok(Self { sizes, of_units })
     }
 
     /// How many sums of `all` elements are kept for `units`.
@@ -368,7 +379,8 @@ impl<'a, T: Element> Call<'a, T> {
         let given = step.inputs.check(plan.mods.as_ref().map(|mods| &mods.mods))?;
         let constants = inner.constants.iter().map(Vec::as_slice);
         let inputs = given.into_iter().chain(constants).map(|table| table.as_ptr().expose_provenance()).collect();
-        Ok(Self { inner, q: Wide::new(q), k: Wide::new(k), v: Wide::new(v), inputs, dropout, first: step.first, batch })
+        let (q, k, v) = (Wide::new(q)?, Wide::new(k)?, Wide::new(v)?);
+        Ok(Self { inner, q, k, v, inputs, dropout, first: step.first, batch })
     }
 
     /// Query head `i` of a unit, in a room.

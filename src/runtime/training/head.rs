@@ -11,7 +11,8 @@ use crate::dtype::Element;
 use crate::error::Result;
 use crate::jit::Entry;
 use crate::mask::QUERY_BLOCK;
-use crate::runtime::{Buffer, spread_over};
+use crate::runtime::memory::{Buffer, grow};
+use crate::runtime::spread_over;
 
 /// The functions of a kernel for training, in the order of [`crate::codegen::lower`].
 const FIRST: Entry = Entry(0);
@@ -76,34 +77,30 @@ impl Room {
         }
         self.stretches = stretches;
         let rows = plan.q_len * dv;
-        let kept = hops > 1 && inner.keeps_all();
-        self.z.resize(
-            if kept {
-                rows * hops
-            } else if hops > 1 {
-                2 * rows
-            } else {
-                0
-            },
-            0.0,
-        );
-        self.last.resize(rows, 0.0);
+        let kept = inner.keeps_all();
+        let buffers = match hops {
+            ..=1 => 0,
+            hops if kept => hops,
+            _ => 2,
+        };
+        grow(&mut self.z, buffers * rows)?;
+        grow(&mut self.last, rows)?;
         for g in &mut self.g {
-            g.resize(rows, 0.0);
+            grow(g, rows)?;
         }
-        self.steps.resize(plan.q_len * plan.gradient_depth(), 0.0);
-        self.over_sums.resize(if inner.stored.is_some() { rows } else { 0 }, 0.0);
+        grow(&mut self.steps, plan.q_len * plan.gradient_depth())?;
+        grow(&mut self.over_sums, if inner.stored.is_some() { rows } else { 0 })?;
         for by_number in [&mut self.row_max, &mut self.row_sum, &mut self.log_sum, &mut self.delta] {
-            by_number.resize(plan.q_len, 0.0);
+            grow(by_number, plan.q_len)?;
         }
         let places = plan.q_len.next_multiple_of(QUERY_BLOCK);
-        self.references.resize(places, 0.0);
-        self.delta_at.resize(places, 0.0);
-        self.row_keys.resize(places, 0);
+        grow(&mut self.references, places)?;
+        grow(&mut self.delta_at, places)?;
+        grow(&mut self.row_keys, places)?;
         let sums = inner.stretch_floats();
         self.sums.resize_with(stretches - 1, Vec::new);
         for of_stretch in &mut self.sums {
-            of_stretch.resize(sums, 0.0);
+            grow(of_stretch, sums)?;
         }
         Ok(())
     }
