@@ -80,15 +80,30 @@ fn weights(keys: &[usize], scores: &[f64], e: &[f64]) -> (Vec<Edge>, f64) {
     let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
     let lse = max + sum.ln();
     let lse_error = (log_sum(1.0) - lse).max(lse - log_sum(-1.0));
-    // p where key j is off by `sign` of its most, and all others to the other side.
-    let extreme = |j: usize, sign: f64| {
-        let at = scores[j] + sign * e[j];
-        let others = (0..keys.len()).filter(|&l| l != j).map(|l| (scores[l] - sign * e[l] - at).exp());
-        1.0 / (1.0 + others.sum::<f64>())
+    // p where key j is off by `sign` of its most, and all others to the other side: those before it and behind it are summed
+    // once, relative to the largest.
+    let extremes = |sign: f64| -> Vec<f64> {
+        let others: Vec<f64> = scores.iter().zip(e).map(|(score, e)| score - sign * e).collect();
+        let top = others.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let mut sums = vec![0.0; keys.len()];
+        let mut sum_up = |order: &mut dyn Iterator<Item = usize>| {
+            order.fold(0.0, |sum, j| {
+                sums[j] += sum;
+                sum + (others[j] - top).exp()
+            });
+        };
+        sum_up(&mut (0..keys.len()));
+        sum_up(&mut (0..keys.len()).rev());
+        let share = |j: usize| match sums[j] {
+            0.0 => 1.0,
+            sum => 1.0 / (1.0 + sum * (top - scores[j] - sign * e[j]).exp()),
+        };
+        (0..keys.len()).map(share).collect()
     };
+    let (lows, highs) = (extremes(-1.0), extremes(1.0));
     let edge = |j: usize| {
         let p = (scores[j] - max).exp() / sum;
-        let (low, high) = (extreme(j, -1.0), extreme(j, 1.0));
+        let (low, high) = (lows[j], highs[j]);
         Edge { key: keys[j], p, error: (high - p).max(p - low) + LEAST, top: high + LEAST }
     };
     ((0..keys.len()).map(edge).collect(), lse_error)
@@ -113,8 +128,9 @@ fn head(pattern: &Pattern, spec: &PatternSpec, t: &Tensors, b: usize, h: usize) 
             })
             .collect();
         let (row, error) = weights(&keys, &scores, &errors);
-        // In base 2 and back.
-        lse_error.push(if keys.is_empty() { 0.0 } else { error + 4.0 * EPS * (max.abs() + error + 10.0) });
+        // A sum of as many terms as keys, in base 2 and back.
+        let roundings = (keys.len() as f64 + 40.0) * EPS + 4.0 * EPS * (max.abs() + error);
+        lse_error.push(if keys.is_empty() { 0.0 } else { error + roundings });
         rows.push(row);
     }
     let initial = spec.diffusion.initial;
@@ -266,11 +282,7 @@ impl GradientBound {
     }
 
     /// Says what is wrong with gradients, if anything.
-    pub fn check(
-        &self,
-        found: [&Array4<f32>; 3],
-        exact: &hopweave::interpreter::Gradients,
-    ) -> Result<(), String> {
+    pub fn check(&self, found: [&Array4<f32>; 3], exact: &hopweave::interpreter::Gradients) -> Result<(), String> {
         let expected = [(&exact.q, &self.q, "dq"), (&exact.k, &self.k, "dk"), (&exact.v, &self.v, "dv")];
         for (found, (exact, bound, name)) in found.into_iter().zip(expected) {
             for ((at, &found), &exact) in found.indexed_iter().zip(exact) {
@@ -322,8 +334,8 @@ fn head_gradients(
                 for x in 0..width {
                     let top = u[x].abs() + of_u[x];
                     next.exact[edge.key][x] += hop.step * edge.p * u[x];
-                    next.error[edge.key][x] += hop.step.abs()
-                        * (edge.error * u[x].abs() + edge.top * of_u[x] + terms * edge.top * top + TINY);
+                    next.error[edge.key][x] +=
+                        hop.step.abs() * (edge.error * u[x].abs() + edge.top * of_u[x] + terms * edge.top * top + TINY);
                 }
             }
             let kept: Vec<f64> = v[i.min(v.len() - 1)].iter().map(|x| hop.restart * x).collect();
@@ -342,7 +354,9 @@ fn head_gradients(
     }
     for (sum, (row, error)) in dv.iter_mut().zip(g.exact.iter().zip(&g.error)) {
         let initial = spec.diffusion.initial.abs();
-        sum.iter_mut().zip(row.iter().zip(error)).for_each(|(sum, (x, e))| *sum += initial * (e + terms * (x.abs() + e)));
+        sum.iter_mut()
+            .zip(row.iter().zip(error))
+            .for_each(|(sum, (x, e))| *sum += initial * (e + terms * (x.abs() + e)));
     }
     let mut dq = vec![vec![0.0; spec.head_dim]; n];
     let mut dk = vec![vec![0.0; spec.head_dim]; pattern.kv_len];
