@@ -80,25 +80,24 @@ fn weights(keys: &[usize], scores: &[f64], e: &[f64]) -> (Vec<Edge>, f64) {
     let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
     let lse = max + sum.ln();
     let lse_error = (log_sum(1.0) - lse).max(lse - log_sum(-1.0));
-    // p where key j is off by `sign` of its most, and all others to the other side: those before it and behind it are summed
-    // once, relative to the largest.
+    // p where key j is off by `sign` of its most, and all others to the other side. Sums over the keys before it and behind
+    // it are kept as (largest, sum relative to that), since far more than the range of f64 may lie between them.
     let extremes = |sign: f64| -> Vec<f64> {
         let others: Vec<f64> = scores.iter().zip(e).map(|(score, e)| score - sign * e).collect();
-        let top = others.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let mut sums = vec![0.0; keys.len()];
+        let add = |(top, sum): (f64, f64), x: f64| match x > top {
+            true => (x, sum * (top - x).exp() + 1.0),
+            false => (top, sum + (x - top).exp()),
+        };
+        let mut weights = vec![0.0; keys.len()];
         let mut sum_up = |order: &mut dyn Iterator<Item = usize>| {
-            order.fold(0.0, |sum, j| {
-                sums[j] += sum;
-                sum + (others[j] - top).exp()
+            order.fold((f64::NEG_INFINITY, 0.0), |(top, sum), j| {
+                weights[j] += if sum == 0.0 { 0.0 } else { sum * (top - scores[j] - sign * e[j]).exp() };
+                add((top, sum), others[j])
             });
         };
         sum_up(&mut (0..keys.len()));
         sum_up(&mut (0..keys.len()).rev());
-        let share = |j: usize| match sums[j] {
-            0.0 => 1.0,
-            sum => 1.0 / (1.0 + sum * (top - scores[j] - sign * e[j]).exp()),
-        };
-        (0..keys.len()).map(share).collect()
+        weights.into_iter().map(|weight| 1.0 / (1.0 + weight)).collect()
     };
     let (lows, highs) = (extremes(-1.0), extremes(1.0));
     let edge = |j: usize| {
@@ -184,11 +183,11 @@ impl Bound {
             for h in 0..spec.heads {
                 let head = head(pattern, spec, tensors, b, h);
                 let errors = &head.z[head.z.len() - 1].error;
-                for i in 0..pattern.q_len {
+                for (i, errors) in errors.iter().enumerate() {
                     this.lse[[b, h, i]] = head.lse_error[i];
                     let one_hop = spec.diffusion.is_plain();
-                    for x in 0..spec.value_dim {
-                        this.out[[b, h, i, x]] = errors[i][x];
+                    for (x, &error) in errors.iter().enumerate() {
+                        this.out[[b, h, i, x]] = error;
                         let of = |j: usize| f64::from(tensors.v[[b, h, j, x]]);
                         let keys: Vec<usize> = if one_hop {
                             head.rows[i].iter().map(|edge| edge.key).collect()
