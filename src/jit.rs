@@ -195,19 +195,21 @@ fn import(module: &mut JITModule, tile: TileFn, name: &str) -> Result<FuncId> {
 }
 
 /// The tiles that only kernels for training call, plain ones where there is no family.
-fn training_tiles(family: Option<&Family>) -> [(TileFn, *const u8); 4] {
+fn training_tiles(family: Option<&Family>) -> [(TileFn, *const u8); 5] {
     match family {
         None => [
             (TileFn::Transposed, transposed::transposed as *const u8),
             (TileFn::Scatter, transposed::scatter as *const u8),
             (TileFn::Gradient, gradient::gradient as *const u8),
             (TileFn::EdgeGradient, gradient::edge_gradient as *const u8),
+            (TileFn::EdgeValueExact, exact::edge_value_exact as *const u8),
         ],
         Some(family) => [
             (TileFn::Transposed, family.transposed as *const u8),
             (TileFn::Scatter, family.scatter as *const u8),
             (TileFn::Gradient, family.gradient as *const u8),
             (TileFn::EdgeGradient, family.edge_gradient as *const u8),
+            (TileFn::EdgeValueExact, exact::edge_value_exact as *const u8),
         ],
     }
 }
@@ -293,6 +295,7 @@ fn portable_tiles(
             | TileFn::Scatter
             | TileFn::Gradient
             | TileFn::EdgeGradient
+            | TileFn::EdgeValueExact
             | TileFn::Mods
             | TileFn::EdgeMods
             | TileFn::ModGradients

@@ -3,14 +3,13 @@
 mod common;
 
 use common::guarded::{Guarded, Place};
-use common::{Tensors, families, fitting_length, options, pattern_files, small_spec, spec_of, spec_with};
+use common::{Tensors, families, fitting_length, options, pattern_files, small_spec, spec_of, spec_with, ways};
 use half::{bf16, f16};
 use hopweave::compiler::{self, Options};
 use hopweave::dropout::Dropout;
 use hopweave::interpreter;
 use hopweave::operator::{Arguments, Operator};
 use hopweave::pattern::{self, Pattern};
-use hopweave::plan::Strategy;
 use hopweave::runtime::{Gradients, Saved, Step, TrainingKernel};
 use hopweave::spec::{Inputs, PatternSpec};
 use hopweave::target::Isa;
@@ -116,25 +115,6 @@ fn near(found: &ndarray::ArrayViewD<'_, f32>, expected: &ndarray::ArrayViewD<'_,
         };
         assert!(same, "{what}: {found}, expected {expected}, of {size}");
     }
-}
-
-/// P stored, P computed again, and one hop at a time.
-fn ways(isa: Isa, spec: &PatternSpec, pattern: &Pattern) -> Vec<(&'static str, Options)> {
-    let stored = options(isa, None);
-    if spec.diffusion.hops.len() <= 1 {
-        return vec![("one hop", stored)];
-    }
-    let again = options(isa, Some(Strategy::Recompute));
-    // Just too little for the Z of all hops.
-    let kernel = compiler::compile_training(spec, pattern, &again, false).expect("a kernel");
-    let single = Options { memory_limit: kernel.scratch_bytes(1) - 1, ..again.clone() };
-    let least = compiler::compile_training(spec, pattern, &single, false);
-    let mut ways = vec![("stored", stored), ("again", again)];
-    // With few hops or long values two Z in turn may take no less.
-    if least.is_ok_and(|kernel| kernel.plan().training.is_some_and(|training| training.hops_per_pass == 1)) {
-        ways.push(("hop by hop", single));
-    }
-    ways
 }
 
 #[test]

@@ -153,12 +153,17 @@ impl<'p> Kernel<'_, 'p> {
 
     /// Starts the row's sums with the values of its scattered edges.
     pub fn edge_values(&mut self, s: Value, v: Value, v_stride: Value) {
+        self.edge_values_by(TileFn::EdgeValue, s, v, v_stride);
+    }
+
+    /// The same by another tile.
+    pub fn edge_values_by(&mut self, tile: TileFn, s: Value, v: Value, v_stride: Value) {
         let record = self.records.edge;
         self.set(record, offset_of!(EdgeCall, s), s);
         self.set(record, offset_of!(EdgeCall, kv), v);
         self.set(record, offset_of!(EdgeCall, kv_stride), v_stride);
         self.set_int(record, offset_of!(EdgeCall, accumulate), 0);
-        self.call(TileFn::EdgeValue, record);
+        self.call(tile, record);
         self.set_int(self.records.value, offset_of!(ValueCall, accumulate), 1);
     }
 }

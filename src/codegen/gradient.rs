@@ -116,18 +116,24 @@ pub(super) fn write_gradient(mut kernel: Kernel<'_, '_>) {
     kernel.for_rows(|kernel, row, steps| {
         kernel.begin_again(row, steps);
         kernel.pack_gradient(row, pass);
-        let redo = kernel.has_masks(steps);
         kernel.for_steps(row, steps, |kernel, step| match step {
             StepKind::Edges => kernel.gradient_edges(row, pass),
             StepKind::Joint(source) => {
                 kernel.for_pieces(row, source, |kernel, piece| kernel.gradient_piece(row, piece, pass));
                 let panel = kernel.gradient_panel();
-                kernel.values(row, panel, source, pass.k, redo, None);
+                kernel.values(row, panel, source, pass.k, true, None);
             }
             StepKind::Stream(stretch) => kernel.for_chunks(row, stretch, |kernel, chunk| {
                 kernel.gradient_piece(row, chunk, pass);
                 let panel = kernel.gradient_panel();
-                kernel.value_run(row, panel, chunk, pass.k.0, pass.k.1);
+                let exact = kernel.is_exact();
+                kernel.if_else(
+                    exact,
+                    |kernel| kernel.value_exact(panel, chunk, pass.k.0, pass.k.1),
+                    |kernel| {
+                        kernel.value_run(row, panel, chunk, pass.k.0, pass.k.1);
+                    },
+                );
             }),
         });
         kernel.write_query_gradient(row, pass);
@@ -181,6 +187,7 @@ impl Pass {
         let (value, exact_record, edge) = (kernel.records.value, kernel.records.exact, kernel.records.edge);
         kernel.set_int(value, offset_of!(ValueCall, dv), d);
         kernel.set_int(exact_record, offset_of!(ExactCall, dv), d);
+        kernel.set_int(exact_record, offset_of!(ExactCall, skip_zeros), 1);
         if kernel.has_edges() {
             kernel.set_int(edge, offset_of!(EdgeCall, dv), d);
         }
@@ -453,7 +460,12 @@ impl<'p> Kernel<'_, 'p> {
         let (d, dv) = (self.plan.head_dim, self.plan.value_dim);
         self.if_else(pass.dv.0, |kernel| kernel.scatter(row, p, pass.g, pass.dv, dv), |_| {});
         self.scatter(row, dp, pass.q, pass.dk, d);
-        self.edge_values(dp, pass.k.0, pass.k.1);
+        let exact = self.is_exact();
+        self.if_else(
+            exact,
+            |kernel| kernel.edge_values_by(TileFn::EdgeValueExact, dp, pass.k.0, pass.k.1),
+            |kernel| kernel.edge_values(dp, pass.k.0, pass.k.1),
+        );
     }
 
     /// Keeps the scores of a piece, which start at `s`, as they are before their mods.

@@ -346,6 +346,7 @@ impl<'a, 'p> Kernel<'a, 'p> {
         self.set_int(exact, offset_of!(ExactCall, dv), dv);
         self.set(exact, offset_of!(ExactCall, acc), acc);
         self.set_int(exact, offset_of!(ExactCall, acc_stride), acc_stride);
+        self.set_int(exact, offset_of!(ExactCall, skip_zeros), 0);
 
         if let Some(stored) = self.stored {
             let buffer = self.local(self.scratch.widened);

@@ -66,6 +66,8 @@ pub enum TileFn {
     Gradient,
     /// [`crate::tiles::gradient::EdgeGradientCall`]
     EdgeGradient,
+    /// [`crate::tiles::EdgeCall`]
+    EdgeValueExact,
     /// [`crate::tiles::mod_gradients::ModGradientCall`]
     ModGradients,
     /// [`crate::tiles::mod_gradients::EdgeModGradientCall`]
@@ -86,7 +88,7 @@ pub enum TileFn {
 impl TileFn {
     /// All of them; the position is the index in the external names of lowered functions, where the wrappers for
     /// 16-bit tensors follow in the same order.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Pack,
         Self::Score,
         Self::Exp,
@@ -104,6 +106,7 @@ impl TileFn {
         Self::Scatter,
         Self::Gradient,
         Self::EdgeGradient,
+        Self::EdgeValueExact,
         Self::ModGradients,
         Self::EdgeModGradients,
         Self::GradientPack,
@@ -133,6 +136,7 @@ impl TileFn {
             Self::Scatter => "scatter",
             Self::Gradient => "gradient",
             Self::EdgeGradient => "edge_gradient",
+            Self::EdgeValueExact => "edge_value_exact",
             Self::ModGradients => "mod_gradients",
             Self::EdgeModGradients => "edge_mod_gradients",
         }

@@ -553,6 +553,8 @@ impl<'p> Kernel<'_, 'p> {
                     // What it brings near is for its scores.
                     let piece = Operands { near: Near::Nothing, ..piece };
                     match piece.masked {
+                        // Weights of 0 are everywhere there.
+                        _ if kernel.is_gradient_pass => kernel.value_exact(panel, piece, v, v_stride),
                         Masked::No => {
                             kernel.value_run(row, panel, piece, v, v_stride);
                         }
@@ -604,7 +606,8 @@ impl<'p> Kernel<'_, 'p> {
         flag
     }
 
-    fn value_exact(&mut self, panel: Panel, piece: Operands, v: Value, v_stride: Value) {
+    /// Adds one run to the row's sums, pair by pair.
+    pub fn value_exact(&mut self, panel: Panel, piece: Operands, v: Value, v_stride: Value) {
         let Records { exact: record, value, .. } = self.records;
         let v = self.tensor_row(v, piece.start, v_stride, self.value_element);
         let v_stride = self.key_stride(v_stride, piece);

@@ -151,8 +151,8 @@ impl Head<'_> {
             for (&(key, p), by_p) in row.edges.iter().zip(&by_weights) {
                 let key = key as usize;
                 let scaled = self.scaled(i, key);
-                // A row that nothing reads has no gradient, be its scores NaN.
-                let by_score = if *by_p == mean { 0.0 } else { p * (by_p - mean) };
+                // A row that nothing reads has no gradient, be its scores NaN. The difference of two infinities is none.
+                let by_score = if by_p.is_finite() && *by_p == mean { 0.0 } else { p * (by_p - mean) };
                 let by_scaled = self.mods.pull((self.index, i, key), scaled, by_score, &mut inputs);
                 if by_scaled != 0.0 {
                     let by_dot = self.spec.scale * by_scaled;

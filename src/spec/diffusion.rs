@@ -1,5 +1,6 @@
 //! The `diffusion` key: four forms, one recurrence.
 
+use super::parse::LARGEST_FACTOR;
 use super::{Diffusion, Fields, HopFactors, Source, Value};
 use crate::dtype::Dtype;
 use crate::error::{Result, Span};
@@ -87,7 +88,7 @@ fn recurrence(source: &Source, fields: &Fields<'_>, form: Option<&str>) -> Resul
                 let message = format!("`coefficients` has {} numbers", items.len());
                 return Err(source.error(value.at, message, format!("1 to {} of them", MAX_HOPS + 1)));
             }
-            let read = |x: &Value| x.float(source, "coefficients", f64::NEG_INFINITY, f64::INFINITY);
+            let read = |x: &Value| x.float(source, "coefficients", -LARGEST_FACTOR, LARGEST_FACTOR);
             Ok(Diffusion::polynomial(&items.iter().map(read).collect::<Result<Vec<_>>>()?))
         }
         Some("heat") => {

@@ -21,7 +21,9 @@ mod yaml;
 pub use crate::dtype::Dtype;
 pub use diffusion::MAX_HOPS;
 pub use keys::{KEYS, KeyDef};
-pub use parse::{CheckLeaf, MAX_DIM, parse, parse_checked, parse_node, parse_source, parse_with, read_value};
+pub use parse::{
+    CheckLeaf, LARGEST_FACTOR, MAX_DIM, parse, parse_checked, parse_node, parse_source, parse_with, read_value,
+};
 pub use print::{flow, quoted};
 pub use read::{Fields, nearest};
 pub use score::Inputs;

@@ -16,6 +16,11 @@ use crate::limits::Limit;
 /// Largest width of a query, key or value vector.
 pub const MAX_DIM: u64 = 512;
 
+/// Largest factor of a spec: scale, slope or coefficient. Kernels compute in f32, where anything beyond 3.4e38 is infinite
+/// and makes not-a-number of every 0 that it meets; this leaves room for what it is multiplied with before it meets data,
+/// such as log2 e, a softcap's 1 / cap or a distance.
+pub const LARGEST_FACTOR: f64 = 1e30;
+
 /// What is checked of a leaf by whoever knows the leaves: its name, the place of that, and its arguments.
 pub type CheckLeaf = fn(&Source, &str, Span, &Value) -> Result<()>;
 
@@ -167,8 +172,7 @@ fn score(
     let fields = Fields::new(source, "score", fields.key_at("score"), value, &["scale", "mods"])?;
     let mut faults = Faults::default();
     let scale = faults.keep(match fields.get("scale") {
-        // In f32, where scores are computed, anything beyond would be infinite.
-        Some(value) => value.float(source, "scale", -f64::from(f32::MAX), f64::from(f32::MAX)),
+        Some(value) => value.float(source, "scale", -LARGEST_FACTOR, LARGEST_FACTOR),
         None => Ok(default),
     });
     let mods = faults.keep(match fields.get("mods") {

@@ -147,6 +147,8 @@ impl Value {
     pub fn float(&self, source: &Source, name: &str, lo: f64, hi: f64) -> Result<f64> {
         let expected = match lo.abs().max(hi.abs()) {
             most if most <= 1e9 => format!("a number from {lo} to {hi}"),
+            // Display would write all zeros out.
+            most if most.is_finite() => format!("a number from {lo:e} to {hi:e}"),
             _ => "a finite number".into(),
         };
         match self.plain().and_then(|t| t.parse::<f64>().ok()) {

@@ -466,12 +466,13 @@ unsafe extern "C" fn edge_score(call: *const EdgeCall) {
             let q = c.q.add(row * c.q_stride);
             let mut max = _mm512_set1_ps(*c.max.add(r));
             if c.d == WIDTH {
-                let q: [__m512; WIDTH / LANES] = std::array::from_fn(|x| _mm512_loadu_ps(q.add(x * LANES)));
                 let scale = _mm512_set1_ps(c.scale);
+                let q: [__m512; WIDTH / LANES] =
+                    std::array::from_fn(|x| _mm512_mul_ps(_mm512_loadu_ps(q.add(x * LANES)), scale));
                 // A few edges at the end are left to shorter code.
                 while edge < end && end - edge > LANES / 2 {
                     let count = (end - edge).min(LANES);
-                    let dots = _mm512_mul_ps(dots_of_width(c, q, edge, count - 1), scale);
+                    let dots = dots_of_width(c, q, edge, count - 1);
                     let keep = first(count);
                     _mm512_mask_storeu_ps(c.s.add(edge - base), keep, dots);
                     max = _mm512_mask_max_ps(max, keep, dots, max);

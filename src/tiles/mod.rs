@@ -214,7 +214,8 @@ pub struct EdgeCall {
     pub q_stride: usize,
     /// Row numbers of the queries, or null for rows `0..rows` from `q`.
     pub q_rows: *const u32,
-    /// Factor on the query, as in [`PackCall`].
+    /// Factor on the query, as in [`PackCall`]: it is multiplied before keys are, since the product of a query and a key may
+    /// overflow where the score does not.
     pub scale: f32,
     /// Queries, 1 to 64.
     pub rows: usize,

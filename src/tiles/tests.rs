@@ -514,6 +514,7 @@ fn exact_values_skip_masked_keys() {
                     acc: acc.as_mut_ptr(),
                     acc_stride: 64,
                     accumulate: random.below(2),
+                    skip_zeros: 0,
                 };
                 // SAFETY: buffers as the record says.
                 let expected = unsafe {

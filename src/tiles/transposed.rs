@@ -43,7 +43,7 @@ pub struct TransposedCall {
     /// Factor on what is added.
     pub factor: f32,
     /// Not 0: rows of `x` may hold NaN or Inf, which must not meet the weight 0 of a forbidden pair; pairs are then
-    /// taken one by one.
+    /// taken one by one, and those of weight 0 left out.
     pub exact: usize,
 }
 
@@ -79,7 +79,7 @@ impl TransposedCall {
     }
 }
 
-/// Pair by pair, without those that are not allowed.
+/// Pair by pair, without those that are not allowed or have no weight.
 #[inline(always)]
 unsafe fn pair_by_pair(c: &TransposedCall) {
     for j in 0..c.nkeys {
@@ -90,6 +90,9 @@ unsafe fn pair_by_pair(c: &TransposedCall) {
                     continue;
                 }
                 let weight = c.factor * *c.p.add(r / LANES * c.p_stride + j * LANES + r % LANES);
+                if weight == 0.0 {
+                    continue;
+                }
                 let (x, out) = (c.x_row(r), c.out_row(j));
                 for column in 0..c.width {
                     *out.add(column) += weight * *x.add(column);
@@ -142,7 +145,8 @@ pub unsafe extern "C" fn transposed(call: *const TransposedCall) {
     }
 }
 
-/// `out[key(e)][:] += factor · s[e] · x[row(r)][:]` for the edges of every query of a block.
+/// `out[key(e)][:] += factor · s[e] · x[row(r)][:]` for the edges of every query of a block. A weight of 0 adds nothing,
+/// whatever it meets.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct ScatterCall {
@@ -167,6 +171,9 @@ unsafe fn scatter_edges<const FUSED: bool>(call: &ScatterCall) {
             let x = c.q.add(row * c.q_stride);
             for edge in begin..end {
                 let weight = c.scale * *c.s.add(edge - base);
+                if weight == 0.0 {
+                    continue;
+                }
                 let out = call.out.add(*c.edge_keys.add(edge) as usize * call.out_stride);
                 let mut column = 0;
                 while column + LANES <= c.dv {

@@ -2,6 +2,8 @@
 // Every test file is a crate of its own and uses a part of this.
 #![allow(dead_code)]
 
+pub mod bound;
+pub mod extremes;
 pub mod guarded;
 pub mod process;
 pub mod specs;
@@ -98,6 +100,25 @@ pub fn strategies_at(spec: &PatternSpec, (q_len, kv_len): (usize, usize)) -> Vec
     let verdicts = compiler::strategies(spec, q_len, kv_len, &Options::reproducible());
     let verdicts = verdicts.unwrap_or_else(|error| panic!("{}\n{error}", spec.print()));
     verdicts.into_iter().filter(|(_, verdict)| verdict.is_ok()).map(|(strategy, _)| strategy).collect()
+}
+
+/// P stored, P computed again, and one hop at a time.
+pub fn ways(isa: Isa, spec: &PatternSpec, pattern: &Pattern) -> Vec<(&'static str, Options)> {
+    let stored = options(isa, None);
+    if spec.diffusion.hops.len() <= 1 {
+        return vec![("one hop", stored)];
+    }
+    let again = options(isa, Some(Strategy::Recompute));
+    // Just too little for the Z of all hops.
+    let kernel = compiler::compile_training(spec, pattern, &again, false).expect("a kernel");
+    let single = Options { memory_limit: kernel.scratch_bytes(1) - 1, ..again.clone() };
+    let least = compiler::compile_training(spec, pattern, &single, false);
+    let mut ways = vec![("stored", stored), ("again", again)];
+    // With few hops or long values two Z in turn may take no less.
+    if least.is_ok_and(|kernel| kernel.plan().training.is_some_and(|training| training.hops_per_pass == 1)) {
+        ways.push(("hop by hop", single));
+    }
+    ways
 }
 
 /// Numbers from a seed (SplitMix64, Steele et al. 2014).

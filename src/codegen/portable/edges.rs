@@ -51,7 +51,7 @@ fn edge_row(e: &mut Emit, record: Value, row: &Row, edge: Value) -> Value {
     e.row(base, number, stride)
 }
 
-/// Emits `s[e] = scale · q[r] · k[key(e)]` and the running maximum. Four edges share the loads of the query; the
+/// Emits `s[e] = (scale · q[r]) · k[key(e)]` and the running maximum. Four edges share the loads of the query; the
 /// last round repeats the last edge in its free places.
 pub(super) fn emit_score(e: &mut Emit, record: Value, d: usize) -> Vec<Value> {
     let scale = e.load(types::F32, record, offset_of!(EdgeCall, scale) as i32);
@@ -74,9 +74,7 @@ pub(super) fn emit_score(e: &mut Emit, record: Value, d: usize) -> Vec<Value> {
                 })
                 .collect();
             let keys: Vec<Value> = edges.iter().map(|&edge| edge_row(e, record, row, edge)).collect();
-            let dots = dots(e, q, &keys, d);
-            let scale = e.splat(scale);
-            let scores = e.b.ins().fmul(dots, scale);
+            let scores = dots(e, (q, scale), &keys, d);
             for (lane, &edge) in (0u8..).zip(&edges) {
                 let score = e.b.ins().extractlane(scores, lane);
                 let at = e.offset(s, edge, 4);
@@ -95,8 +93,10 @@ pub(super) fn emit_score(e: &mut Emit, record: Value, d: usize) -> Vec<Value> {
     Vec::new()
 }
 
-/// The dot products of `q` with four keys, one per lane.
-fn dots(e: &mut Emit, q: Value, keys: &[Value], d: usize) -> Value {
+/// The dot products of `scale · q` with four keys, one per lane. The factor goes onto the query as it does in packing: a
+/// product of query and key may leave the range of f32 where the score does not.
+fn dots(e: &mut Emit, (q, scale): (Value, Value), keys: &[Value], d: usize) -> Value {
+    let scale = e.splat(scale);
     let none = e.constant(0.0);
     let whole = d / 4 * 4;
     let mut sums = vec![none; keys.len()];
@@ -105,6 +105,7 @@ fn dots(e: &mut Emit, q: Value, keys: &[Value], d: usize) -> Value {
         sums = e.for_range(start, end, 16, &sums, |e, byte, sums| {
             let at = e.b.ins().iadd(q, byte);
             let q = e.load(types::F32X4, at, 0);
+            let q = e.b.ins().fmul(q, scale);
             keys.iter()
                 .zip(sums)
                 .map(|(&key, &sum)| {
@@ -126,6 +127,7 @@ fn dots(e: &mut Emit, q: Value, keys: &[Value], d: usize) -> Value {
             column = e.b.ins().insertlane(column, value, lane);
         }
         let q = e.load_splat(q, 4 * x as i32);
+        let q = e.b.ins().fmul(q, scale);
         total = e.mul_add(column, q, total);
     }
     total

@@ -37,14 +37,13 @@ pub(super) struct Room {
     last: Vec<f32>,
     /// The gradient of a Z, and of the one before it.
     g: [Vec<f32>; 2],
-    /// Gradients of the Z of a pass times their steps, side by side.
+    /// Gradients of the Z of a pass times their steps, over the row sums, side by side.
     steps: Vec<f32>,
-    /// Gradients divided by the row sums of P as it is stored.
-    over_sums: Vec<f32>,
-    /// By number of the query: what its scores were reduced by, the row sum, log-sum-exp in the base-2 domain, Σ p dp.
+    /// By number of the query: what its scores were reduced by, in the base-2 domain, the row sum, 1 / row sum, and
+    /// Σ p dp / row sum.
     row_max: Vec<f32>,
     row_sum: Vec<f32>,
-    log_sum: Vec<f32>,
+    inverse: Vec<f32>,
     delta: Vec<f32>,
     /// By place.
     references: Vec<f32>,
@@ -89,8 +88,7 @@ impl Room {
             grow(g, rows)?;
         }
         grow(&mut self.steps, plan.q_len * plan.gradient_depth())?;
-        grow(&mut self.over_sums, if inner.stored.is_some() { rows } else { 0 })?;
-        for by_number in [&mut self.row_max, &mut self.row_sum, &mut self.log_sum, &mut self.delta] {
+        for by_number in [&mut self.row_max, &mut self.row_sum, &mut self.inverse, &mut self.delta] {
             grow(by_number, plan.q_len)?;
         }
         let places = plan.q_len.next_multiple_of(QUERY_BLOCK);
@@ -121,9 +119,8 @@ impl Inner {
             (_, true) => hops,
             (_, false) => 2,
         };
-        let buffers = z + 3 + usize::from(self.stored.is_some());
         let floats =
-            rows * buffers + plan.q_len * (plan.gradient_depth() + 7) + (stretches - 1) * self.stretch_floats();
+            rows * (z + 3) + plan.q_len * (plan.gradient_depth() + 7) + (stretches - 1) * self.stretch_floats();
         floats * size_of::<f32>() + self.pass.shared() + self.stored.as_ref().map_or(0, Part::shared)
     }
 }
@@ -192,8 +189,9 @@ impl<'a> Head<'a> {
 
     /// Natural log-sum-exp of every row, behind [`Self::forward`].
     pub fn write_log_sum_exp(&self, lse: &mut [f32]) {
-        for (lse, &log_sum) in lse.iter_mut().zip(&self.room.log_sum) {
-            *lse = log_sum * std::f32::consts::LN_2;
+        let Room { row_max, row_sum, .. } = &*self.room;
+        for ((lse, &max), &sum) in lse.iter_mut().zip(row_max).zip(row_sum) {
+            *lse = if sum == 0.0 { f32::NEG_INFINITY } else { (max + sum.log2()) * std::f32::consts::LN_2 };
         }
     }
 
@@ -210,14 +208,16 @@ impl<'a> Head<'a> {
         let inner = self.inner;
         let hops = &inner.pass.plan.hops;
         match saved {
-            // Log-sum-exp is all that a single hop needs of its softmax.
-            Some((out, lse)) if hops.len() == 1 => {
-                for (log_sum, &lse) in self.room.log_sum.iter_mut().zip(lse) {
-                    *log_sum = lse * std::f32::consts::LOG2_E;
+            // Log-sum-exp is all that a single hop needs of its softmax, where it is exact enough.
+            Some((out, lse)) if hops.len() == 1 && lse.iter().all(|&lse| serves(lse)) => {
+                let Room { row_max, row_sum, .. } = &mut *self.room;
+                for ((max, sum), &lse) in row_max.iter_mut().zip(row_sum).zip(lse) {
+                    *max = lse * std::f32::consts::LOG2_E;
+                    *sum = if lse == f32::NEG_INFINITY { 0.0 } else { 1.0 };
                 }
                 copy_rows(&mut self.room.last, out);
             }
-            Some((out, _)) if inner.keeps_all() => {
+            Some((out, _)) if hops.len() > 1 && inner.keeps_all() => {
                 self.softmax_and_first_hop();
                 (1..hops.len() - 1).for_each(|hop| self.hop(hop));
                 copy_rows(&mut self.room.last, out);
@@ -226,7 +226,7 @@ impl<'a> Head<'a> {
         }
         // Finite tensors may still have scores that are not: by what a score mod reads or makes, or by overflow. One such
         // score leaves a mark in its row's sum, and the row's Z and gradients are NaN from there on.
-        self.exact |= self.room.log_sum.iter().any(|&log_sum| log_sum.is_nan() || log_sum == f32::INFINITY);
+        self.exact |= self.room.row_sum.iter().any(|sum| !sum.is_finite());
         self.place_references();
         copy_rows(&mut self.room.g[0], grad_out);
         if inner.keeps_all() {
@@ -275,10 +275,6 @@ impl<'a> Head<'a> {
             let target = self.z(1);
             self.each_stretch(|head, worker, rows| head.enter_rows(FIRST, worker, rows, 0, None, Some(target)));
             self.drop_z(0);
-        }
-        let Room { row_max, row_sum, log_sum, .. } = &mut *self.room;
-        for ((log_sum, &max), &sum) in log_sum.iter_mut().zip(&*row_max).zip(&*row_sum) {
-            *log_sum = if sum == 0.0 { f32::NEG_INFINITY } else { max + sum.log2() };
         }
     }
 
@@ -349,8 +345,8 @@ impl<'a> Head<'a> {
     }
 
     /// The adjoint of hop `hop`, from the gradient of what it gave: `g[0]` becomes that of what it read (of V, for the
-    /// first hop, `dv` gets it, unless that is left to the pass of a single hop). Keeps the gradient times the step at
-    /// `slot` of the pass, and adds to Σ p dp.
+    /// first hop, `dv` gets it, unless that is left to the pass of a single hop). Keeps the gradient times the step, over the
+    /// row sum, at `slot` of the pass, and adds to Σ p dp: P is made again as it was before it was normalised.
     fn adjoint<T: Element>(&mut self, hop: usize, slot: usize, v: ArrayView2<'_, T>, dv: &mut [f32]) {
         let plan = &self.inner.pass.plan;
         let (hops, width, depth) = (plan.hops.len(), plan.value_dim, plan.gradient_depth());
@@ -358,7 +354,7 @@ impl<'a> Head<'a> {
         self.drop_rows(hop, |room| (&mut room.g[0], 0));
         let kept = 1.0 - self.dropout.map_or(0.0, |dropout| dropout.hop);
         let behind = self.z(hop + 1);
-        let Room { z, last, g, steps, delta, row_sum, over_sums, .. } = &mut *self.room;
+        let Room { z, last, g, steps, delta, inverse, .. } = &mut *self.room;
         // Where Z behind this hop stands.
         let (after, stride): (&[f32], usize) = match self.inner.keeps_all() && hop + 1 < hops {
             true => (&z[(hop + 1) * width..], behind.1),
@@ -376,15 +372,10 @@ impl<'a> Head<'a> {
                     *dv += restart * g;
                 }
             }
-            delta[number] += sum;
+            delta[number] += sum * inverse[number];
+            let factor = step * inverse[number];
             for (to, g) in steps.iter_mut().zip(g) {
-                *to = step * g;
-            }
-            if let Some(over) = over_sums.get_mut(number * width..(number + 1) * width) {
-                let factor = if row_sum[number] == 0.0 { 0.0 } else { step / row_sum[number] };
-                for (to, g) in over.iter_mut().zip(g) {
-                    *to = factor * g;
-                }
+                *to = factor * g;
             }
         }
         // The pass adds a single hop's share of dv.
@@ -396,13 +387,8 @@ impl<'a> Head<'a> {
             self.room.g[0].fill(0.0);
             return;
         }
-        let source = match self.inner.stored {
-            Some(_) => (self.room.over_sums.as_ptr().expose_provenance(), width),
-            None => {
-                let at = slot * width * size_of::<f32>();
-                (self.room.steps.as_ptr().expose_provenance() + at, depth)
-            }
-        };
+        let at = slot * width * size_of::<f32>();
+        let source = (self.room.steps.as_ptr().expose_provenance() + at, depth);
         if hop == 0 {
             self.add_to(&mut [dv], |head, worker, rows, out| {
                 head.enter_rows(ADJOINT_HOP, worker, rows, 0, Some(source), Some((out[0], width)));
@@ -461,14 +447,17 @@ impl<'a> Head<'a> {
         plan.masks[plan.mask_of_head[self.head] as usize].order.as_deref()
     }
 
-    /// Log-sum-exp by place.
+    /// What scores are reduced by when P is made again, by place, and 1 / row sum, by number.
     fn place_references(&mut self) {
         let order = self.order();
-        let Room { references, log_sum, .. } = &mut *self.room;
-        for (place, to) in references.iter_mut().enumerate().take(log_sum.len()) {
-            let log_sum = log_sum[order.map_or(place, |order| order[place] as usize)];
+        let Room { references, row_max, row_sum, inverse, .. } = &mut *self.room;
+        for (place, to) in references.iter_mut().enumerate().take(row_max.len()) {
+            let max = row_max[order.map_or(place, |order| order[place] as usize)];
             // A row without keys has no score that anything could be subtracted from.
-            *to = if log_sum == f32::NEG_INFINITY { 0.0 } else { log_sum };
+            *to = if max == f32::NEG_INFINITY { 0.0 } else { max };
+        }
+        for (to, &sum) in inverse.iter_mut().zip(&*row_sum) {
+            *to = if sum == 0.0 { 0.0 } else { 1.0 / sum };
         }
     }
 
@@ -615,6 +604,15 @@ impl<'a> Head<'a> {
             training: std::ptr::null(),
         }
     }
+}
+
+/// Largest log-sum-exp that stands for a row's maximum and sum when P is made again. Its own rounding, 2^-24 of its size, is
+/// an error of every weight in the same direction: rows of P would no longer sum to 1.
+const LARGEST_LOG_SUM: f32 = 64.0;
+
+/// Whether P can be made again from a row's log-sum-exp: otherwise its maximum and sum are computed anew.
+fn serves(lse: f32) -> bool {
+    lse.abs() <= LARGEST_LOG_SUM || lse == f32::NEG_INFINITY
 }
 
 fn copy_rows<T: Element>(to: &mut [f32], from: ArrayView2<'_, T>) {

@@ -6,6 +6,7 @@
 //! leave their tensor, with the range found.
 
 use super::expr::{Expr, Var};
+use super::parse::LARGEST_FACTOR;
 use super::{Data, Fields, PatternSpec, Source, Value, nearest};
 use crate::error::{Result, Span};
 
@@ -246,8 +247,7 @@ fn read_slopes(source: &Source, at: Span, args: &Value, heads: usize) -> Result<
         let message = format!("`slopes` has {} numbers for {heads} heads", items.len());
         return Err(source.error(value.at, message, "one slope for each head"));
     }
-    let most = f64::from(f32::MAX);
-    items.iter().map(|item| item.float(source, "slopes", -most, most)).collect()
+    items.iter().map(|item| item.float(source, "slopes", -LARGEST_FACTOR, LARGEST_FACTOR)).collect()
 }
 
 fn read_bias(source: &Source, at: Span, args: &Value, inputs: &[Signature]) -> Result<ModKind> {
