@@ -618,7 +618,7 @@ fn limits_are_kept_and_named() {
     let long = folder.text("long.yaml");
     for (args, message) in [
         (&["check", &long][..], "long.yaml: 1.1 MiB; at most 1.0 MiB, the limit `text`; `--limit text=... ` moves it"),
-        (&["check", &spec, "--limit", "text=40"], "spec.yaml: 68 B; at most 40 B, the limit `text`"),
+        (&["check", &spec, "--limit", "text=40"], "spec.yaml: 65 B; at most 40 B, the limit `text`"),
         (&["check", &edges, "--limit", "file=1k"], "edges.npy: 1.7 KiB\n"),
         (&["check", &edges, "--limit", "edges=99"], "the array has 100 pairs\n"),
         (&["explain", &spec, "-n", "65", "--limit", "length=64"], "the length: 65; at most 64, the limit `length`"),
