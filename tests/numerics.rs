@@ -3,7 +3,7 @@
 mod common;
 
 use common::bound::Bound;
-use common::extremes::{KINDS, PATTERNS, tensors};
+use common::extremes::{KINDS, specs, tensors};
 use common::{Tensors, compile, families, options, spec_of, spec_with, strategies};
 use half::{bf16, f16};
 use hopweave::compiler::Options;
@@ -21,21 +21,11 @@ fn oracle(pattern: &Pattern, spec: &PatternSpec, t: &Tensors) -> Output {
     exact
 }
 
-/// A width that tiles and edges have code of its own for, and one that they have not.
-fn specs() -> Vec<PatternSpec> {
-    let all = PATTERNS.iter().flat_map(|pattern| DIFFUSION.map(|diffusion| (pattern, diffusion)));
-    all.map(|(pattern, diffusion)| {
-        let width = if pattern.contains("random") { 64 } else { 20 };
-        spec_of(pattern, width, 9, diffusion)
-    })
-    .collect()
-}
-
 #[test]
 fn extreme_numbers_are_as_near_to_f64_as_f32_allows() {
     let n = 75;
     let mut kernels_seen = 0;
-    for spec in specs() {
+    for spec in specs(DIFFUSION) {
         let pattern = pattern::resolve(&spec, n, n).expect("a pattern");
         let kernels: Vec<_> = families()
             .into_iter()
@@ -62,7 +52,7 @@ fn extreme_numbers_are_as_near_to_f64_as_f32_allows() {
 fn sixteen_bit_extremes_are_as_near_as_their_format_allows() {
     fn check<T: hopweave::Element>(dtype: &str, choices: [f32; 6], unit: f64, least: f64, dots: Option<bool>) {
         let n = 75;
-        for spec in specs() {
+        for spec in specs(DIFFUSION) {
             let pattern = pattern::resolve(&spec, n, n).expect("a pattern");
             let mut numbers = common::Numbers(3);
             let mut t = Tensors::random(&spec, 1, n, 1);
@@ -119,7 +109,7 @@ fn lengths_that_are_cut_and_rows_without_keys_keep_their_extremes() {
 #[test]
 fn wrong_results_are_out_of_bounds() {
     let n = 75;
-    for spec in specs() {
+    for spec in specs(DIFFUSION) {
         let pattern = pattern::resolve(&spec, n, n).expect("a pattern");
         for kind in KINDS {
             let t = tensors(kind, &spec, n);

@@ -3,7 +3,7 @@
 mod common;
 
 use common::bound::{EPS, GradientBound};
-use common::extremes::{KINDS, PATTERNS, tensors};
+use common::extremes::{KINDS, specs, tensors};
 use common::{Numbers, Tensors, compile, families, options, spec_of, ways};
 use hopweave::compiler;
 use hopweave::interpreter;
@@ -17,15 +17,6 @@ const DIFFUSION: [&str; 2] = ["{hops: 1, alpha: 0}", "{hops: 3, alpha: 0.2}"];
 fn oracle(pattern: &Pattern, spec: &PatternSpec, t: &Tensors, grad: &Array4<f32>) -> interpreter::Gradients {
     let tensors = [t.q.view(), t.k.view(), t.v.view(), grad.view()];
     interpreter::gradients(pattern, spec, tensors, &Inputs::none(), None).unwrap_or_else(|error| panic!("{error}"))
-}
-
-fn specs() -> Vec<PatternSpec> {
-    let all = PATTERNS.iter().flat_map(|pattern| DIFFUSION.map(|diffusion| (pattern, diffusion)));
-    all.map(|(pattern, diffusion)| {
-        let width = if pattern.contains("random") { 64 } else { 20 };
-        spec_of(pattern, width, 9, diffusion)
-    })
-    .collect()
 }
 
 /// A gradient of the output, positive so that sums of it do not cancel.
@@ -51,7 +42,7 @@ fn check_column_sums(found: &Gradients, grad: &Array4<f32>) -> Result<(), String
 fn gradients_of_extreme_numbers_are_as_near_to_f64_as_f32_allows() {
     let n = 75;
     let mut ways_seen = std::collections::BTreeSet::new();
-    for spec in specs() {
+    for spec in specs(DIFFUSION) {
         let pattern = pattern::resolve(&spec, n, n).expect("a pattern");
         let grad = gradient(&spec, n);
         let kernels: Vec<_> = families()
@@ -88,7 +79,7 @@ fn gradients_of_extreme_numbers_are_as_near_to_f64_as_f32_allows() {
 #[test]
 fn wrong_gradients_are_out_of_bounds() {
     let n = 75;
-    for spec in specs() {
+    for spec in specs(DIFFUSION) {
         let pattern = pattern::resolve(&spec, n, n).expect("a pattern");
         let (grad, t) = (gradient(&spec, n), tensors("ordinary", &spec, n));
         let exact = oracle(&pattern, &spec, &t, &grad);
@@ -115,7 +106,7 @@ fn wrong_gradients_are_out_of_bounds() {
 #[test]
 fn a_key_at_minus_infinity_is_as_if_it_were_not_there() {
     let (n, far) = (75, 33);
-    for spec in specs() {
+    for spec in specs(DIFFUSION) {
         let pattern = pattern::resolve(&spec, n, n).expect("a pattern");
         let grad = gradient(&spec, n);
         let mut t = tensors("ordinary", &spec, n);

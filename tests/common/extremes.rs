@@ -2,16 +2,27 @@
 
 use hopweave::spec::PatternSpec;
 
-use super::Tensors;
+use super::{Tensors, spec_of};
 
 /// Patterns of every shape that a mask can have: masked and full runs, scattered edges, gathered rows, parts.
-pub const PATTERNS: [&str; 5] = [
+const PATTERNS: [&str; 5] = [
     "{window: {radius: 9}}",
     "{random: {keys_per_query: 13, seed: 1}}",
     "{any: [{window: {radius: 5}}, {global: {tokens: {first: 2}}}, {random: {keys_per_query: 2, seed: 3}}]}",
     "{any: [{window: {left: 7, right: 0}}, {strided: {step: 7, mode: diagonal}}]}",
     "full",
 ];
+
+/// Every pattern with every form of diffusion, at a width that tiles and edges have code of its own for, or at one that they
+/// have not.
+pub fn specs(diffusion: [&str; 2]) -> Vec<PatternSpec> {
+    let all = PATTERNS.iter().flat_map(|pattern| diffusion.map(|diffusion| (pattern, diffusion)));
+    all.map(|(pattern, diffusion)| {
+        let width = if pattern.contains("random") { 64 } else { 20 };
+        spec_of(pattern, width, 9, diffusion)
+    })
+    .collect()
+}
 
 /// Inputs by name.
 pub const KINDS: [&str; 14] = [
