@@ -240,7 +240,7 @@ def test_specs_of_others_are_limited(tmp_path):
 def test_errors_of_a_spec_come_together():
     with pytest.raises(hopweave.SpecError) as caught:
         hopweave.Spec.from_yaml("name: x\nhead_dim: 0\npattern: {any: [casual, {sink: -1}]}\n")
-    assert [f"<spec>:{place}" in str(caught.value) for place in ("2:11", "3:16", "3:32")] == [True] * 3
+    assert [f"<spec>:{place}" in str(caught.value) for place in ("2:11", "3:17", "3:32")] == [True] * 3
 
 
 def test_what_cannot_be_served_is_refused(window):
