@@ -12,6 +12,8 @@ use hopweave::{mask, pattern, plan, schedule};
 fn every_pattern_becomes_a_plan_and_every_text_reads_back() {
     // Two block rows, the second not full; one is all that Miri gets through in minutes.
     let n = if cfg!(miri) { 20 } else { 90 };
+    // Plans of all families come by the same way.
+    let families = if cfg!(miri) { &Isa::ALL[..1] } else { &Isa::ALL[..] };
     for (name, text) in pattern_files() {
         let spec = small_spec(&text, &[]);
         let n = fitting_length(&spec, n);
@@ -20,7 +22,7 @@ fn every_pattern_becomes_a_plan_and_every_text_reads_back() {
         if !pattern.run_time_segments().is_empty() {
             continue;
         }
-        for isa in Isa::ALL {
+        for &isa in families {
             let emit = |stage| {
                 compiler::emit(&spec, n, n, &options(isa, None), (stage, false))
                     .unwrap_or_else(|error| panic!("{name} {stage}\n{error}"))
