@@ -1,4 +1,5 @@
-//! Random specs, lengths and threads for as long as asked, every result compared with the interpreter:
+//! Random specs, lengths and threads for as long as asked, every output compared with the interpreter, gradients with
+//! themselves:
 //!
 //! ```sh
 //! cargo run --release --example soak -- --minutes 10 --threads 8 --seed 1

@@ -320,6 +320,12 @@ fn looking_has_an_end() {
     assert!(long.hops.is_empty() && long.note.contains("too many to follow"), "{}", long.note);
     let everyone = found("full", 1, 1, 1024, u64::MAX).reach_everything.expect("tokens");
     assert!(everyone.all_followed);
+    // Nearly full, and no two heads alike: more pairs than are passed from every query.
+    let heads: Vec<String> =
+        (0..5).map(|h| format!("{{heads: [{h}], pattern: {{window: {{radius: {}}}}}}}", 1000 + h)).collect();
+    let some = found(&format!("{{per_head: [{}]}}", heads.join(", ")), 5, 1, 1024, u64::MAX);
+    let some = some.reach_everything.expect("tokens");
+    assert!(!some.all_followed && some.followed == 4 * 32, "{some:?}");
     let scarce = found("{window: {radius: 5}}", 2, 3, 300, 1000);
     assert_eq!(scarce.nnz, 2 * (300 * 11 - 30));
     assert!(scarce.receptive_field.hops.is_empty() && scarce.receptive_field.note == SCARCE);
