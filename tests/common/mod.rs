@@ -1,5 +1,5 @@
 //! What several test files share: inputs, the oracle with its error bound, tile families, golden files.
-// Every test file is a crate of its own and uses a part of this.
+// Every binary of tests, the soak and a fuzz target use a part of this.
 #![allow(dead_code)]
 
 pub mod bound;

@@ -1,10 +1,8 @@
 //! Score mods through the whole compiler against the interpreter: every kind, alone and together, on patterns with
 //! runs, gathered keys, permuted rows and scattered edges, by every tile family and strategy.
 
-mod common;
-
-use common::guarded::{Place, forward_with};
-use common::{Numbers, Tensors, compile, families, options, spec_with, strategies};
+use crate::common::guarded::{Place, forward_with};
+use crate::common::{Numbers, Tensors, compile, families, options, spec_with, strategies};
 use hopweave::compiler::{self, Options, Stage};
 use hopweave::plan::ModsBy;
 use hopweave::spec::score::{self, SCORE_MODS};

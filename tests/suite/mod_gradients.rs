@@ -1,9 +1,7 @@
 //! Gradients through score mods, where they meet what else a call may have: every form of index, dropout, threads and
 //! stretches, 16-bit tensors, key lengths, guard pages, NaN behind the mask.
 
-mod common;
-
-use common::{Numbers, Tensors, families, options, spec_with};
+use crate::common::{Numbers, Tensors, families, options, spec_with};
 use half::bf16;
 use hopweave::compiler::{self, Options};
 use hopweave::dropout::Dropout;
@@ -34,7 +32,7 @@ const PATTERNS: [&str; 5] = [
 const INPUTS: &str =
     "{rel: {shape: [heads, \"2*n - 1\"]}, key: {shape: [n]}, table: {shape: [m, n]}, small: {shape: [8]}}";
 
-/// Without the first ones of `tests/gradients.rs`. What turns with the score, turns where no score comes near.
+/// Without the first ones of `tests/suite/gradients.rs`. What turns with the score, turns where no score comes near.
 const MODS: [&str; 12] = [
     "{alibi: {slopes: [0.3, -0.2]}}",
     "{bias: {input: rel, index: [\"1 - h\", \"k - q + n - 1\"]}}",
