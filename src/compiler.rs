@@ -114,11 +114,13 @@ fn compile_with(spec: &PatternSpec, pattern: Pattern, options: &Options, advice:
     let code = clock.time("link", || jit::link(&plan, functions, &isa, &allowance))?;
     // A gradient is compiled at the first backward call.
     let train: Train = {
-        let (spec, pattern, options) = (spec.clone(), pattern.clone(), options.clone());
+        // With the forward pass's scores.
+        let options = Options { bf16_dots: Some(plan.bf16_dots), ..options.clone() };
+        let (spec, pattern) = (spec.clone(), pattern.clone());
         Box::new(move || compile_training(&spec, &pattern, &options, false))
     };
     let kernel = clock.time("kernel", || Kernel::with_training(plan, code, options.threads, Some(train)))?;
-    check_memory(&kernel, options.memory_limit)?;
+    check_memory(&kernel, options)?;
     let Advice { tuned_by, warnings, .. } = advice;
     Ok(Compiled { pattern, mask, schedule, kernel, forecast, tuned_by, warnings, timings: clock.steps })
 }
@@ -145,7 +147,7 @@ pub fn compile_training(
     let mut refused = None;
     for &(stored, single_hop_passes) in frugal {
         let kernel = compile_training_with(spec, pattern, options, dropout, stored, single_hop_passes)?;
-        let given = kernel.scratch_bytes(1);
+        let given = kernel.scratch_bytes_on(1, options.planned_threads());
         if given <= options.memory_limit {
             return Ok(kernel);
         }
@@ -169,7 +171,8 @@ fn compile_training_with(
     let schedule = schedule::verify(passes::run(schedule, &options.without)?)?;
     let isa = jit::target_isa()?;
     let part = |strategy: Strategy| {
-        let wishes = Wishes { strategy: Some(strategy), single_hop_passes, ..Wishes::default() };
+        let bf16_dots = options.bf16_dots;
+        let wishes = Wishes { strategy: Some(strategy), bf16_dots, single_hop_passes, ..Wishes::default() };
         let plan = plan::build(&schedule, options.isa, wishes)?;
         let code = jit::link(&plan, codegen::lower(&plan, &*isa), &isa, &allowance)?;
         Ok::<_, Error>((plan, code))
@@ -266,8 +269,9 @@ fn build_mask(
     }
 }
 
-fn check_memory(kernel: &Kernel, limit: u64) -> Result<()> {
-    let given = kernel.scratch_bytes(1) + kernel.code_bytes().1 as u64;
+fn check_memory(kernel: &Kernel, options: &Options) -> Result<()> {
+    let limit = options.memory_limit;
+    let given = kernel.scratch_bytes_on(1, options.planned_threads()) + kernel.code_bytes().1 as u64;
     if given > limit {
         return Err(Error::Memory { what: format!("scratch of the {} kernel", kernel.plan().strategy), given, limit });
     }
@@ -281,9 +285,13 @@ pub struct Options {
     pub isa: Isa,
     /// Threads of a call, at least 1.
     pub threads: usize,
+    /// Threads that plans are made for: the cost model goes by them, and so does whether scratch fits the memory limit.
+    /// Where nothing is said, [`threads`](Self::threads).
+    pub planned_threads: Option<usize>,
     /// Strategy; the planner chooses where there is none.
     pub strategy: Option<Strategy>,
-    /// Scores of bf16 by dot products of pairs; where nothing is said, if they are faster on this machine.
+    /// Scores of bf16 by dot products of pairs; where nothing is said, if they are faster on this machine as
+    /// [`facts`](Self::facts) have it (typically they are not).
     pub bf16_dots: Option<bool>,
     /// Passes to leave out, by name.
     pub without: Vec<String>,
@@ -317,6 +325,7 @@ impl Default for Options {
         Self {
             isa: Isa::best(),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
+            planned_threads: None,
             strategy: None,
             bf16_dots: None,
             without: Vec::new(),
@@ -328,9 +337,36 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The default without the user's cache: plans are the same on every machine of the same tile family.
+    /// Bytes that masks, tables and scratch may take where plans must not depend on what is free.
+    pub const REPRODUCIBLE_MEMORY: u64 = 4 << 30;
+
+    /// The default [made reproducible](Self::made_reproducible).
     pub fn reproducible() -> Self {
-        Self { tuning: TuningSource::Nothing, ..Self::default() }
+        Self::default().made_reproducible()
+    }
+
+    /// The same options with everything fixed that a machine would decide: plans, and all bits of results, are then the
+    /// same on every machine that runs the tile family (of the portable one: and has fused multiply-adds, or has not),
+    /// whatever its cores, its free memory, its cache folder and its load.
+    ///
+    /// No cache is read and the cost model goes by a typical machine, as for one thread
+    /// ([`planned_threads`](Self::planned_threads)); calls still run on [`threads`](Self::threads), which change no bit. The
+    /// memory limit is [`REPRODUCIBLE_MEMORY`](Self::REPRODUCIBLE_MEMORY). Dot products of bf16 pairs are off unless
+    /// [`bf16_dots`](Self::bf16_dots) asks for them. Whoever sets a field afterwards decides for himself.
+    #[must_use]
+    pub fn made_reproducible(self) -> Self {
+        Self {
+            planned_threads: Some(1),
+            memory_limit: Self::REPRODUCIBLE_MEMORY,
+            tuning: TuningSource::Nothing,
+            facts: None,
+            ..self
+        }
+    }
+
+    /// Threads that plans are made for.
+    fn planned_threads(&self) -> usize {
+        self.planned_threads.unwrap_or(self.threads)
     }
 
     /// What compiling a spec may take, from now on.
@@ -394,7 +430,7 @@ impl Advice {
             bf16_dots: options.bf16_dots,
             exact_store: self.choice.is_some_and(|choice| choice.store.is_f32()),
             tuning: self.choice.map_or(Tuning::default(), |choice| choice.tuning),
-            threads: options.threads,
+            threads: options.planned_threads(),
             facts: self.facts,
             single_hop_passes: false,
         }

@@ -111,8 +111,12 @@ impl Kernel {
 
     /// Bytes of scratch that a call over `batch` sequences holds, beyond its tensors.
     pub fn scratch_bytes(&self, batch: usize) -> u64 {
+        self.scratch_bytes_on(batch, self.threads())
+    }
+
+    /// The same were there so many threads.
+    pub fn scratch_bytes_on(&self, batch: usize, workers: usize) -> u64 {
         let (local, shared) = self.inner.scratch_per_worker();
-        let workers = self.threads();
         let in_flight = self.inner.in_flight(batch * self.inner.plan.heads, workers);
         (workers * local + in_flight * shared) as u64
     }

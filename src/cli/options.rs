@@ -61,6 +61,7 @@ impl Global {
         Ok(Options {
             isa: Isa::choose(&self.isa)?,
             threads: self.threads(),
+            planned_threads: None,
             strategy: self.strategy,
             bf16_dots: None,
             without: self.without.clone(),

@@ -16,7 +16,7 @@ use crate::schedule::{Base, BlockTest, Op, VerifiedSchedule};
 use crate::spec::HopFactors;
 use crate::spec::score::{ScoreMod, ScoreMods};
 use crate::target::Isa;
-use crate::tiles::stored::{dots_pay, dots_serve};
+use crate::tiles::stored::dots_serve;
 use crate::tiles::{LANES, ROW_BLOCKS};
 
 mod predict;
@@ -255,7 +255,7 @@ impl KernelPlan {
 pub struct Wishes {
     /// The strategy; the planner chooses where there is none.
     pub strategy: Option<Strategy>,
-    /// Scores of bf16 by dot products of pairs; where nothing is wished, they are taken if they are faster here.
+    /// Scores of bf16 by dot products of pairs; where nothing is wished, they are taken if `facts` say that they pay.
     pub bf16_dots: Option<bool>,
     /// P stays in f32, though the schedule allows bf16.
     pub exact_store: bool,
@@ -344,7 +344,9 @@ pub fn build_by(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes, model: &M
         reasons.push(format!("P is stored in {store}"));
     }
     let (d, dtype) = (schedule.head_dim, schedule.dtype);
-    let bf16_dots = wishes.bf16_dots.unwrap_or_else(|| dots_pay(isa, dtype, d));
+    let bf16_dots = wishes
+        .bf16_dots
+        .unwrap_or_else(|| dots_serve(isa, dtype, d) && wishes.facts.unwrap_or(Facts::TYPICAL).bf16_dots_pay(isa));
     if bf16_dots && !dots_serve(isa, dtype, d) {
         return Err(Error::unsupported(
             format!("dot products of bf16 pairs for {dtype} of width {d} on {isa}"),

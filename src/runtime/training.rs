@@ -197,10 +197,14 @@ impl TrainingKernel {
 
     /// Bytes of scratch that a call over `batch` sequences holds, beyond its tensors.
     pub fn scratch_bytes(&self, batch: usize) -> u64 {
+        self.scratch_bytes_on(batch, self.inner.threads.current_num_threads())
+    }
+
+    /// The same were there so many threads.
+    pub fn scratch_bytes_on(&self, batch: usize, workers: usize) -> u64 {
         let inner = &self.inner;
         let units = batch * inner.pass.plan.kv_heads;
         let stretches = inner.stretches(units);
-        let workers = inner.threads.current_num_threads();
         let rooms = if stretches > 1 { 1 } else { workers.min(units.max(1)) };
         let local = workers * inner.local_bytes();
         let inputs = InputSums::count(inner.input_floats(), units) * inner.input_floats() * size_of::<f32>();

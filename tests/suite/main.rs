@@ -27,6 +27,7 @@ mod pages;
 mod pattern_files;
 mod plan_rules;
 mod properties;
+mod reproducible;
 mod schema;
 mod score_mods;
 mod seeing;
