@@ -5,8 +5,8 @@ use ndarray::{Array1, Array4, s};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use crate::cli::inputs::InputTensors;
-use crate::cli::tensors::{Extents, Files, Tensors};
+use super::inputs::InputTensors;
+use super::tensors::{Extents, Files, Tensors};
 use crate::compiler::Compiled;
 use crate::dtype::{Dtype, Element};
 use crate::error::{Error, Result};
