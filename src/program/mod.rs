@@ -1,0 +1,549 @@
+//! The program: what a kernel computes, as operations on named values, and the nest in which it computes it.
+//!
+//! In: a spec and its [`BlockMask`]. Out: a [`Program`]. [`build`] writes the definition: one operation a step, each
+//! in a row loop of its own, every value kept for all rows. [`adjoint`](self::derive_gradient) adds the gradient, an
+//! adjoint rule for each operation. [`crate::passes`] rewrite operations, move them into common loops and shorten what
+//! is kept. [`verify`] recomputes every dependence from the block mask and accepts any legal nest; a
+//! [`VerifiedProgram`] is the only thing that later steps take.
+//!
+//! **Spaces.** A value is rows of a tensor (one for each query, or one for each key), packed queries, one number for
+//! each neighbor pair, or one number for each query.
+//!
+//! **In place.** An operation over pairs that turns one number into another (scale, mods, mask, exp, dropout, the
+//! gradients of softmax and mods) writes where it reads; so do `combine`, `dropout` of rows, and everything that adds
+//! `onto` a value. Its result is the same buffer ([`Body::root`]), and its operand cannot be read any more.
+//!
+//! **The nest.** A loop runs over the block rows of a head, its stages in order at each step; a stage with shift `r`
+//! works on the row `r` behind the newest. A stage is one function of the kernel: over whole rows, one operation after
+//! the other, or `by keys`, all its operations on some keys of the row before the next keys (with an online softmax
+//! where the row's maximum is found on the way). Loops follow each other. What a value keeps is its [`Extent`].
+//!
+//! The whole language, as its text form:
+//!
+//! ```text
+//! program heads H kv_heads G q_len M kv_len N head_dim D value_dim E [dtype T]
+//! blocks test every | blocks test partial
+//! for [part,] row [, edges by B] [, halo] {     one loop; `part`: for every part of a head
+//!   at row [- SHIFT] [by keys] {                one stage
+//!     qt = pack q * C                           packed, scaled queries; several rows side by side: pack h1 h2 * C
+//!     s = sddmm qt k                            scores on the neighbor pairs; several: sddmm ht z0 z1
+//!     s, m = sddmm qt k with mask rowmax        masked and reduced in the tile's epilogue (either, or both)
+//!     s = scale s * C
+//!     r = copy s                                of pairs or rows
+//!     s = mods s {                              score mods in order, as [`ScoreMods`] prints them
+//!       positions …, input …, softcap …
+//!     } * C [with mask rowmax]
+//!     s = mask s                                scores outside the neighbors become -inf
+//!     m = rowmax s
+//!     p, l = exp BASE s - m [with mask]         p = BASE^(s - m), l its row sums; BASE is e or 2
+//!     p = dropout p [STREAM]                    of pairs or rows
+//!     z = spmm p v [/ l] * C [+ w * C]          rows of queries
+//!     z = combine y + v * C
+//!     out = join y                              of the parts of a head
+//!     h = scale_rows g [/ l] * C
+//!     delta = dot_rows g z [- v * C] [/ l] [onto delta]
+//!     ds [, p] = softmax' p dp - delta * C [with dropout]
+//!     ds = mods' r ds * C
+//!     g = spmm_t p h [onto g]                   rows of keys
+//!   }
+//! }
+//! keep NAME EXTENT [STORE]                      all | ring R | row | keys | tensor NAME
+//! neighbors
+//! …the block mask's own text form…
+//! ```
+//!
+//! Numbering of results: every operation names its results anew (`s`, `s.1`, `s.2`, …), also where it works in place.
+
+use smallvec::SmallVec;
+
+use crate::dtype::Dtype;
+use crate::error::Error;
+use crate::mask::BlockMask;
+use crate::spec::score::ScoreMods;
+
+/// What a kernel computes for every head.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Program {
+    /// Sizes and types.
+    pub shape: Shape,
+    /// Which blocks have their mask words tested.
+    pub block_test: BlockTest,
+    /// Operations and their nest.
+    pub body: Body,
+    /// Who meets whom: blocks, gathered panels and scattered edges, per head.
+    pub neighbors: BlockMask,
+}
+
+/// Sizes and types of the tensors around a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Query heads, as the mask counts them ([`BlockMask::stack`]).
+    pub heads: usize,
+    /// Key/value heads, a divisor of `heads`.
+    pub kv_heads: usize,
+    /// Queries.
+    pub q_len: usize,
+    /// Keys.
+    pub kv_len: usize,
+    /// Width of a query or key.
+    pub head_dim: usize,
+    /// Width of a value.
+    pub value_dim: usize,
+    /// Storage of q, k, v and the output.
+    pub dtype: Dtype,
+}
+
+/// Which blocks have their mask words tested.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockTest {
+    /// All: a full block is tested against words of ones.
+    Every,
+    /// Partial ones; full blocks go without.
+    Partial,
+}
+
+/// Operations, in the loops that run them, and what their values keep.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Body {
+    /// Every value, tensors first.
+    pub values: Vec<Value>,
+    /// The loops, one after the other.
+    pub loops: Vec<Loop>,
+}
+
+/// A name for one value of a body, its index in [`Body::values`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ValueId(pub u32);
+
+/// A value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Value {
+    /// Its name, alone in the body.
+    pub name: String,
+    /// What it is a number, or a row, for.
+    pub space: Space,
+    /// How much of it is kept; of a value written in place, that of its [`Body::root`].
+    pub extent: Extent,
+    /// How it is stored where it is kept beyond its row: f32, or bf16 for pairs.
+    pub store: Dtype,
+}
+
+/// What a value is a number, or a row, for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Space {
+    /// A row of so many numbers for every query.
+    Queries(usize),
+    /// A row of so many numbers for every key.
+    Keys(usize),
+    /// Queries packed for the score tile, rows of so many numbers.
+    Packed(usize),
+    /// A number for every neighbor pair.
+    Pairs,
+    /// A number for every query.
+    Query,
+}
+
+/// How much of a value is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// A tensor of the call.
+    Tensor(Tensor),
+    /// All rows.
+    All,
+    /// The newest block rows, so many.
+    Ring(u32),
+    /// The block row in work.
+    Row,
+    /// Some keys of the block row in work.
+    Keys,
+}
+
+/// A tensor of the call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tensor {
+    /// Queries.
+    Q,
+    /// Keys.
+    K,
+    /// Values.
+    V,
+    /// The output.
+    Out,
+    /// The gradient of the output, read.
+    GradOut,
+    /// The gradient of the queries, written.
+    GradQ,
+    /// The gradient of the keys, added to.
+    GradK,
+    /// The gradient of the values, added to.
+    GradV,
+}
+
+/// One loop over the block rows of a head.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Loop {
+    /// Run once for every part of a head ([`BlockMask::parts`]); a `join` brings the parts together.
+    pub parts: bool,
+    /// Scattered edges of so many block rows are computed together, ahead of their rows; 1 for row by row.
+    pub edge_rows: u32,
+    /// Rows of a head may be cut into stretches, each of which computes the rows near its border for itself.
+    pub halo: bool,
+    /// What is done at each step, in order.
+    pub stages: Vec<Stage>,
+}
+
+/// One function of a kernel: what is done on one block row.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Stage {
+    /// Block rows behind the loop's newest.
+    pub shift: u32,
+    /// All operations on some keys before the next keys, instead of one operation after the other on whole rows.
+    pub by_keys: bool,
+    /// Operations in order.
+    pub ops: Vec<Operation>,
+}
+
+/// An operation with its results.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Operation {
+    /// What is computed.
+    pub op: Op,
+    /// The values it defines, in the order that [`Op`] gives.
+    pub results: SmallVec<[ValueId; 2]>,
+}
+
+/// What is computed. Factors are constants of the kernel.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Op {
+    /// `factor · x`, rows of queries side by side, packed. → packed
+    Pack {
+        /// Rows of queries.
+        x: Vec<ValueId>,
+        /// Factor on every number.
+        factor: f64,
+    },
+    /// `s = y xᵀ` on the neighbor pairs; of several y, as many columns as x has. → pairs, and the row maximum if it has a
+    /// second result.
+    Sddmm {
+        /// Packed queries.
+        x: ValueId,
+        /// Rows of keys, side by side.
+        y: Vec<ValueId>,
+        /// The tile leaves out pairs that are not neighbors; what stands there is masked only in the maximum.
+        masked: bool,
+    },
+    /// `s = factor · s`, in place. → pairs
+    Scale {
+        /// Pairs.
+        s: ValueId,
+        /// Factor.
+        factor: f64,
+    },
+    /// A copy of pairs or rows.
+    Copy {
+        /// What is copied.
+        x: ValueId,
+    },
+    /// `s = factor · mods(s)`, in place. → pairs, and the row maximum if it has a second result.
+    Mods {
+        /// Scaled scores.
+        s: ValueId,
+        /// The mods, every index proved.
+        mods: ScoreMods,
+        /// Factor on the modified score.
+        factor: f64,
+        /// As in [`Op::Sddmm`].
+        masked: bool,
+    },
+    /// Scores outside the neighbors become −inf (selected, never added: NaN outside does not enter), in place. → pairs
+    Mask {
+        /// Pairs.
+        s: ValueId,
+    },
+    /// → `m = max over keys of s`, a number for every query
+    RowMax {
+        /// Pairs.
+        s: ValueId,
+    },
+    /// `p = base^(s − m)`, in place, and its row sums l. → pairs, a number for every query
+    Exp {
+        /// Pairs.
+        s: ValueId,
+        /// What is subtracted; 0 where it is −inf.
+        m: ValueId,
+        /// Base of the exponential.
+        base: Base,
+        /// Entries outside the neighbors become 0 here, whatever their score.
+        masked: bool,
+    },
+    /// What the call's rate leaves of weights, or of rows behind a hop, in place. → pairs or rows
+    Dropout {
+        /// Pairs or rows.
+        x: ValueId,
+        /// Which of dropout's streams: `None` for weights, the number of the hop for rows.
+        hop: Option<u32>,
+    },
+    /// `factor · (P z) / l + plus`. → rows of queries
+    Spmm {
+        /// Weights.
+        p: ValueId,
+        /// Rows of keys, or of queries taken as keys.
+        z: ValueId,
+        /// Row sums that it is divided by.
+        l: Option<ValueId>,
+        /// Factor on the product; 0 leaves it out, so that NaN in it does not enter.
+        factor: f64,
+        /// Rows that are added with a factor, where that is not 0.
+        plus: Option<(ValueId, f64)>,
+    },
+    /// `x + factor · y` row by row, in place of x. → rows of queries
+    Combine {
+        /// Rows of queries.
+        x: ValueId,
+        /// Rows that are added.
+        y: ValueId,
+        /// Their factor.
+        factor: f64,
+    },
+    /// The output of a head from those of its parts, by their maxima and sums. → rows of queries
+    Join {
+        /// The parts' rows.
+        x: ValueId,
+        /// What each part's exponentials subtracted.
+        m: ValueId,
+        /// Each part's row sums.
+        l: ValueId,
+    },
+    /// `factor · x / l` row by row. → rows of queries
+    ScaleRows {
+        /// Rows of queries.
+        x: ValueId,
+        /// Row sums.
+        l: Option<ValueId>,
+        /// Factor.
+        factor: f64,
+    },
+    /// `(x · y − factor x · w) / l` for every query, added to `onto`. → a number for every query
+    DotRows {
+        /// Rows of queries.
+        x: ValueId,
+        /// Rows of queries.
+        y: ValueId,
+        /// Rows with their factor that y holds besides.
+        minus: Option<(ValueId, f64)>,
+        /// The hop whose dropout left y: its products are taken as before it.
+        hop: Option<u32>,
+        /// Row sums.
+        l: Option<ValueId>,
+        /// What it is added to, in place.
+        onto: Option<ValueId>,
+    },
+    /// `factor · p ∘ (dp − delta)`, in place of dp; with dropout, of what the call's rate left of p, which is the second
+    /// result, in place of p. → pairs [, pairs]
+    SoftmaxGradient {
+        /// Weights, not normalised, before dropout.
+        p: ValueId,
+        /// Their gradient, over the row sums.
+        dp: ValueId,
+        /// Σ p dp over the row sums, for every query.
+        delta: ValueId,
+        /// Factor on the result.
+        factor: f64,
+        /// Whether weights were dropped.
+        dropout: bool,
+    },
+    /// `factor · mods'(s) ∘ ds`, in place of ds; what the inputs of the mods get is added to their gradients. → pairs
+    ModsGradient {
+        /// Scores before their mods.
+        s: ValueId,
+        /// The gradient of the modified scores.
+        ds: ValueId,
+        /// Derivative of `s` by the product of its query and key.
+        factor: f64,
+    },
+    /// `Pᵀ x`, added to `onto`, in place. → rows of keys
+    SpmmT {
+        /// Weights.
+        p: ValueId,
+        /// Rows of queries.
+        x: ValueId,
+        /// What it is added to; zeros where there is none.
+        onto: Option<ValueId>,
+    },
+    /// `onto + factor · x` row by row, in place. → rows of keys, by the number of the query
+    AddRows {
+        /// Rows of queries.
+        x: ValueId,
+        /// Factor.
+        factor: f64,
+        /// What it is added to.
+        onto: ValueId,
+    },
+}
+
+/// Base of the softmax's exponential.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Base {
+    /// e, as the definition has it.
+    E,
+    /// 2: what the tiles compute; log2(e) has gone into the scale.
+    Two,
+}
+
+/// How an operation reads a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// The block row in work.
+    Row,
+    /// The rows of the neighbors of the block row in work: how far they lie is the reach of the mask.
+    Neighbors,
+    /// It is added to: additions to one buffer may come in any order.
+    Onto,
+}
+
+impl Op {
+    /// The values that the operation reads, and how.
+    pub fn reads(&self) -> SmallVec<[(ValueId, Access); 4]> {
+        use Access::{Neighbors, Onto, Row};
+        let mut reads = SmallVec::new();
+        match self {
+            Self::Pack { x, .. } => reads.extend(x.iter().map(|&x| (x, Row))),
+            Self::Sddmm { x, y, .. } => {
+                reads.push((*x, Row));
+                reads.extend(y.iter().map(|&y| (y, Neighbors)));
+            }
+            Self::Scale { s, .. } | Self::Mods { s, .. } | Self::Mask { s } | Self::RowMax { s } => {
+                reads.push((*s, Row));
+            }
+            Self::Copy { x } | Self::Dropout { x, .. } => reads.push((*x, Row)),
+            Self::Exp { s, m, .. } => reads.extend([(*s, Row), (*m, Row)]),
+            Self::Spmm { p, z, l, plus, .. } => {
+                reads.extend([(*p, Row), (*z, Neighbors)]);
+                reads.extend(l.map(|l| (l, Row)));
+                reads.extend(plus.map(|(rows, _)| (rows, Row)));
+            }
+            Self::Combine { x, y, .. } => reads.extend([(*x, Row), (*y, Row)]),
+            Self::Join { x, m, l } => reads.extend([(*x, Row), (*m, Row), (*l, Row)]),
+            Self::ScaleRows { x, l, .. } => {
+                reads.push((*x, Row));
+                reads.extend(l.map(|l| (l, Row)));
+            }
+            Self::DotRows { x, y, minus, l, onto, .. } => {
+                reads.extend([(*x, Row), (*y, Row)]);
+                reads.extend(minus.map(|(rows, _)| (rows, Row)));
+                reads.extend(l.map(|l| (l, Row)));
+                reads.extend(onto.map(|onto| (onto, Onto)));
+            }
+            Self::SoftmaxGradient { p, dp, delta, .. } => reads.extend([(*p, Row), (*dp, Row), (*delta, Row)]),
+            Self::ModsGradient { s, ds, .. } => reads.extend([(*s, Row), (*ds, Row)]),
+            Self::SpmmT { p, x, onto } => {
+                reads.extend([(*p, Row), (*x, Row)]);
+                reads.extend(onto.map(|onto| (onto, Onto)));
+            }
+            Self::AddRows { x, onto, .. } => reads.extend([(*x, Row), (*onto, Onto)]),
+        }
+        reads
+    }
+
+    /// For each result, the operand whose buffer it is written into; `None` for a buffer of its own.
+    pub fn in_place(&self) -> [Option<ValueId>; 2] {
+        match self {
+            Self::Scale { s, .. } | Self::Mods { s, .. } | Self::Mask { s } | Self::Exp { s, .. } => [Some(*s), None],
+            Self::Dropout { x, .. } | Self::Combine { x, .. } => [Some(*x), None],
+            Self::SoftmaxGradient { p, dp, .. } => [Some(*dp), Some(*p)],
+            Self::ModsGradient { ds, .. } => [Some(*ds), None],
+            Self::DotRows { onto, .. } | Self::SpmmT { onto, .. } => [*onto, None],
+            Self::AddRows { onto, .. } => [Some(*onto), None],
+            Self::Pack { .. }
+            | Self::Sddmm { .. }
+            | Self::Copy { .. }
+            | Self::RowMax { .. }
+            | Self::Spmm { .. }
+            | Self::Join { .. }
+            | Self::ScaleRows { .. } => [None, None],
+        }
+    }
+
+    /// The name of the operation in the text form.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Pack { .. } => "pack",
+            Self::Sddmm { .. } => "sddmm",
+            Self::Scale { .. } => "scale",
+            Self::Copy { .. } => "copy",
+            Self::Mods { .. } => "mods",
+            Self::Mask { .. } => "mask",
+            Self::RowMax { .. } => "rowmax",
+            Self::Exp { .. } => "exp",
+            Self::Dropout { .. } => "dropout",
+            Self::Spmm { .. } => "spmm",
+            Self::Combine { .. } => "combine",
+            Self::Join { .. } => "join",
+            Self::ScaleRows { .. } => "scale_rows",
+            Self::DotRows { .. } => "dot_rows",
+            Self::SoftmaxGradient { .. } => "softmax'",
+            Self::ModsGradient { .. } => "mods'",
+            Self::SpmmT { .. } => "spmm_t",
+            Self::AddRows { .. } => "add_rows",
+        }
+    }
+}
+
+impl Body {
+    /// The value that `id` names.
+    pub fn value(&self, id: ValueId) -> &Value {
+        &self.values[id.0 as usize]
+    }
+
+    /// All operations, in the order in which a row meets them.
+    pub fn ops(&self) -> impl Iterator<Item = &Operation> {
+        self.loops.iter().flat_map(|l| &l.stages).flat_map(|stage| &stage.ops)
+    }
+
+    /// The operation that defines a value; `None` for a tensor that is given.
+    pub fn definition(&self, id: ValueId) -> Option<&Operation> {
+        self.ops().find(|operation| operation.results.contains(&id))
+    }
+
+    /// The value whose buffer `id` is written into: the first of a chain of operations in place.
+    pub fn root(&self, id: ValueId) -> ValueId {
+        let mut id = id;
+        while let Some(operation) = self.definition(id) {
+            let at = operation.results.iter().position(|&result| result == id).unwrap_or(0);
+            match operation.op.in_place()[at.min(1)] {
+                Some(operand) => id = operand,
+                None => break,
+            }
+        }
+        id
+    }
+
+    /// What the buffer of a value keeps.
+    pub fn extent(&self, id: ValueId) -> Extent {
+        self.value(self.root(id)).extent
+    }
+
+    /// The value that is a tensor of the call, if the body has one.
+    pub fn tensor(&self, tensor: Tensor) -> Option<ValueId> {
+        let at = self.values.iter().position(|value| value.extent == Extent::Tensor(tensor))?;
+        Some(ValueId(at as u32))
+    }
+
+    /// Adds a value, under a name that no other has.
+    pub fn add(&mut self, name: &str, space: Space, extent: Extent) -> ValueId {
+        let taken = |name: &str| self.values.iter().any(|value| value.name == name);
+        let name = match taken(name) {
+            false => name.to_owned(),
+            true => (1..).map(|i| format!("{name}.{i}")).find(|name| !taken(name)).unwrap_or_default(),
+        };
+        self.values.push(Value { name, space, extent, store: Dtype::F32 });
+        ValueId((self.values.len() - 1) as u32)
+    }
+}
+
+impl Program {
+    /// An internal error about this program.
+    pub(crate) fn broken(&self, message: impl Into<String>) -> Error {
+        Error::internal("program", message, self.print())
+    }
+}
