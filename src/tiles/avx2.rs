@@ -38,6 +38,7 @@ pub(super) const FAMILY: Family = Family {
     scatter: transposed::scatter_avx2,
     gradient: gradient::gradient_avx2,
     edge_gradient: gradient::edge_gradient_avx2,
+    rows: super::rows::AVX2,
 };
 
 /// Floats in a vector.

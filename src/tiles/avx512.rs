@@ -39,6 +39,7 @@ pub(super) const FAMILY: Family = Family {
     scatter: transposed::scatter_avx512,
     gradient: gradient::gradient_avx512,
     edge_gradient: gradient::edge_gradient_avx512,
+    rows: super::rows::AVX512,
 };
 
 /// Steps of score and value between two branches: the loop's own instructions take FMA ports too, and a short trip

@@ -29,6 +29,7 @@ pub mod half_panel;
 pub mod join;
 pub mod mod_gradients;
 pub mod peak;
+pub mod rows;
 pub mod stored;
 pub mod transposed;
 
@@ -353,6 +354,8 @@ pub struct Family {
     pub gradient: Tile<gradient::GradientCall>,
     /// See [`gradient::EdgeGradientCall`].
     pub edge_gradient: Tile<gradient::EdgeGradientCall>,
+    /// See [`rows::RowsCall`]: copy, scale, add, dot, drop.
+    pub rows: rows::RowsTiles,
 }
 
 /// Families in `std::arch`. One line per family.

@@ -6,7 +6,7 @@
 //! and so is every pool with `HOPWEAVE_PIN=0` in the environment, as for processes that share their cores.
 
 #[cfg(target_os = "linux")]
-pub(super) use linux::Places;
+pub(super) use linux::Affinity;
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -20,15 +20,15 @@ mod linux {
     }
 
     /// Where the workers of a pool run.
-    pub struct Places {
+    pub struct Affinity {
         /// Cores of the process, where they are known.
         allowed: Option<CpuSet>,
         /// A core for each worker, or none where the system shall choose.
         cores: Vec<usize>,
     }
 
-    impl Places {
-        /// Places for a pool of `threads` workers that the calling thread starts.
+    impl Affinity {
+        /// Affinity for a pool of `threads` workers that the calling thread starts.
         pub fn new(threads: usize) -> Self {
             let allowed = BEFORE.get().or_else(|| sched_getaffinity(None).ok());
             let is_set = |core: &usize| allowed.is_some_and(|allowed| allowed.is_set(*core));
@@ -64,22 +64,22 @@ mod linux {
         fn a_worker_for_every_core_stays_there_and_others_are_free() {
             let allowed = sched_getaffinity(None).expect("an affinity");
             let cores = allowed.count() as usize;
-            let places = Places::new(cores);
+            let affinity = Affinity::new(cores);
             if cores < 2 {
                 eprintln!("skipped: one core");
-                assert!(places.cores.is_empty());
+                assert!(affinity.cores.is_empty());
                 return;
             }
-            assert_eq!(places.cores.len(), cores);
+            assert_eq!(affinity.cores.len(), cores);
             for other in [1, cores - 1, cores + 1] {
-                assert!(Places::new(other).cores.is_empty() || other == cores);
+                assert!(Affinity::new(other).cores.is_empty() || other == cores);
             }
             let worker = std::thread::spawn(move || {
-                places.take(1);
+                affinity.take(1);
                 let here = sched_getaffinity(None).expect("an affinity");
-                assert!(here.count() == 1 && here.is_set(places.cores[1]));
+                assert!(here.count() == 1 && here.is_set(affinity.cores[1]));
                 // A pool that such a worker starts is not held to its one core.
-                let pool = Places::new(cores + 1);
+                let pool = Affinity::new(cores + 1);
                 let thread = std::thread::spawn(move || {
                     pool.take(0);
                     sched_getaffinity(None).expect("an affinity")
@@ -93,10 +93,10 @@ mod linux {
 
 /// Elsewhere the system chooses.
 #[cfg(not(target_os = "linux"))]
-pub(super) struct Places;
+pub(super) struct Affinity;
 
 #[cfg(not(target_os = "linux"))]
-impl Places {
+impl Affinity {
     pub fn new(_: usize) -> Self {
         Self
     }

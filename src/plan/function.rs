@@ -1,0 +1,833 @@
+//! The functions of a kernel: every stage of the nest, with the storage of its operands resolved.
+//!
+//! In: a body whose nest is legal. Out: [`Functions`]: what the code of each function does on a block row, and for every
+//! stage which function it calls on which operands. Stages that do the same on other operands share a function, as the
+//! hops of a diffusion do: operands and the factors of a hop come with the call.
+
+use super::layout::{ACC_LANES, Layout};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::program::{Access, Base, Body, Extent, Loop, Op, Operation, Shape, Space, Stage, Tensor, ValueId};
+
+/// Operands that a function can have.
+pub const MOST_OPERANDS: usize = 24;
+/// Factors that a function can have.
+pub const MOST_FACTORS: usize = 8;
+
+/// All functions of a kernel, and who calls them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Functions {
+    /// Distinct functions.
+    pub functions: Vec<RowFunction>,
+    /// For every loop, for every stage, the call.
+    pub calls: Vec<Vec<StageCall>>,
+}
+
+/// How a stage calls its function.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StageCall {
+    /// Index in [`Functions::functions`].
+    pub function: usize,
+    /// What the function's operands are, in order.
+    pub operands: Vec<Operand>,
+    /// What its factors are.
+    pub factors: Vec<f32>,
+    /// The hop whose dropout it concerns.
+    pub hop: Option<u32>,
+}
+
+/// An operand of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operand {
+    /// A tensor of the call.
+    Tensor(Tensor),
+    /// Rows kept in the head's workspace.
+    Rows(ValueId),
+    /// Packed queries kept in the head's workspace.
+    Packed(ValueId),
+    /// Panels kept in the head's workspace.
+    Panels(ValueId),
+    /// Scattered edges' pairs kept beside panels.
+    Edges(ValueId),
+    /// A number for every query, by place.
+    Lanes(ValueId),
+}
+
+/// What the code of a function does on a block row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowFunction {
+    /// The operations' names, for people and symbols.
+    pub name: String,
+    /// Which way of walking block rows, an index in [`super::KernelPlan::walks`].
+    pub walk: usize,
+    /// All operations on some keys before the next keys.
+    pub by_keys: bool,
+    /// Block rows whose scattered edges are computed together.
+    pub edge_rows: usize,
+    /// Scores and values of a row are computed in one go, and prefetches are spread over both.
+    pub spread: bool,
+    /// Rows of keys that are prefetched while scores are computed: those of the function's own product, or of the next.
+    pub values: Option<Rows>,
+    /// Operations, in order.
+    pub ops: Vec<RowOp>,
+    /// What becomes of the row's maxima and sums.
+    pub statistics: Statistics,
+    /// Operands of a call.
+    pub operands: usize,
+}
+
+/// Maxima and sums of a softmax in a function.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// An operation of the function finds the maxima of scores.
+    pub finds_max: bool,
+    /// Exponentials of the function subtract the maxima it finds.
+    pub exp_of_own_max: bool,
+    /// Where maxima are kept.
+    pub keep_max: Option<Kept>,
+    /// Where 1 / row sum is kept.
+    pub keep_sum: Option<Kept>,
+    /// They go to the caller, for log-sum-exp.
+    pub to_caller: bool,
+}
+
+/// Something kept for more than the row in work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// Operand of the call.
+    pub operand: usize,
+    /// Slots of a ring; 0 where all rows are kept.
+    pub ring: u32,
+}
+
+/// Rows that an operation reads or writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rows {
+    /// Where they are.
+    pub at: RowsAt,
+    /// Numbers of a row.
+    pub width: usize,
+    /// Their storage.
+    pub dtype: Dtype,
+}
+
+/// Where rows are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowsAt {
+    /// An operand of the call, by number of the row.
+    Operand(usize),
+    /// The worker's own, by place in the block row.
+    Local(usize),
+}
+
+/// Where packed queries are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packed {
+    /// The worker's own.
+    Local(usize),
+    /// Kept.
+    Kept(Kept),
+}
+
+/// Where a number for every neighbor pair of a block row is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Panel {
+    /// The worker's own panel, where the row is computed there.
+    pub local: Option<usize>,
+    /// Where it is kept: panels, and scattered edges in the operand behind. In bf16 where there is a local one too.
+    pub kept: Option<Kept>,
+}
+
+/// Where numbers for every query are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lanes {
+    /// 1 for all.
+    One,
+    /// 1 / the row sums of the function's own exponentials.
+    OwnSum,
+    /// The worker's own array.
+    Local(usize),
+    /// Kept, by place.
+    Kept(Kept),
+}
+
+/// An operation on a block row, its operands resolved. Factors by number come with the call.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RowOp {
+    /// Rows of queries, packed.
+    Pack {
+        /// Rows, side by side.
+        x: Rows,
+        /// Factor.
+        factor: f32,
+        /// Packed queries.
+        out: Packed,
+    },
+    /// Scores of packed queries.
+    Sddmm {
+        /// Packed queries.
+        x: Packed,
+        /// The rows that were packed, which scattered edges read in place.
+        queries: Rows,
+        /// Factor on edges' scores.
+        edge_factor: f32,
+        /// Rows of keys.
+        y: Rows,
+        /// Scores.
+        s: Panel,
+        /// Pairs that are not neighbors may be left out.
+        masked: bool,
+        /// The maximum is found on the way.
+        max: bool,
+        /// Scores of queries and keys themselves, for whose tiles rows are prefetched.
+        of_queries: bool,
+    },
+    /// A factor on a panel; edges have it already.
+    Scale {
+        /// Scores.
+        s: Panel,
+        /// Factor.
+        factor: f32,
+    },
+    /// A copy of a panel and its edges.
+    CopyPanel {
+        /// What is copied.
+        from: Panel,
+        /// Where to.
+        to: Panel,
+    },
+    /// Score mods.
+    Mods {
+        /// Scores.
+        s: Panel,
+        /// Factor on the modified score.
+        factor: f32,
+        /// Pairs that are not neighbors may be left out.
+        masked: bool,
+        /// The maximum is found on the way.
+        max: bool,
+    },
+    /// −inf outside the neighbors.
+    Mask {
+        /// Scores.
+        s: Panel,
+    },
+    /// The row maximum.
+    RowMax {
+        /// Scores.
+        s: Panel,
+    },
+    /// Exponentials and their sums.
+    Exp {
+        /// Scores.
+        s: Panel,
+        /// Kept maxima; `None` for those that the function finds.
+        m: Option<Kept>,
+        /// Pairs that are not neighbors become 0.
+        masked: bool,
+        /// Rounded to bf16 where it is kept, with the sums of what was rounded.
+        half: bool,
+    },
+    /// Weights that dropout leaves.
+    DropPanel {
+        /// Weights.
+        p: Panel,
+    },
+    /// Products with rows of keys.
+    Spmm {
+        /// Weights.
+        p: Panel,
+        /// Rows of keys.
+        z: Rows,
+        /// Row sums that are divided by.
+        l: Lanes,
+        /// Output.
+        out: Rows,
+        /// Number of the factor on the product.
+        factor: usize,
+        /// Rows that are added, with the number of their factor.
+        plus: Option<(Rows, usize)>,
+        /// Weights are a gradient: what may not meet 0 is known before, and 0 is everywhere.
+        of_gradient: bool,
+        /// The factor on the product is not 0; a product with 0 is left out.
+        applies: bool,
+        /// Weights are wide copies of what is kept in bf16.
+        widen: bool,
+    },
+    /// The gradient of a softmax.
+    SoftmaxGradient {
+        /// Weights.
+        p: Panel,
+        /// Their gradient.
+        dp: Panel,
+        /// Σ p dp.
+        delta: Lanes,
+        /// Factor on the result.
+        factor: f32,
+        /// Whether weights were dropped.
+        dropout: bool,
+    },
+    /// Gradients of scores, back through the mods.
+    ModsGradient {
+        /// Scores before their mods.
+        raw: Panel,
+        /// Gradients.
+        ds: Panel,
+        /// Factor on the result.
+        factor: f32,
+    },
+    /// Products that add to rows of keys.
+    SpmmT {
+        /// Weights.
+        p: Panel,
+        /// Rows of queries.
+        x: Rows,
+        /// Rows of keys.
+        out: Rows,
+    },
+    /// Something row by row, without neighbors.
+    Dense(Dense),
+    /// The parts of a head become its output.
+    Join {
+        /// The parts' rows.
+        x: Rows,
+        /// Output.
+        out: Rows,
+        /// Operand of what each part subtracted, `[parts][q_len]`.
+        max: usize,
+        /// Operand of each part's sums, `[parts][q_len]`.
+        sum: usize,
+    },
+}
+
+/// An operation row by row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Dense {
+    /// Which one.
+    pub kind: DenseKind,
+    /// First operand.
+    pub x: Rows,
+    /// Second operand.
+    pub y: Option<Rows>,
+    /// Third operand.
+    pub w: Option<Rows>,
+    /// Rows that are written.
+    pub out: Option<Rows>,
+    /// Numbers for every query that are read.
+    pub lanes: Lanes,
+    /// Numbers for every query that are added to, and whether from 0.
+    pub sums: Option<(Lanes, bool)>,
+    /// Number of the factor.
+    pub factor: usize,
+    /// Number of the factor of w.
+    pub w_factor: usize,
+    /// Whether the dropout behind a hop is concerned, that of the call.
+    pub hop: bool,
+}
+
+/// What is done row by row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DenseKind {
+    /// `out = x`
+    Copy,
+    /// `out = factor · lanes · x`
+    Scale,
+    /// `out += factor · x`
+    Add,
+    /// `sums (+)= lanes · (x · y − w_factor x · w)`
+    Dot,
+    /// `out = dropout out`
+    Drop,
+}
+
+impl Panel {
+    /// Whether the row's panel in f32 is the kept one itself.
+    pub const fn is_in_place(self) -> bool {
+        self.local.is_none()
+    }
+}
+
+impl RowOp {
+    /// Whether it works on neighbor pairs, and so on some keys at a time.
+    pub const fn is_on_pairs(&self) -> bool {
+        !matches!(self, Self::Pack { .. } | Self::Dense(_) | Self::Join { .. })
+    }
+}
+
+impl RowFunction {
+    /// Whether the online softmax corrects what was summed: maxima are found on the way from keys to keys.
+    pub const fn is_online(&self) -> bool {
+        self.by_keys && self.statistics.finds_max
+    }
+
+    /// Whether any operation has pairs.
+    pub fn has_pairs(&self) -> bool {
+        self.ops.iter().any(RowOp::is_on_pairs)
+    }
+
+    /// Whether the function adds to rows of keys, which other block rows add to as well.
+    pub fn adds_to_keys(&self) -> bool {
+        self.ops.iter().any(|op| matches!(op, RowOp::SpmmT { .. } | RowOp::Dense(Dense { kind: DenseKind::Add, .. })))
+    }
+}
+
+/// Resolves all stages of a body.
+///
+/// # Errors
+/// [`Error::Unsupported`] where a stage has more operands or factors than a call carries.
+pub fn resolve(shape: &Shape, body: &Body, layout: &Layout, walk_of: impl Fn(bool) -> usize) -> Result<Functions> {
+    let chains = Chains::new(body);
+    let mut functions: Vec<RowFunction> = Vec::new();
+    let mut calls = Vec::with_capacity(body.loops.len());
+    let mut primary = true;
+    for of_loop in &body.loops {
+        let mut of_stages = Vec::with_capacity(of_loop.stages.len());
+        for stage in &of_loop.stages {
+            let mut resolver = Resolver {
+                shape,
+                body,
+                layout,
+                chains: &chains,
+                of_loop,
+                stage,
+                operands: Vec::new(),
+                factors: Vec::new(),
+                statistics: Statistics::default(),
+                hop: None,
+            };
+            let mut ops: Vec<RowOp> = Vec::new();
+            for operation in &stage.ops {
+                resolver.op(operation, &mut ops);
+            }
+            resolver.keep_statistics(&mut primary);
+            let scores = ops.iter().any(|op| matches!(op, RowOp::Sddmm { of_queries: true, .. }));
+            let own = ops.iter().find_map(|op| match op {
+                RowOp::Spmm { z, of_gradient: false, .. } => Some(*z),
+                _ => None,
+            });
+            let values = match (scores, own, body.tensor(Tensor::V)) {
+                (true, None, Some(v)) if !stage.ops.iter().any(|operation| matches!(operation.op, Op::SoftmaxGradient { .. })) => Some(resolver.rows(v)),
+                (true, own, _) => own,
+                (false, ..) => None,
+            };
+            let Resolver { operands, factors, statistics, hop, .. } = resolver;
+            if operands.len() > MOST_OPERANDS || factors.len() > MOST_FACTORS {
+                return Err(Error::unsupported(
+                    format!("a stage of {} operands and {} factors", operands.len(), factors.len()),
+                    format!("a stage has at most {MOST_OPERANDS} and {MOST_FACTORS}; cut it in two"),
+                ));
+            }
+            let names: Vec<&str> = stage.ops.iter().map(|operation| operation.op.name()).collect();
+            let function = RowFunction {
+                name: names.join("_").replace('\'', "_gradient"),
+                walk: walk_of(stage.by_keys),
+                by_keys: stage.by_keys,
+                edge_rows: (of_loop.edge_rows as usize).max(1),
+                spread: scores && own.is_some(),
+                values,
+                ops,
+                statistics,
+                operands: operands.len(),
+            };
+            let index = functions.iter().position(|known| *known == function).unwrap_or_else(|| {
+                functions.push(function);
+                functions.len() - 1
+            });
+            of_stages.push(StageCall { function: index, operands, factors, hop });
+        }
+        calls.push(of_stages);
+    }
+    Ok(Functions { functions, calls })
+}
+
+/// What is known of all values at once.
+pub(super) struct Chains {
+    /// The value whose buffer each is in.
+    pub roots: Vec<ValueId>,
+    /// For every value, the loop, stage and number of the operation that defines it.
+    pub defined: Vec<Option<(usize, usize, usize)>>,
+    /// Of the chain of scores that begins at a value: the product of its scale operations, and whether it ends in e^x.
+    scales: Vec<f64>,
+    natural: Vec<bool>,
+    has_mods: Vec<bool>,
+}
+
+impl Chains {
+    pub fn new(body: &Body) -> Self {
+        let count = body.values.len();
+        let mut this = Self {
+            roots: (0..count as u32).map(ValueId).collect(),
+            defined: vec![None; count],
+            scales: vec![1.0; count],
+            natural: vec![false; count],
+            has_mods: vec![false; count],
+        };
+        for (i, of_loop) in body.loops.iter().enumerate() {
+            for (j, stage) in of_loop.stages.iter().enumerate() {
+                for (k, operation) in stage.ops.iter().enumerate() {
+                    let sources = operation.op.in_place();
+                    for (at, &result) in operation.results.iter().enumerate() {
+                        this.defined[result.0 as usize] = Some((i, j, k));
+                        if let Some(source) = sources.get(at).copied().flatten() {
+                            this.roots[result.0 as usize] = this.roots[source.0 as usize];
+                        }
+                    }
+                    let root = operation.results.first().map_or(0, |&result| this.roots[result.0 as usize].0 as usize);
+                    match &operation.op {
+                        Op::Scale { factor, .. } => this.scales[root] *= factor,
+                        Op::Mods { .. } => this.has_mods[root] = true,
+                        Op::Exp { base: Base::E, .. } => this.natural[root] = true,
+                        _ => {}
+                    }
+                }
+            }
+        }
+        this
+    }
+
+    pub fn root(&self, id: ValueId) -> ValueId {
+        self.roots[id.0 as usize]
+    }
+
+    fn operation<'b>(&self, body: &'b Body, id: ValueId) -> Option<&'b Operation> {
+        let (i, j, k) = self.defined[id.0 as usize]?;
+        Some(&body.loops[i].stages[j].ops[k])
+    }
+}
+
+struct Resolver<'a> {
+    shape: &'a Shape,
+    body: &'a Body,
+    layout: &'a Layout,
+    chains: &'a Chains,
+    of_loop: &'a Loop,
+    stage: &'a Stage,
+    operands: Vec<Operand>,
+    factors: Vec<f32>,
+    statistics: Statistics,
+    hop: Option<u32>,
+}
+
+impl Resolver<'_> {
+    fn operand(&mut self, operand: Operand) -> usize {
+        match self.operands.iter().position(|&known| known == operand) {
+            Some(at) => at,
+            None => {
+                self.operands.push(operand);
+                self.operands.len() - 1
+            }
+        }
+    }
+
+    fn factor(&mut self, factor: f64) -> usize {
+        self.factors.push(factor as f32);
+        self.factors.len() - 1
+    }
+
+    fn ring(&self, root: ValueId) -> u32 {
+        match self.body.value(root).extent {
+            Extent::Ring(rows) => rows,
+            _ => 0,
+        }
+    }
+
+    fn rows(&mut self, id: ValueId) -> Rows {
+        let root = self.chains.root(id);
+        let value = self.body.value(root);
+        let (Space::Queries(width) | Space::Keys(width) | Space::Packed(width)) = value.space else {
+            return Rows { at: RowsAt::Local(0), width: 0, dtype: Dtype::F32 };
+        };
+        let (at, dtype) = match value.extent {
+            Extent::Tensor(tensor) => (RowsAt::Operand(self.operand(Operand::Tensor(tensor))), self.shape.dtype),
+            Extent::Row | Extent::Keys => (RowsAt::Local(self.layout.local_rows(root)), Dtype::F32),
+            Extent::All | Extent::Ring(_) => (RowsAt::Operand(self.operand(Operand::Rows(root))), Dtype::F32),
+        };
+        Rows { at, width, dtype }
+    }
+
+    /// Several rows side by side: those of the first, as wide as all.
+    fn side_by_side(&mut self, ids: &[ValueId]) -> Rows {
+        let width = ids.iter().map(|&id| self.width(id)).sum();
+        let first = self.rows(ids[0]);
+        Rows { width, ..first }
+    }
+
+    fn width(&self, id: ValueId) -> usize {
+        match self.body.value(id).space {
+            Space::Queries(width) | Space::Keys(width) | Space::Packed(width) => width,
+            Space::Pairs | Space::Query => 0,
+        }
+    }
+
+    fn packed(&mut self, id: ValueId) -> Packed {
+        let root = self.chains.root(id);
+        match self.body.value(root).extent {
+            Extent::Row | Extent::Keys => Packed::Local(self.layout.local_packed(root)),
+            _ => {
+                let ring = self.ring(root);
+                Packed::Kept(Kept { operand: self.operand(Operand::Packed(root)), ring })
+            }
+        }
+    }
+
+    fn panel(&mut self, id: ValueId) -> Panel {
+        let root = self.chains.root(id);
+        let value = self.body.value(root);
+        match value.extent {
+            Extent::Row | Extent::Keys => Panel { local: Some(self.layout.local_panel(root)), kept: None },
+            _ => {
+                let ring = self.ring(root);
+                let operand = self.kept_panel(root);
+                let local = (!value.store.is_f32()).then(|| self.layout.local_panel(root));
+                Panel { local, kept: Some(Kept { operand, ring }) }
+            }
+        }
+    }
+
+    /// Panels, and edges in the operand behind.
+    fn kept_panel(&mut self, root: ValueId) -> usize {
+        if let Some(at) = self.operands.iter().position(|&known| known == Operand::Panels(root)) {
+            return at;
+        }
+        self.operands.extend([Operand::Panels(root), Operand::Edges(root)]);
+        self.operands.len() - 2
+    }
+
+    fn kept_lanes(&mut self, root: ValueId) -> Option<Kept> {
+        match self.body.value(root).extent {
+            Extent::Row | Extent::Keys => None,
+            _ => {
+                let ring = self.ring(root);
+                Some(Kept { operand: self.operand(Operand::Lanes(root)), ring })
+            }
+        }
+    }
+
+    /// Whether the operation that defines `id` stands in this stage.
+    fn is_own(&self, id: ValueId) -> bool {
+        self.stage.ops.iter().any(|operation| operation.results.contains(&id))
+    }
+
+    /// 1 / row sums.
+    fn sums(&mut self, l: Option<ValueId>) -> Lanes {
+        let Some(l) = l else { return Lanes::One };
+        if self.is_own(l) {
+            return Lanes::OwnSum;
+        }
+        self.kept_lanes(self.chains.root(l)).map_or(Lanes::OwnSum, Lanes::Kept)
+    }
+
+    /// Numbers for every query, made by operations row by row.
+    fn lanes(&mut self, id: ValueId) -> Lanes {
+        let root = self.chains.root(id);
+        match self.kept_lanes(root) {
+            Some(kept) => Lanes::Kept(kept),
+            None => Lanes::Local(self.layout.local_lanes(root)),
+        }
+    }
+
+    fn op(&mut self, operation: &Operation, ops: &mut Vec<RowOp>) {
+        let result = operation.results.first().copied().unwrap_or(ValueId(0));
+        let finds_max = |op: &Op| match op {
+            Op::Sddmm { .. } | Op::Mods { .. } => operation.results.len() > 1,
+            Op::RowMax { .. } => true,
+            _ => false,
+        };
+        let max = finds_max(&operation.op);
+        self.statistics.finds_max |= max;
+        match &operation.op {
+            Op::Pack { x, factor } => {
+                let x = self.side_by_side(x);
+                let out = self.packed(result);
+                ops.push(RowOp::Pack { x, factor: *factor as f32, out });
+            }
+            Op::Sddmm { x, y, masked } => {
+                let (queries, pack_factor) = match self.chains.operation(self.body, *x).map(|pack| &pack.op) {
+                    Some(Op::Pack { x, factor }) => (self.side_by_side(&x.clone()), *factor),
+                    _ => (self.rows(*x), 1.0),
+                };
+                let root = self.chains.root(result);
+                let of_queries = matches!(self.body.value(y[0]).extent, Extent::Tensor(Tensor::K));
+                let factor = pack_factor * self.chains.scales[root.0 as usize] * self.natural_scale(root);
+                let (x, y, s) = (self.packed(*x), self.side_by_side(y), self.panel(result));
+                let edge_factor = if of_queries { factor } else { pack_factor } as f32;
+                ops.push(RowOp::Sddmm { x, queries, edge_factor, y, s, masked: *masked, max, of_queries });
+            }
+            Op::Scale { s, factor } => {
+                // The gradient of scores has it from the operation before.
+                if self.is_gradient(*s) {
+                    return;
+                }
+                let factor = *factor * self.natural_scale(self.chains.root(*s));
+                let s = self.panel(result);
+                ops.push(RowOp::Scale { s, factor: factor as f32 });
+            }
+            Op::Copy { x } => match self.body.value(result).space {
+                Space::Pairs => {
+                    let (from, to) = (self.panel(*x), self.panel(result));
+                    ops.push(RowOp::CopyPanel { from, to });
+                }
+                _ => {
+                    let (x, out) = (self.rows(*x), self.rows(result));
+                    ops.push(self.dense(DenseKind::Copy, x, Some(out)));
+                }
+            },
+            Op::Mods { factor, masked, .. } => {
+                let root = self.chains.root(result);
+                let natural = if self.chains.natural[root.0 as usize] { std::f64::consts::LOG2_E } else { 1.0 };
+                let s = self.panel(result);
+                ops.push(RowOp::Mods { s, factor: (factor * natural) as f32, masked: *masked, max });
+            }
+            Op::Mask { .. } => {
+                let s = self.panel(result);
+                ops.push(RowOp::Mask { s });
+            }
+            Op::RowMax { s } => {
+                let s = self.panel(*s);
+                ops.push(RowOp::RowMax { s });
+            }
+            Op::Exp { m, masked, .. } => {
+                let own = self.is_own(*m);
+                self.statistics.exp_of_own_max |= own;
+                let root = self.chains.root(*m);
+                let m = if own { None } else { self.kept_lanes(root) };
+                let half = !self.body.value(self.chains.root(result)).store.is_f32();
+                let s = self.panel(result);
+                ops.push(RowOp::Exp { s, m, masked: *masked, half });
+            }
+            Op::Dropout { x, hop: None } if self.body.value(*x).space == Space::Pairs => {
+                let p = self.panel(result);
+                ops.push(RowOp::DropPanel { p });
+            }
+            Op::Dropout { x, hop } => {
+                let x = self.rows(*x);
+                self.hop = self.hop.or(*hop);
+                let dense = Dense { hop: true, ..self.dense_of(DenseKind::Drop, x, Some(x)) };
+                ops.push(RowOp::Dense(dense));
+            }
+            Op::Spmm { p, z, l, factor, plus } => {
+                let of_gradient = self.is_gradient(*p);
+                let widen = !self.body.value(self.chains.root(*p)).store.is_f32();
+                let applies = *factor != 0.0;
+                let (p, z, l, out) = (self.panel(*p), self.rows(*z), self.sums(*l), self.rows(result));
+                let factor = self.factor(*factor);
+                let plus = plus.filter(|&(_, factor)| factor != 0.0);
+                let plus = plus.map(|(rows, factor)| (self.rows(rows), self.factor(factor)));
+                ops.push(RowOp::Spmm { p, z, l, out, factor, plus, of_gradient, applies, widen });
+            }
+            Op::Combine { x, y, factor } => {
+                let (out, y) = (self.rows(*x), self.rows(*y));
+                let factor = self.factor(*factor);
+                ops.push(RowOp::Dense(Dense { factor, ..self.dense_of(DenseKind::Add, y, Some(out)) }));
+            }
+            Op::Join { x, m, l } => {
+                let (x, out) = (self.rows(*x), self.rows(result));
+                let [max, sum] = [*m, *l].map(|id| self.operand(Operand::Lanes(self.chains.root(id))));
+                ops.push(RowOp::Join { x, out, max, sum });
+            }
+            Op::ScaleRows { x, l, factor } => {
+                let (x, lanes, out) = (self.rows(*x), self.sums(*l), self.rows(result));
+                let factor = self.factor(*factor);
+                ops.push(RowOp::Dense(Dense { lanes, factor, ..self.dense_of(DenseKind::Scale, x, Some(out)) }));
+            }
+            Op::DotRows { x, y, minus, hop, l, onto } => {
+                let (x, y, lanes) = (self.rows(*x), self.rows(*y), self.sums(*l));
+                let w = minus.map(|(rows, factor)| (self.rows(rows), self.factor(factor)));
+                let sums = Some((self.lanes(result), onto.is_none()));
+                let dense = self.dense_of(DenseKind::Dot, x, None);
+                let (w, w_factor) = (w.map(|w| w.0), w.map_or(0, |w| w.1));
+                self.hop = self.hop.or(*hop);
+                ops.push(RowOp::Dense(Dense { y: Some(y), w, w_factor, lanes, sums, hop: hop.is_some(), ..dense }));
+            }
+            Op::SoftmaxGradient { p, dp, delta, factor, dropout } => {
+                let root = self.chains.root(result);
+                // A factor that stands apart goes in here, before any mods take it back.
+                let behind = if self.chains.has_mods_gradient(self.body, root) { 1.0 } else { self.chains.scales[root.0 as usize] };
+                let (p, dp, delta) = (self.panel(*p), self.panel(*dp), self.lanes(*delta));
+                let factor = (factor * behind) as f32;
+                ops.push(RowOp::SoftmaxGradient { p, dp, delta, factor, dropout: *dropout });
+            }
+            Op::ModsGradient { s, factor, .. } => {
+                let root = self.chains.root(result);
+                let (raw, ds) = (self.panel(*s), self.panel(result));
+                let factor = (factor * self.chains.scales[root.0 as usize]) as f32;
+                ops.push(RowOp::ModsGradient { raw, ds, factor });
+            }
+            Op::SpmmT { p, x, .. } => {
+                let (p, x, out) = (self.panel(*p), self.rows(*x), self.rows(result));
+                ops.push(RowOp::SpmmT { p, x, out });
+            }
+            Op::AddRows { x, factor, onto } => {
+                let (x, out) = (self.rows(*x), self.rows(*onto));
+                let factor = self.factor(*factor);
+                ops.push(RowOp::Dense(Dense { factor, ..self.dense_of(DenseKind::Add, x, Some(out)) }));
+            }
+        }
+    }
+
+    /// log2(e) where scores go into a power of e: tiles compute powers of two. With mods it is on what comes behind them.
+    fn natural_scale(&self, root: ValueId) -> f64 {
+        let root = root.0 as usize;
+        if self.chains.natural[root] && !self.chains.has_mods[root] { std::f64::consts::LOG2_E } else { 1.0 }
+    }
+
+    /// Whether pairs are the gradient of weights or scores: their buffer begins with a product of other rows than keys.
+    fn is_gradient(&self, pairs: ValueId) -> bool {
+        match self.chains.operation(self.body, self.chains.root(pairs)).map(|operation| &operation.op) {
+            Some(Op::Sddmm { y, .. }) => !matches!(self.body.value(y[0]).extent, Extent::Tensor(Tensor::K)),
+            _ => false,
+        }
+    }
+
+    fn dense(&mut self, kind: DenseKind, x: Rows, out: Option<Rows>) -> RowOp {
+        RowOp::Dense(self.dense_of(kind, x, out))
+    }
+
+    fn dense_of(&mut self, kind: DenseKind, x: Rows, out: Option<Rows>) -> Dense {
+        let (y, w, sums, hop) = (None, None, None, false);
+        Dense { kind, x, y, w, out, lanes: Lanes::One, sums, factor: 0, w_factor: 0, hop }
+    }
+
+    /// Where the maxima and sums of the stage's softmax go. Those of the first softmax of a body go to the caller.
+    fn keep_statistics(&mut self, primary: &mut bool) {
+        if self.of_loop.parts {
+            // Every part's go where the join finds them, as if to a caller.
+            self.statistics.to_caller = true;
+            *primary = false;
+            return;
+        }
+        for operation in &self.stage.ops {
+            let max = match operation.op {
+                Op::Sddmm { .. } | Op::Mods { .. } => operation.results.get(1).copied(),
+                Op::RowMax { .. } => operation.results.first().copied(),
+                _ => None,
+            };
+            if let Some(max) = max {
+                self.statistics.keep_max = self.kept_lanes(max);
+            }
+            if let (Op::Exp { .. }, Some(&sums)) = (&operation.op, operation.results.get(1)) {
+                self.statistics.keep_sum = self.kept_lanes(sums);
+                self.statistics.to_caller = std::mem::take(primary);
+            }
+        }
+    }
+}
+
+impl Chains {
+    /// Whether the gradient of scores that begins at `root` goes back through mods.
+    fn has_mods_gradient(&self, body: &Body, root: ValueId) -> bool {
+        body.loops.iter().flat_map(|l| &l.stages).flat_map(|stage| &stage.ops).any(|operation| {
+            matches!(operation.op, Op::ModsGradient { ds, .. } if self.root(ds) == root)
+        })
+    }
+}
+
+/// Whether a value that an operation reads is one of all rows that other rows have written, for people.
+pub fn reads_neighbors(op: &Op) -> bool {
+    op.reads().iter().any(|&(_, access)| access == Access::Neighbors)
+}
+
+/// Floats from one row of sums to the next.
+pub const fn padded_width(width: usize) -> usize {
+    width.next_multiple_of(ACC_LANES)
+}
