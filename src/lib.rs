@@ -49,7 +49,7 @@ pub mod pattern;
 pub mod picture;
 pub mod plan;
 pub mod runtime;
-pub mod schedule;
+pub mod program;
 pub mod spec;
 pub mod target;
 pub mod tiles;
