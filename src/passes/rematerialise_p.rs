@@ -38,8 +38,10 @@ fn rematerialise(body: &mut Body, in_gradient: bool) -> Verdict {
             let reads = operation.op.reads().into_iter().map(|(id, _)| id);
             reads.filter(|&id| body.value(id).space == Space::Pairs && elsewhere(id)).collect::<Vec<_>>()
         };
-        let Some(at) = stage.ops.iter().position(|operation| !foreign(operation).is_empty()) else { continue };
         let wanted: Vec<ValueId> = stage.ops.iter().flat_map(foreign).collect();
+        if wanted.is_empty() {
+            continue;
+        }
         let of_scores = stage.ops.iter().any(|operation| matches!(operation.op, Op::SoftmaxGradient { .. }));
         let takes_part = if in_gradient { of_scores } else { !std::mem::take(&mut first) };
         if !takes_part {
@@ -47,12 +49,22 @@ fn rematerialise(body: &mut Body, in_gradient: bool) -> Verdict {
         }
         let Some(slice) = producers(body, &sites, &wanted) else { continue };
         let (again, renamed) = copy(body, &mut names, &slice);
+        let at = first_on_pairs(body, i, j);
         let ops = &mut body.loops[i].stages[j].ops;
         ops.iter_mut().for_each(|operation| operation.op.rename(|id| renamed.get(&id).copied().unwrap_or(id)));
         ops.splice(at..at, again);
     }
     nest::remove_unread(body);
     Ok(None)
+}
+
+/// The first operation of a stage that works on pairs.
+fn first_on_pairs(body: &Body, i: usize, j: usize) -> usize {
+    let is_pairs = |id: ValueId| body.value(id).space == Space::Pairs;
+    let works = |operation: &Operation| {
+        operation.results.iter().any(|&id| is_pairs(id)) || operation.op.reads().iter().any(|&(id, _)| is_pairs(id))
+    };
+    body.loops[i].stages[j].ops.iter().position(works).unwrap_or(0)
 }
 
 /// The operations that make these values from tensors and row statistics; `None` where others are among them.
@@ -98,7 +110,10 @@ fn copy(body: &mut Body, names: &mut Names, slice: &BTreeSet<Site>) -> (Vec<Oper
         for result in &mut results {
             let value = body.value(*result).clone();
             let fresh = names.add(body, &value.name, value.space, Extent::All);
-            renamed.insert(*result, fresh);
+            // Row statistics stay those that are known: sums of some keys are no sums of a row.
+            if matches!(value.space, Space::Pairs | Space::Packed(_)) {
+                renamed.insert(*result, fresh);
+            }
             *result = fresh;
         }
         copies.push(Operation { op, results });

@@ -138,6 +138,7 @@ pub const RECIPES: &[Recipe] = &[
             fuse_gradient_of_hop::PASS,
             fuse_gradient_of_scores::PASS,
             fuse_gradients::PASS,
+            take_weights_left::PASS,
             recompute_hops::PASS,
             rematerialise_p::EVERYWHERE,
             fuse_hop_into_softmax::REST,

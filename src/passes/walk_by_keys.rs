@@ -7,7 +7,7 @@
 
 use super::nest::{self, Site, Sites};
 use super::{NestPass, Verdict};
-use crate::program::{Body, Op, Operation, Space, ValueId};
+use crate::program::{Body, Op, Operation, Space, Stage, ValueId};
 
 /// Every stage that makes pairs; refused where one cannot.
 pub(super) const PASS: NestPass = NestPass {
@@ -60,19 +60,26 @@ fn fault(body: &Body, sites: &Sites, i: usize, j: usize) -> Option<String> {
         }
         if let Op::Exp { m, .. } = operation.op
             && made(m)
+            && !goes_to_one_product(stage, sites, operation.results[0])
         {
-            let p = operation.results[0];
-            let product = |site: &Site| matches!(stage.ops[site.op].op, Op::Spmm { .. });
-            let readers = sites.reads(p);
-            if readers.len() != 1 || !readers.iter().all(|(site, _)| product(site)) {
-                return Some(format!(
-                    "{} is final only behind the last key, and more than one product needs it",
-                    name(p)
-                ));
-            }
+            let p = name(operation.results[0]);
+            return Some(format!("{p} is final only behind the last key, and more than one product needs it"));
         }
     }
     None
+}
+
+/// Whether weights are read by one product alone, after dropout or without.
+fn goes_to_one_product(stage: &Stage, sites: &Sites, mut weights: ValueId) -> bool {
+    while let [(site, _)] = sites.reads(weights) {
+        let reader = &stage.ops[site.op];
+        match reader.op {
+            Op::Spmm { .. } => return true,
+            Op::Dropout { .. } => weights = reader.results[0],
+            _ => return false,
+        }
+    }
+    false
 }
 
 /// Operations on rows that wait for no pairs, then those on pairs, then the others.
