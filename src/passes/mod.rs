@@ -8,6 +8,7 @@
 //! Adding a pass is one file here and one line in [`PASSES`] or in the recipes that use it; adding a recipe is one entry
 //! in [`RECIPES`].
 
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::program::{self, Body, KnownReach, Program, Shape};
 
@@ -71,6 +72,8 @@ pub type Verdict = std::result::Result<Option<String>, String>;
 pub struct Setting<'a> {
     /// Sizes and types.
     pub shape: &'a Shape,
+    /// How P is stored where it is kept.
+    pub store: Dtype,
     /// How far rows reach, and the neighbors.
     pub reach: &'a KnownReach<'a>,
 }
@@ -121,8 +124,18 @@ pub fn run(mut program: Program, without: &[String]) -> Result<Program> {
     Ok(program)
 }
 
-/// The nest of a recipe, with the sentence why it is legal; it works on a copy of the body. `reach` is that of the
-/// program's neighbors, and is looked at only where a pass goes by it.
+/// A recipe for a program: its nest and why that is legal, or why it is not.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// The recipe.
+    pub strategy: Strategy,
+    /// Its nest with a sentence, or a sentence.
+    pub nest: std::result::Result<(Body, String), String>,
+}
+
+/// The nest of a recipe, with the sentence why it is legal; it works on a copy of the body. P is stored as `store` says
+/// where the nest keeps it; where that says nothing, as the program's shape allows. `reach` is that of the program's
+/// neighbors, and is looked at only where a pass goes by it.
 ///
 /// # Errors
 /// The sentence why it is not.
@@ -130,11 +143,12 @@ pub fn apply(
     program: &Program,
     strategy: Strategy,
     without: &[String],
+    store: Option<Dtype>,
     reach: &KnownReach<'_>,
 ) -> std::result::Result<(Body, String), String> {
     let recipe = strategy.recipe();
     recipe.serves(program)?;
-    let setting = Setting { shape: &program.shape, reach };
+    let setting = Setting { shape: &program.shape, store: store.unwrap_or(program.shape.store), reach };
     let mut body = program.body.clone();
     let mut why = None;
     for pass in recipe.passes.iter().filter(|pass| without.iter().all(|name| name != pass.name)) {
@@ -144,23 +158,48 @@ pub fn apply(
     Ok((body, why.unwrap_or_else(|| recipe.about.to_owned())))
 }
 
-/// Every recipe for a program (its forward ones, or those of a gradient) with its nest and why that is legal, or why it is
-/// not. A single hop is not looked at for recipes that go by reach unless `wish` is one of them: the reach of a large mask
-/// takes a while.
+/// Every recipe for a program: its forward ones, or those of a gradient. A single hop is not looked at for recipes that
+/// go by reach unless `wish` is one of them: the reach of a large mask takes a while.
 pub fn candidates(
     program: &Program,
     without: &[String],
-    reach: &KnownReach<'_>,
     wish: Option<Strategy>,
-) -> Vec<(Strategy, std::result::Result<(Body, String), String>)> {
-    let look = program.body.hops() != 1 || wish.is_some_and(Strategy::sweeps) || reach.known().is_some();
-    let of = if program.body.is_training() { Strategy::TRAINING } else { Strategy::ALL };
-    let try_one = |&strategy: &Strategy| match strategy.sweeps() && !look {
-        true => match strategy.recipe().serves(program) {
-            Ok(()) => Err("not needed for a single hop unless it is asked for".to_owned()),
-            Err(why) => Err(why),
-        },
-        false => apply(program, strategy, without, reach),
-    };
-    of.iter().map(|strategy| (*strategy, try_one(strategy))).collect()
+    store: Option<Dtype>,
+) -> Vec<Candidate> {
+    let look = program.body.hops() != 1 || wish.is_some_and(Strategy::sweeps);
+    of_each(program, without, store, look)
 }
+
+/// The recipes of a gradient for a program with one, what computes least first: what fits into memory is to be taken.
+pub fn training(program: &Program, without: &[String], wish: Option<Strategy>) -> Vec<Candidate> {
+    let order: &[Strategy] = match (program.body.hops(), wish) {
+        (..=1, _) => &[Strategy::AGAIN],
+        (_, Some(Strategy::RECOMPUTE)) => &[Strategy::AGAIN, Strategy::FRUGAL],
+        _ => Strategy::TRAINING,
+    };
+    let reach = KnownReach::new(&program.neighbors);
+    let nest = |strategy| apply(program, strategy, without, None, &reach);
+    order.iter().map(|&strategy| Candidate { strategy, nest: nest(strategy) }).collect()
+}
+
+/// Every recipe for a program, with why it is legal or why not.
+pub fn verdicts(program: &Program, without: &[String]) -> Vec<(Strategy, std::result::Result<String, String>)> {
+    let all = of_each(program, without, None, true).into_iter();
+    all.map(|Candidate { strategy, nest }| (strategy, nest.map(|(_, why)| why))).collect()
+}
+
+fn of_each(program: &Program, without: &[String], store: Option<Dtype>, look: bool) -> Vec<Candidate> {
+    let of = if program.body.is_training() { Strategy::TRAINING } else { Strategy::ALL };
+    let reach = KnownReach::new(&program.neighbors);
+    let nest = |strategy: Strategy| match strategy.sweeps() && !look {
+        true => strategy
+            .recipe()
+            .serves(program)
+            .and_then(|()| Err("not needed for a single hop unless it is asked for".to_owned())),
+        false => apply(program, strategy, without, store, &reach),
+    };
+    of.iter().map(|&strategy| Candidate { strategy, nest: nest(strategy) }).collect()
+}
+
+#[cfg(test)]
+mod tests;

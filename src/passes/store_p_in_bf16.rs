@@ -12,7 +12,7 @@ pub(super) const PASS: NestPass =
     NestPass { name: "store_p_in_bf16", rewrite: "keep p all -> keep p all bf16", by_reach: false, run };
 
 fn run(body: &mut Body, setting: &Setting<'_>) -> Verdict {
-    if setting.shape.store != Dtype::Bf16 {
+    if setting.store != Dtype::Bf16 {
         return Ok(None);
     }
     let (roots, sites) = (body.roots(), Sites::of(body));

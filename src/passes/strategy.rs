@@ -149,7 +149,7 @@ pub const RECIPES: &[Recipe] = &[
 ];
 
 /// The name of a recipe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Strategy(u8);
 

@@ -27,11 +27,6 @@ impl<'a> KnownReach<'a> {
         self.known.get_or_init(|| reaches(self.neighbors))
     }
 
-    /// The same where it was asked for before, or is cheap to know.
-    pub fn known(&self) -> Option<&Reaches> {
-        self.known.get()
-    }
-
     /// The mask.
     pub fn neighbors(&self) -> &'a BlockMask {
         self.neighbors
