@@ -27,29 +27,34 @@ pub(super) const IN_GRADIENT: NestPass = NestPass {
 };
 
 fn rematerialise(body: &mut Body, in_gradient: bool) -> Verdict {
-    let sites = Sites::of(body);
+    let original = body.clone();
+    let sites = Sites::of(&original);
     let mut names = Names::of(body);
     let mut first = true;
     for (i, j) in nest::stages(body) {
         let here = Site { one: i, stage: j, op: 0 };
-        let stage = &body.loops[i].stages[j];
+        let stage = &original.loops[i].stages[j];
+        let has = |what: fn(&Op) -> bool| stage.ops.iter().any(|operation| what(&operation.op));
+        let of_scores = has(|op| matches!(op, Op::SoftmaxGradient { .. } | Op::ModsGradient { .. }));
+        if !of_scores && !has(|op| matches!(op, Op::Spmm { .. } | Op::SpmmT { .. })) {
+            continue;
+        }
         let elsewhere = |id: ValueId| sites.made[id.0 as usize].is_some_and(|made| !made.same_stage(here));
         let foreign = |operation: &Operation| {
             let reads = operation.op.reads().into_iter().map(|(id, _)| id);
-            reads.filter(|&id| body.value(id).space == Space::Pairs && elsewhere(id)).collect::<Vec<_>>()
+            reads.filter(|&id| original.value(id).space == Space::Pairs && elsewhere(id)).collect::<Vec<_>>()
         };
         let wanted: Vec<ValueId> = stage.ops.iter().flat_map(foreign).collect();
         if wanted.is_empty() {
             continue;
         }
-        let of_scores = stage.ops.iter().any(|operation| matches!(operation.op, Op::SoftmaxGradient { .. }));
         let takes_part = if in_gradient { of_scores } else { !std::mem::take(&mut first) };
         if !takes_part {
             continue;
         }
-        let Some(slice) = producers(body, &sites, &wanted) else { continue };
-        let (again, renamed) = copy(body, &mut names, &slice);
-        let at = first_on_pairs(body, i, j);
+        let Some(slice) = producers(&original, &sites, &wanted) else { continue };
+        let (again, renamed) = copy(body, &original, &mut names, &slice);
+        let at = first_on_pairs(&original, i, j);
         let ops = &mut body.loops[i].stages[j].ops;
         ops.iter_mut().for_each(|operation| operation.op.rename(|id| renamed.get(&id).copied().unwrap_or(id)));
         ops.splice(at..at, again);
@@ -98,17 +103,22 @@ fn producers(body: &Body, sites: &Sites, wanted: &[ValueId]) -> Option<BTreeSet<
 }
 
 /// Copies operations, in order, without a row maximum: the one that is known serves.
-fn copy(body: &mut Body, names: &mut Names, slice: &BTreeSet<Site>) -> (Vec<Operation>, HashMap<ValueId, ValueId>) {
+fn copy(
+    body: &mut Body,
+    original: &Body,
+    names: &mut Names,
+    slice: &BTreeSet<Site>,
+) -> (Vec<Operation>, HashMap<ValueId, ValueId>) {
     let mut renamed: HashMap<ValueId, ValueId> = HashMap::new();
     let mut copies = Vec::new();
     for site in slice {
-        let Operation { mut op, mut results } = body.loops[site.one].stages[site.stage].ops[site.op].clone();
+        let Operation { mut op, mut results } = original.loops[site.one].stages[site.stage].ops[site.op].clone();
         op.rename(|id| renamed.get(&id).copied().unwrap_or(id));
         if matches!(op, Op::Sddmm { .. } | Op::Mods { .. }) {
             results.truncate(1);
         }
         for result in &mut results {
-            let value = body.value(*result).clone();
+            let value = original.value(*result);
             let fresh = names.add(body, &value.name, value.space, Extent::All);
             // Row statistics stay those that are known: sums of some keys are no sums of a row.
             if matches!(value.space, Space::Pairs | Space::Packed(_)) {

@@ -7,7 +7,7 @@
 
 use super::nest::{self, Site, Sites};
 use super::{NestPass, Verdict};
-use crate::program::{Body, Op, Operation, Space, Stage, ValueId};
+use crate::program::{Body, Extent, Op, Operation, Space, Stage, ValueId};
 
 /// Every stage that makes pairs; refused where one cannot.
 pub(super) const PASS: NestPass = NestPass {
@@ -36,6 +36,12 @@ fn walk(body: &mut Body, every: bool) -> Verdict {
         let stage = &mut body.loops[i].stages[j];
         stage.by_keys = true;
         stage.ops = rows_first(ops, |id| body.values[id.0 as usize].space == Space::Pairs);
+        for &id in stage.ops.iter().flat_map(|operation| &operation.results) {
+            let value = &mut body.values[id.0 as usize];
+            if value.space == Space::Pairs {
+                value.extent = Extent::Keys;
+            }
+        }
     }
     Ok(None)
 }

@@ -233,9 +233,7 @@ impl Adjoint {
                 let dp = self.emit("dp", Space::Pairs, Op::Sddmm { x, y, masked: false });
                 let dropout = self.dropout;
                 let op = Op::SoftmaxGradient { p: result, dp, delta, factor: 1.0, dropout };
-                let ds = self.value("ds", Space::Pairs);
-                let results = if dropout { vec![ds, self.value("p", Space::Pairs)] } else { vec![ds] };
-                self.body.loops.push(Loop::of(op, &results));
+                let ds = self.emit("ds", Space::Pairs, op);
                 self.pairs.insert(*s, ds);
             }
             Op::Mask { s } => {

@@ -181,7 +181,7 @@ pub enum Extent {
 }
 
 /// A tensor of the call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Tensor {
     /// Queries.
     Q,
@@ -362,8 +362,8 @@ pub enum Op {
         /// What it is added to, in place.
         onto: Option<ValueId>,
     },
-    /// `factor · p ∘ (dp − delta)`, in place of dp; with dropout, of what the call's rate left of p, which is the second
-    /// result, in place of p. → pairs [, pairs]
+    /// `factor · p ∘ (dp − delta)`, in place of dp; with dropout, dp is that of what the call's rate left of p, which is a
+    /// second result, in place of p, where there is one. → pairs [, pairs]
     SoftmaxGradient {
         /// Weights, not normalised, before dropout.
         p: ValueId,
@@ -468,6 +468,11 @@ impl Op {
             Self::AddRows { x, onto, .. } => reads.extend([(*x, Row), (*onto, Onto)]),
         }
         reads
+    }
+
+    /// Whether the operation may go without its second result.
+    pub const fn second_is_optional(&self) -> bool {
+        matches!(self, Self::Sddmm { .. } | Self::Mods { .. } | Self::SoftmaxGradient { dropout: true, .. })
     }
 
     /// For each result, the operand whose buffer it is written into; `None` for a buffer of its own.

@@ -174,8 +174,7 @@ impl Reader {
             None => self.read_op(rest, results.len()).map_err(|message| lines.refuse(message))?,
         };
         let made = spaces(&op, &self.shape, |id| self.body.value(id).space).map_err(|message| lines.refuse(message))?;
-        let one_may_do = matches!(op, Op::Sddmm { .. } | Op::Mods { .. });
-        if results.len() != made.len() && !(one_may_do && results.len() == 1) {
+        if results.len() != made.len() && !(op.second_is_optional() && results.len() == 1) {
             return Err(lines.refuse(format!("{} results of {}", results.len(), op.name())));
         }
         let results = results.iter().zip(made).map(|(name, space)| self.define(name, space));
