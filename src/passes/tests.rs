@@ -85,3 +85,32 @@ fn every_pass_may_be_left_out() {
         }
     }
 }
+
+#[test]
+fn zz_time() {
+    let hops = format!("{{hops: 1000, alpha: 0.1}}");
+    let built = program(&text(PATTERNS[0], &hops, "").replace("dtype: bf16\n", ""), 100_000);
+    for built in [built.clone(), derive_gradient(built, true).unwrap()] {
+        let now = std::time::Instant::now();
+        let fused = run(built, &[]).unwrap();
+        println!("run {:?}", now.elapsed());
+        for &strategy in Strategy::ALL.iter().chain(Strategy::TRAINING) {
+            let now = std::time::Instant::now();
+            let reach = KnownReach::new(&fused.neighbors);
+            let nest = apply(&fused, strategy, &[], None, &reach);
+            let applied = now.elapsed();
+            if let Ok((body, _)) = nest {
+                let ops = body.ops().count();
+                let now = std::time::Instant::now();
+                let v = verify(Program { body, ..fused.clone() }).unwrap();
+                let t = now.elapsed();
+                let now = std::time::Instant::now();
+                let text = v.print();
+                let p = now.elapsed();
+                let now = std::time::Instant::now();
+                parse(&text).unwrap();
+                println!("{strategy} {ops} ops: apply {applied:?} verify {t:?} print {p:?} parse {:?}", now.elapsed());
+            } else if let Err(why) = nest { println!("{strategy}: {why}") }
+        }
+    }
+}

@@ -46,10 +46,11 @@ pub(super) fn check(shape: &Shape, body: &Body, sites: &Sites, reach: Option<Rea
                     }
                     Access::Onto => awaited.iter().try_for_each(|&maker| order.added(id, maker, reader))?,
                 }
-                if let Some((writer, next)) = sites.overwritten(id)
-                    && writer != reader
-                {
-                    order.kept(id, reader, access, (writer, next))?;
+                // Additions come in any order, so that any of them may be the first to come.
+                let later = sites.chain(id).skip(1).filter_map(|next| Some((sites.made(next)?, next)));
+                let mut later = later.filter(|(writer, _)| *writer != reader);
+                if access != Access::Onto {
+                    later.try_for_each(|writer| order.kept(id, reader, access, writer))?;
                 }
             }
         }
