@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::limits::Allowance;
 use crate::plan::{KernelPlan, ModsBy};
 use crate::target::Isa;
-use crate::tiles::stored::{dots_serve, stored_family};
+use crate::tiles::{dots_serve, stored_family};
 use crate::tiles::{self, Family, exact, gradient, half_panel, join, transposed};
 
 /// The settings with which kernels are compiled: this CPU's own features, and the cheapest register allocation,

@@ -11,10 +11,23 @@ use crate::error::{Error, Result};
 pub enum Isa {
     /// Everything in Cranelift IR, with its 128-bit vectors: any machine that Cranelift knows.
     Portable,
-    /// `std::arch` tiles for AVX2 with FMA.
+    /// `std::arch` tiles for AVX2 with FMA and F16C.
     Avx2,
-    /// `std::arch` tiles for AVX-512 F, VL and DQ.
+    /// `std::arch` tiles for AVX-512 F, VL, DQ and BW.
     Avx512,
+}
+
+/// CPU features, and whether this CPU has all of them: both from one list.
+struct Features {
+    names: &'static [&'static str],
+    detected: fn() -> bool,
+}
+
+#[cfg(target_arch = "x86_64")]
+macro_rules! features {
+    ($($name:tt)*) => {
+        Features { names: &[$($name),*], detected: || true $(&& is_x86_feature_detected!($name))* }
+    };
 }
 
 impl Isa {
@@ -30,20 +43,25 @@ impl Isa {
         }
     }
 
-    /// Whether this machine can run the family.
+    /// All features that the family's tiles are compiled with, those too that others imply.
+    pub fn features(self) -> &'static [&'static str] {
+        self.list().names
+    }
+
+    /// Whether this machine can run the family: it has every one of [`Self::features`].
     pub fn available(self) -> bool {
+        (self.list().detected)()
+    }
+
+    fn list(self) -> Features {
         match self {
-            Self::Portable => true,
+            Self::Portable => Features { names: &[], detected: || true },
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Self::Avx2 => features!("avx2" "fma" "f16c"),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => {
-                is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512vl")
-                    && is_x86_feature_detected!("avx512dq")
-            }
+            Self::Avx512 => features!("avx2" "fma" "f16c" "avx512f" "avx512vl" "avx512dq" "avx512bw"),
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 | Self::Avx512 => false,
+            Self::Avx2 | Self::Avx512 => Features { names: &[], detected: || false },
         }
     }
 

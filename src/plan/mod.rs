@@ -16,8 +16,8 @@ use crate::schedule::{Base, BlockTest, Op, VerifiedSchedule};
 use crate::spec::HopFactors;
 use crate::spec::score::{ScoreMod, ScoreMods};
 use crate::target::Isa;
-use crate::tiles::stored::{dots_pay, dots_serve};
-use crate::tiles::{LANES, ROW_BLOCKS};
+use crate::tiles::peak::dots_pay;
+use crate::tiles::{LANES, ROW_BLOCKS, dots_serve};
 
 mod predict;
 mod rows;

@@ -10,34 +10,20 @@
 #![allow(clippy::needless_range_loop)]
 
 use std::arch::x86_64::*;
-use std::sync::OnceLock;
 
+use super::calls::{LANES, PackCall, ScoreCall};
+use super::chains::CHAINS;
 use super::split::{self, SCORE_KEYS, ScoreKernel, ScoreTile};
 use super::stored::{StoredCall, record};
-use super::{LANES, PackCall, ScoreCall, peak};
-
-/// How much faster dot products must be: less is within what a disturbed measurement errs by.
-const LEAST_GAIN: f64 = 1.2;
 
 /// Whether this CPU has the instructions.
 pub(super) fn available() -> bool {
     is_x86_feature_detected!("avx512bf16") && crate::target::Isa::Avx512.available()
 }
 
-/// Whether dot products are faster here than f32 multiply-adds: on some CPUs twice as fast, on others half as fast.
-/// Measured once, in some microseconds.
-pub(super) fn pay() -> bool {
-    static PAY: OnceLock<bool> = OnceLock::new();
-    *PAY.get_or_init(|| {
-        const SECONDS: f64 = 50e-6;
-        let fma = peak::fma_peak(crate::target::Isa::Avx512, SECONDS);
-        available() && peak::bf16_dot_peak(SECONDS) > LEAST_GAIN * fma
-    })
-}
-
 /// Packs queries as `[group][pairs + 1][16]` words: word `p` of a query holds its columns 2p (low half) and 2p + 1 (0
 /// beyond the last), and the vector behind them the factor. Lanes beyond the last query are 0.
-#[target_feature(enable = "avx512f,avx512vl,avx512dq")]
+#[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw")]
 pub(super) unsafe extern "C" fn pack(call: *const StoredCall) {
     // SAFETY: contract of `super` for the record, with rows of bf16.
     let (_, c) = unsafe { record::<PackCall>(call) };
@@ -123,7 +109,7 @@ pub(super) unsafe extern "C" fn score(call: *const StoredCall) {
 }
 
 /// `K` keys times all the tile's groups; `ODD` where the last pair is a single column.
-#[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx512bf16")]
 unsafe fn score_row<const K: usize, const ODD: bool>(t: &ScoreTile) {
     // SAFETY: the caller's; the shapes hold the tile's groups.
     unsafe {
@@ -137,7 +123,7 @@ unsafe fn score_row<const K: usize, const ODD: bool>(t: &ScoreTile) {
 }
 
 #[inline]
-#[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx512bf16")]
 unsafe fn score_tile<const K: usize, const G: usize, const ODD: bool>(t: &ScoreTile) {
     let mut sums = [[_mm512_setzero_ps(); G]; K];
     let pairs = t.d - 1;
@@ -186,8 +172,26 @@ unsafe fn score_tile<const K: usize, const G: usize, const ODD: bool>(t: &ScoreT
 
 /// The same bits as pairs of bf16.
 #[inline]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw")]
 fn bf16_pairs(bits: __m512i) -> __m512bh {
     // SAFETY: both are 512 bits without an invalid pattern.
     unsafe { std::mem::transmute::<__m512i, __m512bh>(bits) }
+}
+
+/// Chains of dot products, 32 multiply-adds a step and chain, as [`chains`](super::chains::chains).
+#[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx512bf16")]
+pub(super) fn chains(steps: usize) -> f32 {
+    let ones = _mm512_set1_ps(std::hint::black_box(1.0));
+    let pairs = _mm512_cvtne2ps_pbh(ones, ones);
+    let mut sums = [ones; CHAINS];
+    for _ in 0..steps {
+        for sum in &mut sums {
+            *sum = _mm512_dpbf16_ps(*sum, pairs, pairs);
+        }
+    }
+    let mut total = sums[0];
+    for sum in &sums[1..] {
+        total = _mm512_add_ps(total, *sum);
+    }
+    _mm512_cvtss_f32(total)
 }

@@ -6,7 +6,7 @@
 //! way too, and leave out weights of 0.
 #![allow(unsafe_code)]
 
-use super::{EdgeCall, LANES};
+use super::calls::{EdgeCall, LANES};
 
 /// Values over allowed keys: `acc[r][:] (+)= Σ_j p[r / 16][j][r % 16] · v[key(j)][:]` for `r < rows`, over the `j`
 /// whose word has bit `r`.

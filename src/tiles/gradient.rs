@@ -2,10 +2,11 @@
 //!
 //! A few operations an element, beside the tiles' multiply-adds for every column of a row.
 #![allow(unsafe_code)]
-// As in the families: lanes are indexed by constant-trip loops.
+// Lanes are indexed by constant-trip loops: see `lanes`.
 #![allow(clippy::needless_range_loop)]
 
-use super::LANES;
+use super::calls::LANES;
+use super::lanes::{Lanes, not_dropped};
 use crate::dropout::hash;
 
 /// Which weights of a panel are dropped: those of key `j` and query `i` where
@@ -127,8 +128,12 @@ unsafe fn panel(c: &GradientCall) {
     }
 }
 
+/// See [`EdgeGradientCall`].
+///
+/// # Safety
+/// Contract of [`super`].
 #[inline(always)]
-unsafe fn edges(c: &EdgeGradientCall) {
+pub(super) unsafe fn edges(c: &EdgeGradientCall) {
     let d = &c.dropped;
     // SAFETY: `r < rows`; edges lie between the row's offsets.
     unsafe {
@@ -169,66 +174,42 @@ pub unsafe extern "C" fn edge_gradient(call: *const EdgeGradientCall) {
     unsafe { edges(&*call) }
 }
 
-#[cfg(target_arch = "x86_64")]
-macro_rules! vectorised {
-    ($gradient:ident, $edge_gradient:ident, $module:ident, $vector:ident, $features:literal, $width:literal) => {
-        mod $module {
-            use super::{EdgeGradientCall, GradientCall};
-            use crate::tiles::LANES;
-            use crate::tiles::lanes::$vector::*;
-
-            /// See [`GradientCall`].
-            #[target_feature(enable = $features)]
-            pub unsafe extern "C" fn $gradient(call: *const GradientCall) {
-                // SAFETY: contract of `tiles`; `group < groups`, keys stay below `nkeys`, vectors within a key's lanes.
-                unsafe {
-                    let c = &*call;
-                    let d = &c.dropped;
-                    let (one, scale) = (splat(1.0), splat(c.scale));
-                    for part in 0..c.groups * (LANES / $width) {
-                        let (group, lane) = (part * $width / LANES, part * $width % LANES);
-                        let (mut p, mut dp) =
-                            (c.p.add(group * c.stride + lane), c.dp.wrapping_add(group * c.stride + lane));
-                        let at = group * LANES + lane;
-                        let minus = if c.dp.is_null() { zero() } else { mul(load(c.delta.add(at)), splat(-1.0)) };
-                        let row_keys = d.row_keys.wrapping_add(at);
-                        for j in 0..c.nkeys {
-                            let weights = load(p);
-                            let factors = if d.row_keys.is_null() {
-                                one
-                            } else {
-                                let key = match d.keys.is_null() {
-                                    true => (d.first_key + j * d.key_step) as u32,
-                                    false => *d.keys.add(j),
-                                };
-                                factors(row_keys, key, d.threshold, d.keep)
-                            };
-                            if !c.dp.is_null() {
-                                let inner = fma(load(dp), factors, minus);
-                                store(dp, where_some(weights, mul(mul(weights, scale), inner)));
-                            }
-                            if !d.row_keys.is_null() {
-                                store(p, where_some(factors, mul(weights, factors)));
-                            }
-                            p = p.wrapping_add(LANES);
-                            dp = dp.wrapping_add(LANES);
-                        }
-                    }
+/// See [`GradientCall`], a vector of queries after the other.
+///
+/// # Safety
+/// Contract of [`super`], and the CPU has the instructions.
+#[inline(always)]
+pub(super) unsafe fn gradient_of_vectors<L: Lanes>(c: &GradientCall) {
+    // SAFETY: `part` lies in one of the groups, keys stay below `nkeys`, vectors within a key's lanes.
+    unsafe {
+        let d = &c.dropped;
+        let scale = L::splat(c.scale);
+        for part in 0..c.groups * (LANES / L::WIDTH) {
+            let first = part * L::WIDTH;
+            let at = first / LANES * c.stride + first % LANES;
+            let (mut p, mut dp) = (c.p.add(at), c.dp.wrapping_add(at));
+            let minus =
+                if c.dp.is_null() { L::splat(0.0) } else { L::mul(L::load(c.delta.add(first)), L::splat(-1.0)) };
+            let row_keys =
+                if d.row_keys.is_null() { L::splat_word(0) } else { L::load_words(d.row_keys.add(first)) };
+            for j in 0..c.nkeys {
+                let weights = L::load(p);
+                let mut factors = L::splat(1.0);
+                if !d.row_keys.is_null() {
+                    let key = if d.keys.is_null() { (d.first_key + j * d.key_step) as u32 } else { *d.keys.add(j) };
+                    let kept = not_dropped::<L>(row_keys, L::splat_word(key), d.threshold);
+                    factors = L::select(kept, L::splat(d.keep));
                 }
-            }
-
-            /// See [`EdgeGradientCall`].
-            #[target_feature(enable = $features)]
-            pub unsafe extern "C" fn $edge_gradient(call: *const EdgeGradientCall) {
-                // SAFETY: contract of `tiles`.
-                unsafe { super::edges(&*call) }
+                if !c.dp.is_null() {
+                    let inner = L::fma(L::load(dp), factors, minus);
+                    L::store(dp, L::select(L::not_zero(weights), L::mul(L::mul(weights, scale), inner)));
+                }
+                if !d.row_keys.is_null() {
+                    L::store(p, L::select(L::not_zero(factors), L::mul(weights, factors)));
+                }
+                p = p.wrapping_add(LANES);
+                dp = dp.wrapping_add(LANES);
             }
         }
-        pub(super) use $module::{$edge_gradient, $gradient};
-    };
+    }
 }
-
-#[cfg(target_arch = "x86_64")]
-vectorised!(gradient_avx512, edge_gradient_avx512, avx512, f32x16, "avx512f,avx512vl,avx512dq", 16);
-#[cfg(target_arch = "x86_64")]
-vectorised!(gradient_avx2, edge_gradient_avx2, avx2, f32x8, "avx2,fma", 8);

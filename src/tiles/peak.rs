@@ -1,13 +1,18 @@
 //! The most multiply-adds that one thread can do: what shares of peak are shares of. And what tiles take beside them.
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "x86_64")]
+use std::sync::OnceLock;
 use std::time::Instant;
 
-use super::{Ahead, BLOCK, ExpCall, LANES, ScoreCall, family};
+use super::calls::{Ahead, BLOCK, ExpCall, LANES, ScoreCall};
+use super::chains::CHAINS;
+#[cfg(target_arch = "x86_64")]
+use super::dots;
+use super::family::{dots_serve, family};
+use crate::dtype::Dtype;
 use crate::target::Isa;
 
-/// Independent chains of multiply-adds: latency times ports on every machine we know, with room.
-const CHAINS: usize = 12;
 /// Steps between two looks at the clock: some microseconds.
 const STEPS: usize = 2000;
 
@@ -18,14 +23,11 @@ pub fn fma_peak(isa: Isa, seconds: f64) -> f64 {
     if !isa.available() {
         return 0.0;
     }
-    let (lanes, run): (usize, unsafe fn(usize) -> f32) = match isa {
+    let (lanes, run): (usize, unsafe fn(usize) -> f32) = match family(isa) {
+        Some(family) => (family.lanes, family.chains),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => (16, avx512),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => (8, avx2),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Portable if is_x86_feature_detected!("fma") => (4, fma128),
-        _ => (4, plain),
+        None if is_x86_feature_detected!("fma") => (4, fma128),
+        None => (4, plain),
     };
     let flops = (2 * lanes * CHAINS * STEPS) as f64;
     let start = Instant::now();
@@ -43,20 +45,46 @@ pub fn fma_peak(isa: Isa, seconds: f64) -> f64 {
 /// measured as [`fma_peak`]. 0 where this CPU lacks the instructions.
 pub fn bf16_dot_peak(seconds: f64) -> f64 {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512f") {
+    if dots::available() {
         let flops = (2 * 32 * CHAINS * STEPS) as f64;
         let start = Instant::now();
         let mut best = 0.0f64;
         while best == 0.0 || start.elapsed().as_secs_f64() < seconds {
             let slice = Instant::now();
             // SAFETY: the CPU has the instructions.
-            std::hint::black_box(unsafe { bf16_dots(STEPS) });
+            std::hint::black_box(unsafe { dots::chains(STEPS) });
             best = best.max(flops / slice.elapsed().as_secs_f64() * 1e-9);
         }
         return best;
     }
     let _ = seconds;
     0.0
+}
+
+/// Whether scores of bf16 by dot products of pairs are faster here than by widening, measured once.
+pub fn dots_pay(isa: Isa, dtype: Dtype, d: usize) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if dots_serve(isa, dtype, d) {
+        return pay();
+    }
+    let _ = (isa, dtype, d);
+    false
+}
+
+/// How much faster dot products must be: less is within what a disturbed measurement errs by.
+#[cfg(target_arch = "x86_64")]
+const LEAST_GAIN: f64 = 1.2;
+
+/// Whether dot products are faster here than f32 multiply-adds: on some CPUs twice as fast, on others half as fast.
+/// Measured once, in some microseconds.
+#[cfg(target_arch = "x86_64")]
+fn pay() -> bool {
+    static PAY: OnceLock<bool> = OnceLock::new();
+    *PAY.get_or_init(|| {
+        const SECONDS: f64 = 50e-6;
+        let fma = fma_peak(crate::target::Isa::Avx512, SECONDS);
+        dots::available() && bf16_dot_peak(SECONDS) > LEAST_GAIN * fma
+    })
 }
 
 /// What the tiles of a family take beside multiply-adds.
@@ -135,56 +163,25 @@ pub fn tile_times(isa: Isa, seconds: f64) -> Option<TileTimes> {
     Some(TileTimes { exp_ns: (exp_call - call_ns).max(0.1 * exp_call) / (MANY * BLOCK) as f64, call_ns })
 }
 
+/// With the 128-bit multiply-adds that emitted code has.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bf16")]
-fn bf16_dots(steps: usize) -> f32 {
+#[target_feature(enable = "fma")]
+fn fma128(steps: usize) -> f32 {
     use std::arch::x86_64::*;
-    let ones = _mm512_set1_ps(std::hint::black_box(1.0));
-    let pairs = _mm512_cvtne2ps_pbh(ones, ones);
-    let mut sums = [ones; CHAINS];
+    let factor = _mm_set1_ps(std::hint::black_box(0.5));
+    let add = _mm_set1_ps(std::hint::black_box(1.0));
+    let mut sums = [add; CHAINS];
     for _ in 0..steps {
         for sum in &mut sums {
-            *sum = _mm512_dpbf16_ps(*sum, pairs, pairs);
+            *sum = _mm_fmadd_ps(*sum, factor, add);
         }
     }
     let mut total = sums[0];
     for sum in &sums[1..] {
-        total = _mm512_add_ps(total, *sum);
+        total = _mm_add_ps(total, *sum);
     }
-    _mm512_cvtss_f32(total)
+    _mm_cvtss_f32(total)
 }
-
-/// One routine per width: `CHAINS` sums that the compiler cannot see through.
-#[cfg(target_arch = "x86_64")]
-macro_rules! chains {
-    ($(#[$doc:meta])* $name:ident, $features:literal, $set:ident, $fma:ident, $add:ident, $first:ident) => {
-        $(#[$doc])*
-        #[target_feature(enable = $features)]
-        fn $name(steps: usize) -> f32 {
-            use std::arch::x86_64::*;
-            let factor = $set(std::hint::black_box(0.5));
-            let add = $set(std::hint::black_box(1.0));
-            let mut sums = [add; CHAINS];
-            for _ in 0..steps {
-                for sum in &mut sums {
-                    *sum = $fma(*sum, factor, add);
-                }
-            }
-            let mut total = sums[0];
-            for sum in &sums[1..] {
-                total = $add(total, *sum);
-            }
-            $first(total)
-        }
-    };
-}
-
-#[cfg(target_arch = "x86_64")]
-chains!(avx512, "avx512f", _mm512_set1_ps, _mm512_fmadd_ps, _mm512_add_ps, _mm512_cvtss_f32);
-#[cfg(target_arch = "x86_64")]
-chains!(avx2, "avx2,fma", _mm256_set1_ps, _mm256_fmadd_ps, _mm256_add_ps, _mm256_cvtss_f32);
-#[cfg(target_arch = "x86_64")]
-chains!(fma128, "fma", _mm_set1_ps, _mm_fmadd_ps, _mm_add_ps, _mm_cvtss_f32);
 
 /// Without intrinsics: the compiler's own 4-float vectors, multiply and add.
 fn plain(steps: usize) -> f32 {

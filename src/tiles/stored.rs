@@ -4,18 +4,14 @@
 //! In: a [`StoredCall`], which names an f32 tile and its record. Out: what that tile would have made of the same
 //! numbers in f32, with the output rounded to the storage type. A row of K or V is widened once for the 64 queries of a
 //! block, which is a sixty-fourth of the work that follows. One implementation serves every family, the emitted one
-//! included; only `convert.rs` knows instruction sets.
+//! included; only its [`Convert`] knows instruction sets.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
 
-use half::{bf16, f16};
-
-use super::convert::{Convert, Plain, StoredRows};
+use super::calls::{Ahead, BLOCK, EdgeCall, LANES, PackCall, ROW_BLOCKS, ScoreCall, Tile, ValueCall};
+use super::convert::{Convert, StoredRows};
 use super::exact::{ExactCall, value_exact};
-use super::{Ahead, BLOCK, EdgeCall, LANES, PackCall, ROW_BLOCKS, ScoreCall, Tile, ValueCall};
-use crate::dtype::Dtype;
-use crate::target::Isa;
 
 /// In [`StoredCall::wide`]: the values are f32 already (Z of an earlier hop).
 pub const WIDE_VALUES: u64 = 1;
@@ -54,66 +50,15 @@ pub struct StoredFamily {
     pub value_exact: Tile<StoredCall>,
 }
 
-/// The wrappers of `dtype` around the tiles of `isa`, element by element where the CPU lacks the instructions; `None`
-/// for f32, which needs none.
-pub fn stored_family(isa: Isa, dtype: Dtype) -> Option<StoredFamily> {
-    const fn of<C: Convert>() -> StoredFamily {
-        StoredFamily {
-            pack: pack::<C>,
-            score: score::<C>,
-            value: value::<C>,
-            edge_score: edge_score::<C>,
-            edge_value: edge_value::<C>,
-            value_exact: exact::<C>,
-        }
-    }
-    match (isa, dtype) {
-        (_, Dtype::F32) => None,
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx2, Dtype::Bf16) if isa.available() => Some(of::<super::convert::Avx2Bf16>()),
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx2, Dtype::F16) if isa.available() && is_x86_feature_detected!("f16c") => {
-            Some(of::<super::convert::Avx2F16>())
-        }
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512, Dtype::Bf16) if isa.available() => Some(of::<super::convert::Avx512Bf16>()),
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512, Dtype::F16) if isa.available() => Some(of::<super::convert::Avx512F16>()),
-        (_, Dtype::Bf16) => Some(of::<Plain<bf16>>()),
-        (_, Dtype::F16) => Some(of::<Plain<f16>>()),
-    }
-}
-
-/// Whether scores of bf16 by dot products of pairs ([`with_dots`](StoredFamily::with_dots)) are faster here than by
-/// widening, measured once.
-pub fn dots_pay(isa: Isa, dtype: Dtype, d: usize) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    if dots_serve(isa, dtype, d) {
-        return super::dots::pay();
-    }
-    let _ = (isa, dtype, d);
-    false
-}
-
-/// Whether this CPU has them for this family and storage type, and they serve queries of width `d`.
-pub fn dots_serve(isa: Isa, dtype: Dtype, d: usize) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 && dtype == Dtype::Bf16 {
-        return d >= 2 && super::dots::available();
-    }
-    let _ = (isa, dtype, d);
-    false
-}
-
-impl StoredFamily {
-    /// The same with scores by dot products of bf16 pairs; only where [`dots_serve`] says so.
-    #[must_use]
-    pub fn with_dots(self) -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if super::dots::available() {
-            return Self { pack: super::dots::pack, score: super::dots::score, ..self };
-        }
-        self
+/// The wrappers with one way to convert rows.
+pub(super) const fn of<C: Convert>() -> StoredFamily {
+    StoredFamily {
+        pack: pack::<C>,
+        score: score::<C>,
+        value: value::<C>,
+        edge_score: edge_score::<C>,
+        edge_value: edge_value::<C>,
+        value_exact: exact::<C>,
     }
 }
 

@@ -3,10 +3,11 @@
 //! The panel is the one of the value tile, but sums run over its lanes: 6 keys stay in registers over the 64 queries of
 //! the block, a step loads the vectors of one query's row and broadcasts 6 weights.
 #![allow(unsafe_code)]
-// As in the families: register arrays are indexed by constant-trip loops.
+// Register arrays are indexed by constant-trip loops: see `lanes`.
 #![allow(clippy::needless_range_loop)]
 
-use super::{EdgeCall, LANES};
+use super::calls::{EdgeCall, LANES};
+use super::lanes::Lanes;
 
 #[cfg(test)]
 mod tests;
@@ -202,125 +203,118 @@ pub unsafe extern "C" fn scatter(call: *const ScatterCall) {
     unsafe { scatter_edges::<false>(&*call) }
 }
 
-/// The register tile of one instruction set: `$vector` has its vectors of `$width` floats, of which a key keeps
-/// `$columns`.
-#[cfg(target_arch = "x86_64")]
-macro_rules! register_tile {
-    ($transposed:ident, $scatter:ident, $module:ident, $vector:ident, $features:literal, $width:literal, $columns:literal) => {
-        mod $module {
-            use super::{KEYS, LANES, ScatterCall, TransposedCall};
-            use crate::tiles::lanes::$vector::*;
-
-            /// See [`TransposedCall`].
-            #[target_feature(enable = $features)]
-            pub unsafe extern "C" fn $transposed(call: *const TransposedCall) {
-                // SAFETY: contract of `tiles`; keys `j .. j + count` are below `nkeys`.
-                unsafe {
-                    let c = &*call;
-                    if c.exact != 0 {
-                        return super::pair_by_pair(c);
-                    }
-                    let mut j = 0;
-                    while j < c.nkeys {
-                        let count = KEYS.min(c.nkeys - j);
-                        match count {
-                            1 => keys::<1>(c, j),
-                            2 => keys::<2>(c, j),
-                            3 => keys::<3>(c, j),
-                            4 => keys::<4>(c, j),
-                            5 => keys::<5>(c, j),
-                            _ => keys::<KEYS>(c, j),
-                        }
-                        j += count;
-                    }
-                }
-            }
-
-            /// Some keys over all columns.
-            #[target_feature(enable = $features)]
-            unsafe fn keys<const R: usize>(c: &TransposedCall, j: usize) {
-                // SAFETY: as the caller; columns stay below `width`.
-                unsafe {
-                    let seen = c.seen(j, R);
-                    let mut column = 0;
-                    while column + $columns * $width <= c.width {
-                        tile::<R, $columns, false>(c, j, seen, column, $width);
-                        column += $columns * $width;
-                    }
-                    while column < c.width {
-                        let left = c.width - column;
-                        if left >= $width {
-                            tile::<R, 1, false>(c, j, seen, column, $width);
-                        } else {
-                            tile::<R, 1, true>(c, j, seen, column, left);
-                        }
-                        column += $width;
-                    }
-                }
-            }
-
-            #[target_feature(enable = $features)]
-            unsafe fn tile<const R: usize, const C: usize, const CUT: bool>(
-                c: &TransposedCall,
-                j: usize,
-                seen: u64,
-                column: usize,
-                left: usize,
-            ) {
-                // SAFETY: `r < rows`, keys as the caller says; a cut vector touches `left` columns.
-                unsafe {
-                    let tail = first(left);
-                    let mut sums = [[zero(); C]; R];
-                    for group in 0..c.rows.div_ceil(LANES) {
-                        if seen >> (group * LANES) & 0xFFFF == 0 {
-                            continue;
-                        }
-                        let start = group * LANES;
-                        let p = c.p.add(group * c.p_stride + j * LANES);
-                        let mut row = c.x.wrapping_add(start * c.x_stride + column);
-                        for lane in 0..LANES.min(c.rows - start) {
-                            let x = if c.x_rows.is_null() { row } else { c.x_row(start + lane).add(column) };
-                            row = row.wrapping_add(c.x_stride);
-                            let mut values = [zero(); C];
-                            for i in 0..C {
-                                let at = x.add(i * $width);
-                                values[i] = if CUT { load_cut(at, tail) } else { load(at) };
-                            }
-                            for r in 0..R {
-                                let weight = splat(*p.add(r * LANES + lane));
-                                for i in 0..C {
-                                    sums[r][i] = fma(values[i], weight, sums[r][i]);
-                                }
-                            }
-                        }
-                    }
-                    let factor = splat(c.factor);
-                    for r in 0..R {
-                        let out = c.out_row(j + r).add(column);
-                        for i in 0..C {
-                            let at = out.add(i * $width);
-                            if CUT {
-                                store_cut(at, tail, fma(sums[r][i], factor, load_cut(at, tail)));
-                            } else {
-                                store(at, fma(sums[r][i], factor, load(at)));
-                            }
-                        }
-                    }
-                }
-            }
-
-            /// See [`ScatterCall`].
-            #[target_feature(enable = $features)]
-            pub unsafe extern "C" fn $scatter(call: *const ScatterCall) {
-                // SAFETY: contract of `tiles`.
-                unsafe { super::scatter_edges::<true>(&*call) }
-            }
-        }
-        pub(super) use $module::{$scatter, $transposed};
-    };
+/// See [`ScatterCall`]; products are added without a rounding between.
+///
+/// # Safety
+/// Contract of [`super`].
+#[inline(always)]
+pub(super) unsafe fn scatter_fused(call: &ScatterCall) {
+    // SAFETY: the caller's.
+    unsafe { scatter_edges::<true>(call) }
 }
 
-#[cfg(target_arch = "x86_64")]
-register_tile!(transposed_avx512, scatter_avx512, avx512, f32x16, "avx512f,avx512vl,avx512dq", 16, 4);
-#[cfg(target_arch = "x86_64")]
-register_tile!(transposed_avx2, scatter_avx2, avx2, f32x8, "avx2,fma", 8, 2);
+/// See [`TransposedCall`], in register tiles.
+///
+/// # Safety
+/// Contract of [`super`], and the CPU has the instructions.
+#[inline(always)]
+pub(super) unsafe fn transposed_of_vectors<L: Lanes>(c: &TransposedCall) {
+    // SAFETY: keys `j .. j + count` are below `nkeys`.
+    unsafe {
+        if c.exact != 0 {
+            return pair_by_pair(c);
+        }
+        let mut j = 0;
+        while j < c.nkeys {
+            let count = KEYS.min(c.nkeys - j);
+            match count {
+                1 => keys::<L, 1>(c, j),
+                2 => keys::<L, 2>(c, j),
+                3 => keys::<L, 3>(c, j),
+                4 => keys::<L, 4>(c, j),
+                5 => keys::<L, 5>(c, j),
+                _ => keys::<L, KEYS>(c, j),
+            }
+            j += count;
+        }
+    }
+}
+
+/// Some keys over all columns.
+#[inline(always)]
+unsafe fn keys<L: Lanes, const R: usize>(c: &TransposedCall, j: usize) {
+    // SAFETY: as the caller; columns stay below `width`.
+    unsafe {
+        let seen = c.seen(j, R);
+        let vectors = if L::REGISTERS > 16 { 4 } else { 2 };
+        let mut column = 0;
+        while column + vectors * L::WIDTH <= c.width {
+            match vectors {
+                4 => tile::<L, R, 4, false>(c, j, seen, column, L::WIDTH),
+                _ => tile::<L, R, 2, false>(c, j, seen, column, L::WIDTH),
+            }
+            column += vectors * L::WIDTH;
+        }
+        while column < c.width {
+            let left = c.width - column;
+            if left >= L::WIDTH {
+                tile::<L, R, 1, false>(c, j, seen, column, L::WIDTH);
+            } else {
+                tile::<L, R, 1, true>(c, j, seen, column, left);
+            }
+            column += L::WIDTH;
+        }
+    }
+}
+
+/// `R` keys, `C` vectors of columns.
+#[inline(always)]
+unsafe fn tile<L: Lanes, const R: usize, const C: usize, const CUT: bool>(
+    c: &TransposedCall,
+    j: usize,
+    seen: u64,
+    column: usize,
+    left: usize,
+) {
+    // SAFETY: `r < rows`, keys as the caller says; a cut vector touches `left` columns.
+    unsafe {
+        let tail = L::first(left);
+        let zero = L::splat(0.0);
+        let mut sums = [[zero; C]; R];
+        for group in 0..c.rows.div_ceil(LANES) {
+            if seen >> (group * LANES) & 0xFFFF == 0 {
+                continue;
+            }
+            let start = group * LANES;
+            let p = c.p.add(group * c.p_stride + j * LANES);
+            let mut row = c.x.wrapping_add(start * c.x_stride + column);
+            for lane in 0..LANES.min(c.rows - start) {
+                let x = if c.x_rows.is_null() { row } else { c.x_row(start + lane).add(column) };
+                row = row.wrapping_add(c.x_stride);
+                let mut values = [zero; C];
+                for i in 0..C {
+                    let at = x.add(i * L::WIDTH);
+                    values[i] = if CUT { L::load_cut(at, tail) } else { L::load(at) };
+                }
+                for r in 0..R {
+                    let weight = L::splat(*p.add(r * LANES + lane));
+                    for i in 0..C {
+                        sums[r][i] = L::fma(values[i], weight, sums[r][i]);
+                    }
+                }
+            }
+        }
+        let factor = L::splat(c.factor);
+        for r in 0..R {
+            let out = c.out_row(j + r).add(column);
+            for i in 0..C {
+                let at = out.add(i * L::WIDTH);
+                if CUT {
+                    L::store_cut(at, tail, L::fma(sums[r][i], factor, L::load_cut(at, tail)));
+                } else {
+                    L::store(at, L::fma(sums[r][i], factor, L::load(at)));
+                }
+            }
+        }
+    }
+}
