@@ -341,3 +341,16 @@ fn diff(old: &str, new: &str) -> String {
     }
     out
 }
+
+/// Inputs that score mods of tests may read.
+pub const MOD_INPUTS: &str =
+    "{rel: {shape: [heads, \"2*n - 1\"]}, key: {shape: [n]}, table: {shape: [m, n]}, small: {shape: [8]}}";
+
+/// The names in a folder, sorted.
+pub fn names_in(folder: &std::path::Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).expect("the folder");
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into()).collect();
+    names.sort();
+    names
+}
