@@ -147,7 +147,7 @@ pub fn compile_training(
     let mut refused = None;
     for &(stored, single_hop_passes) in frugal {
         let kernel = compile_training_with(spec, pattern, options, dropout, stored, single_hop_passes)?;
-        let given = kernel.scratch_bytes_on(1, options.planned_threads());
+        let given = kernel.scratch_bytes_on(1, options.planning_threads());
         if given <= options.memory_limit {
             return Ok(kernel);
         }
@@ -271,7 +271,7 @@ fn build_mask(
 
 fn check_memory(kernel: &Kernel, options: &Options) -> Result<()> {
     let limit = options.memory_limit;
-    let given = kernel.scratch_bytes_on(1, options.planned_threads()) + kernel.code_bytes().1 as u64;
+    let given = kernel.scratch_bytes_on(1, options.planning_threads()) + kernel.code_bytes().1 as u64;
     if given > limit {
         return Err(Error::Memory { what: format!("scratch of the {} kernel", kernel.plan().strategy), given, limit });
     }
@@ -365,7 +365,7 @@ impl Options {
     }
 
     /// Threads that plans are made for.
-    fn planned_threads(&self) -> usize {
+    fn planning_threads(&self) -> usize {
         self.planned_threads.unwrap_or(self.threads)
     }
 
@@ -430,7 +430,7 @@ impl Advice {
             bf16_dots: options.bf16_dots,
             exact_store: self.choice.is_some_and(|choice| choice.store.is_f32()),
             tuning: self.choice.map_or(Tuning::default(), |choice| choice.tuning),
-            threads: options.planned_threads(),
+            threads: options.planning_threads(),
             facts: self.facts,
             single_hop_passes: false,
         }
