@@ -114,9 +114,7 @@ fn compile_with(spec: &PatternSpec, pattern: Pattern, options: &Options, advice:
     let code = clock.time("link", || jit::link(&plan, functions, &isa, &allowance))?;
     // A gradient is compiled at the first backward call.
     let train: Train = {
-        // With the forward pass's scores.
-        let options = Options { bf16_dots: Some(plan.bf16_dots), ..options.clone() };
-        let (spec, pattern) = (spec.clone(), pattern.clone());
+        let (spec, pattern, options) = (spec.clone(), pattern.clone(), options.clone());
         Box::new(move || compile_training(&spec, &pattern, &options, false))
     };
     let kernel = clock.time("kernel", || Kernel::with_training(plan, code, options.threads, Some(train)))?;
@@ -171,8 +169,8 @@ fn compile_training_with(
     let schedule = schedule::verify(passes::run(schedule, &options.without)?)?;
     let isa = jit::target_isa()?;
     let part = |strategy: Strategy| {
-        let bf16_dots = options.bf16_dots;
-        let wishes = Wishes { strategy: Some(strategy), bf16_dots, single_hop_passes, ..Wishes::default() };
+        // Gradients are computed in f32, whatever tensors are stored in and however the forward pass multiplies them.
+        let wishes = Wishes { strategy: Some(strategy), single_hop_passes, ..Wishes::default() };
         let plan = plan::build(&schedule, options.isa, wishes)?;
         let code = jit::link(&plan, codegen::lower(&plan, &*isa), &isa, &allowance)?;
         Ok::<_, Error>((plan, code))
