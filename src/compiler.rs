@@ -11,14 +11,15 @@ use crate::error::{Error, Result};
 use crate::limits::Allowance;
 use crate::machine::Facts;
 use crate::mask::BlockMask;
+use crate::passes::Strategy;
 use crate::pattern::Pattern;
-use crate::plan::{ASKED_FOR, Choice, Model, Strategy, Tuning, Wishes};
+use crate::plan::{ASKED_FOR, Choice, Chosen, Model, PlanOptions, Tuning};
+use crate::program::{Program, VerifiedProgram};
 use crate::runtime::{Kernel, Train, TrainingKernel};
-use crate::schedule::VerifiedSchedule;
 use crate::spec::PatternSpec;
 use crate::target::Isa;
 use crate::tuned::Problem;
-use crate::{codegen, jit, machine, mask, passes, pattern, plan, schedule};
+use crate::{codegen, jit, machine, mask, passes, pattern, plan, program};
 
 /// Everything the steps make of one spec at one length.
 #[derive(Debug)]
@@ -27,8 +28,8 @@ pub struct Compiled {
     pub pattern: Pattern,
     /// The block mask, before any pass.
     pub mask: BlockMask,
-    /// The schedule, after all passes.
-    pub schedule: VerifiedSchedule,
+    /// The program, after all passes, in the nest that was chosen.
+    pub program: VerifiedProgram,
     /// The callable kernel; it holds the plan.
     pub kernel: Kernel,
     /// What the cost model says of the plan's strategy; `None` where the machine was never measured.
@@ -64,7 +65,7 @@ pub fn compile_pattern(spec: &PatternSpec, pattern: Pattern, options: &Options) 
         return match compile_with(spec, pattern.clone(), options, advice.clone()) {
             // The fastest plan is of no use where its P does not fit.
             Err(error @ Error::Memory { .. }) if advice.strategy(options).is_none() => {
-                let frugal = Options { strategy: Some(Strategy::Recompute), ..options.clone() };
+                let frugal = Options { strategy: Some(Strategy::RECOMPUTE), ..options.clone() };
                 let because = Some(format!("chosen, since {error}"));
                 compile_with(spec, pattern, &frugal, Advice { because, ..advice }).map_err(|_| error)
             }
@@ -93,21 +94,15 @@ fn compile_with(spec: &PatternSpec, pattern: Pattern, options: &Options, advice:
     let allowance = options.allowance(spec);
     // Whole blocks are classified by intervals; points are visited only inside partial blocks.
     let mask = clock.time("mask", || build_mask(spec, &pattern, options, strategy, allowance))?;
-    let schedule = clock.time("schedule", || schedule::build(spec, mask.clone()))?;
-    let schedule = clock.time("passes", || passes::run(schedule, &options.without))?;
-    let schedule = clock.time("verify", || schedule::verify(schedule))?;
-    let wishes = advice.wishes(options);
-    let (mut plan, forecast) = clock.time("plan", || {
-        let model = Model::new(&schedule, options.isa, &wishes);
-        let plan = plan::build_by(&schedule, options.isa, wishes, &model)?;
-        let forecast = wishes.facts.map(|_| model.forecast(plan.strategy, plan.store, plan.reach));
-        Ok::<_, Error>((plan, forecast))
-    })?;
-    if let (Some(because), Some(last)) =
-        (&advice.because, plan.reasons.iter_mut().find(|text| text.ends_with(ASKED_FOR)))
-    {
-        *last = format!("{}: {because}", plan.strategy);
-    }
+    let program = clock.time("program", || program::build(spec, mask.clone()))?;
+    let mut program = clock.time("passes", || passes::run(program, &options.without))?;
+    // Every recipe that is legal makes a nest of the operations; the cost model picks one.
+    let chosen = clock.time("nest", || advice.choose(&program, options))?;
+    program.body = chosen.body;
+    let program = clock.time("verify", || program::verify(program))?;
+    let plan_options = advice.plan_options(options, chosen.strategy, chosen.reasons);
+    let plan = clock.time("plan", || plan::build(&program, options.isa, plan_options))?;
+    let forecast = advice.facts.map(|_| chosen.forecast);
     allowance.check_time()?;
     let isa = jit::target_isa()?;
     let functions = clock.time("lower", || codegen::lower(&plan, &*isa));
@@ -120,7 +115,7 @@ fn compile_with(spec: &PatternSpec, pattern: Pattern, options: &Options, advice:
     let kernel = clock.time("kernel", || Kernel::with_training(plan, code, options.threads, Some(train)))?;
     check_memory(&kernel, options)?;
     let Advice { tuned_by, warnings, .. } = advice;
-    Ok(Compiled { pattern, mask, schedule, kernel, forecast, tuned_by, warnings, timings: clock.steps })
+    Ok(Compiled { pattern, mask, program, kernel, forecast, tuned_by, warnings, timings: clock.steps })
 }
 
 /// Compiles a kernel for training from the pattern of a spec: gradients, and dropout where it is asked for.
@@ -136,15 +131,20 @@ pub fn compile_training(
     options: &Options,
     dropout: bool,
 ) -> Result<TrainingKernel> {
-    let hops = spec.diffusion.hops.len();
-    let frugal: &[(bool, bool)] = match (hops, options.strategy) {
-        (..=1, _) => &[(false, false)],
-        (_, Some(Strategy::Recompute)) => &[(false, false), (false, true)],
-        _ => &[(true, false), (false, false), (false, true)],
-    };
+    let allowance = options.allowance(spec);
+    let mut program = training_program(spec, pattern, options, dropout)?;
+    let isa = jit::target_isa()?;
+    let link = |plan| Ok::<_, Error>((jit::link(&plan, codegen::lower(&plan, &*isa), &isa, &allowance)?, plan));
     let mut refused = None;
-    for &(stored, single_hop_passes) in frugal {
-        let kernel = compile_training_with(spec, pattern, options, dropout, stored, single_hop_passes)?;
+    for Chosen { strategy, body, .. } in plan::choose_training(&program, &options.without, options.strategy)? {
+        program.body = body;
+        let verified = program::verify(program)?;
+        let (pass, stored) = plan::build_training(&verified, options.isa, (strategy, spec.scale))?;
+        program = verified.into_inner();
+        let [pass, stored] = [Some(pass), stored].map(|plan| plan.map(link).transpose());
+        let (Some((code, plan)), stored) = (pass?, stored?) else { continue };
+        let stored = stored.map(|(code, plan)| (plan, code));
+        let kernel = TrainingKernel::new(spec.dtype, (plan, code), stored, options.threads)?;
         let given = kernel.scratch_bytes_on(1, options.planning_threads());
         if given <= options.memory_limit {
             return Ok(kernel);
@@ -155,28 +155,10 @@ pub fn compile_training(
     Err(refused.unwrap_or_else(|| Error::internal("compiler", "no way to compute a gradient", "")))
 }
 
-fn compile_training_with(
-    spec: &PatternSpec,
-    pattern: &Pattern,
-    options: &Options,
-    dropout: bool,
-    stored: bool,
-    single_hop_passes: bool,
-) -> Result<TrainingKernel> {
-    let allowance = options.allowance(spec);
-    let mask = mask::build(pattern, allowance)?;
-    let schedule = passes::derive_gradient(schedule::build(spec, mask)?, dropout);
-    let schedule = schedule::verify(passes::run(schedule, &options.without)?)?;
-    let isa = jit::target_isa()?;
-    let part = |strategy: Strategy| {
-        // Gradients are computed in f32, whatever tensors are stored in and however the forward pass multiplies them.
-        let wishes = Wishes { strategy: Some(strategy), single_hop_passes, ..Wishes::default() };
-        let plan = plan::build(&schedule, options.isa, wishes)?;
-        let code = jit::link(&plan, codegen::lower(&plan, &*isa), &isa, &allowance)?;
-        Ok::<_, Error>((plan, code))
-    };
-    let stored = if stored { Some(part(Strategy::Resident)?) } else { None };
-    TrainingKernel::new(spec.dtype, part(Strategy::Recompute)?, stored, options.threads)
+/// The program of a gradient, after the passes over its operations.
+fn training_program(spec: &PatternSpec, pattern: &Pattern, options: &Options, dropout: bool) -> Result<Program> {
+    let mask = mask::build(pattern, options.allowance(spec))?;
+    passes::run(program::derive_gradient(program::build(spec, mask)?, dropout)?, &options.without)
 }
 
 /// The text of one stage, for `emit`: of the kernel, or of the one for training, without dropout, that belongs to it (of
@@ -203,22 +185,30 @@ pub fn emit(
     if stage == Stage::Mask {
         return Ok(mask.print());
     }
-    let mut schedule = schedule::build(spec, mask)?;
+    let mut program = program::build(spec, mask)?;
     if training {
-        schedule = passes::derive_gradient(schedule, false);
+        program = program::derive_gradient(program, false)?;
     }
     if stage == Stage::Schedule {
-        return Ok(schedule.print());
+        return Ok(program.print());
     }
-    let schedule = schedule::verify(passes::run(schedule, &options.without)?)?;
+    let mut program = passes::run(program, &options.without)?;
+    let chosen = if training {
+        let least = plan::choose_training(&program, &options.without, options.strategy)?.into_iter().next();
+        least.ok_or_else(|| Error::internal("compiler", "no way to compute a gradient", ""))?
+    } else {
+        advice.choose(&program, options)?
+    };
+    program.body = chosen.body;
+    let program = program::verify(program)?;
     if stage == Stage::Fused {
-        return Ok(schedule.print());
+        return Ok(program.print());
     }
-    let mut wishes = advice.wishes(options);
-    if training {
-        wishes = Wishes { strategy: Some(Strategy::Recompute), ..Wishes::default() };
-    }
-    let plan = plan::build(&schedule, options.isa, wishes)?;
+    let plan = if training {
+        plan::build_training(&program, options.isa, (chosen.strategy, spec.scale))?.0
+    } else {
+        plan::build(&program, options.isa, advice.plan_options(options, chosen.strategy, chosen.reasons))?
+    };
     if stage == Stage::Plan {
         return Ok(plan.print());
     }
@@ -241,8 +231,8 @@ pub fn strategies(
     options: &Options,
 ) -> Result<Vec<(Strategy, std::result::Result<String, String>)>> {
     let pattern = pattern::resolve(spec, q_len, kv_len)?;
-    let schedule = schedule::build(spec, mask::build(&pattern, options.allowance(spec))?)?;
-    Ok(plan::verdicts(&schedule::verify(passes::run(schedule, &options.without)?)?))
+    let program = program::build(spec, mask::build(&pattern, options.allowance(spec))?)?;
+    Ok(passes::verdicts(&passes::run(program, &options.without)?, &options.without))
 }
 
 /// Parts of a head are joined by `flash` alone, so a mask is split only where that is what will run.
@@ -254,8 +244,8 @@ fn build_mask(
     allowance: Allowance,
 ) -> Result<BlockMask> {
     let flash = spec.diffusion.hops.len() <= 1
-        && strategy.is_none_or(|strategy| strategy == Strategy::Flash)
-        && !options.without.iter().any(|pass| pass == "drop_single_hop_loop");
+        && strategy.is_none_or(|strategy| strategy == Strategy::FLASH)
+        && Strategy::FLASH.recipe().passes.iter().all(|pass| options.without.iter().all(|name| name != pass.name));
     match flash {
         // Score mods count heads and positions, which rows of several heads mix, and a restart term reads values by
         // the number of a query.
@@ -422,15 +412,25 @@ impl Advice {
         options.strategy.or(self.choice.map(|choice| choice.strategy))
     }
 
-    fn wishes(&self, options: &Options) -> Wishes {
-        Wishes {
-            strategy: self.strategy(options),
+    /// The nest of a program after the passes over its operations.
+    fn choose(&self, program: &Program, options: &Options) -> Result<Chosen> {
+        let model = Model::new(program, options.isa, options.planning_threads(), self.facts);
+        let store = self.choice.map(|choice| choice.store);
+        let mut chosen = plan::choose(program, &options.without, self.strategy(options), store, &model)?;
+        let asked_for = chosen.reasons.iter_mut().find(|text| text.ends_with(ASKED_FOR));
+        if let (Some(because), Some(last)) = (&self.because, asked_for) {
+            *last = format!("{}: {because}", chosen.strategy);
+        }
+        Ok(chosen)
+    }
+
+    fn plan_options(&self, options: &Options, strategy: Strategy, reasons: Vec<String>) -> PlanOptions {
+        PlanOptions {
+            strategy,
+            reasons,
             bf16_dots: options.bf16_dots,
-            exact_store: self.choice.is_some_and(|choice| choice.store.is_f32()),
             tuning: self.choice.map_or(Tuning::default(), |choice| choice.tuning),
-            threads: options.planning_threads(),
             facts: self.facts,
-            single_hop_passes: false,
         }
     }
 }
@@ -442,9 +442,9 @@ pub enum Stage {
     Pattern,
     /// The block mask.
     Mask,
-    /// The schedule as the definition has it.
+    /// The program as the definition has it.
     Schedule,
-    /// The schedule after all passes.
+    /// The program after all passes, in the nest that was chosen.
     Fused,
     /// The plan.
     Plan,

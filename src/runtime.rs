@@ -21,7 +21,7 @@ use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::jit::{Code, Entry};
 use crate::mask::QUERY_BLOCK;
-use crate::plan::{KernelPlan, Scratch, Strategy};
+use crate::plan::{KernelPlan, Scratch, Walk};
 use crate::spec::Inputs;
 
 pub(crate) use training::check_outputs;
@@ -390,9 +390,9 @@ impl Task<'_> {
     fn run(&self) {
         let rows = self.inner.plan.block_rows();
         let workers = self.local.len();
-        match self.inner.plan.strategy {
-            Strategy::Flash if self.inner.plan.parts > 1 => self.run_parts(rows, workers),
-            Strategy::Flash => {
+        match self.inner.plan.walk {
+            Walk::Flash if self.inner.plan.parts > 1 => self.run_parts(rows, workers),
+            Walk::Flash => {
                 // Long stretches first, so that rows that share keys stay with one worker; short ones at the end, so
                 // that no worker finishes much later than the others (guided self-scheduling).
                 let total = self.items * rows;
@@ -412,12 +412,12 @@ impl Task<'_> {
                     }
                 });
             }
-            Strategy::Resident | Strategy::Recompute if self.shared.len() == workers => {
+            Walk::Resident | Walk::Recompute if self.shared.len() == workers => {
                 self.spread(self.items, |worker, item| {
                     self.hops(&|function, hop| self.call_hop(function, item, worker, worker, 0..rows, hop));
                 });
             }
-            Strategy::Resident | Strategy::Recompute => {
+            Walk::Resident | Walk::Recompute => {
                 let unit = match self.inner.plan.tuning.unit_rows {
                     0 => rows.div_ceil(4 * workers),
                     rows => rows as usize,
@@ -432,7 +432,7 @@ impl Task<'_> {
                     });
                 }
             }
-            Strategy::Wavefront | Strategy::Triangular => {
+            Walk::Sweep => {
                 let stretches = self.inner.plan.stretches(self.items, workers);
                 let unit = rows.div_ceil(stretches);
                 self.spread(self.items * stretches, |worker, index| {
@@ -448,7 +448,7 @@ impl Task<'_> {
     /// The functions of a kernel that works hop by hop, in order, each with its hop.
     fn hops(&self, call: &dyn Fn(Entry, usize)) {
         let plan = &self.inner.plan;
-        let softmax_apart = plan.strategy.stores_p();
+        let softmax_apart = plan.walk.stores_p();
         if softmax_apart {
             call(Entry(0), 0);
         }
@@ -709,7 +709,7 @@ impl Inner {
 
     /// Shares of shared scratch: one for every worker, or one for a head whose rows all workers share.
     fn in_flight(&self, items: usize, workers: usize) -> usize {
-        if items >= workers || self.plan.strategy.sweeps() { workers } else { 1 }
+        if items >= workers || self.plan.walk == Walk::Sweep { workers } else { 1 }
     }
 
     fn workspace(&self, batch: usize, statistics: bool) -> Result<Workspace> {

@@ -1,10 +1,10 @@
-//! Any text as an IR: pattern, mask, schedule or plan, by the first byte. What is read prints the same again, and goes
+//! Any text as an IR: pattern, mask, program or plan, by the first byte. What is read prints the same again, and goes
 //! through the stages behind it.
 #![no_main]
 
-use hopweave::plan::{self, Wishes};
+use hopweave::plan::{self, Model, PlanOptions};
 use hopweave::target::Isa;
-use hopweave::{Error, codegen, jit, mask, passes, pattern, schedule};
+use hopweave::{Error, codegen, jit, mask, passes, pattern, program};
 use libfuzzer_sys::{Corpus, fuzz_target};
 
 /// Bytes of masks.
@@ -22,8 +22,9 @@ fn same(first: &str, again: &str) {
     assert_eq!(first, again);
 }
 
-fn compile(schedule: &schedule::VerifiedSchedule) -> Option<()> {
-    let plan = stage(plan::build(schedule, Isa::best(), Wishes::default()))?;
+fn compile(program: &program::VerifiedProgram) -> Option<()> {
+    // Not every legal nest has code; then that is said.
+    let plan = stage(plan::build(program, Isa::best(), PlanOptions::default()))?;
     plan::verify(&plan).unwrap_or_else(|error| panic!("{error}"));
     let isa = stage(jit::target_isa())?;
     codegen::lower(&plan, &*isa);
@@ -52,14 +53,19 @@ fn read(which: u8, text: &str) -> Option<()> {
             same(&printed, &again.print());
         }
         2 => {
-            let schedule = schedule::parse(text).ok()?;
-            let printed = schedule.print();
-            let again = schedule::parse(&printed).unwrap_or_else(|error| panic!("{printed}\n{error}"));
+            let program = program::parse(text).ok()?;
+            let printed = program.print();
+            let again = program::parse(&printed).unwrap_or_else(|error| panic!("{printed}\n{error}"));
             same(&printed, &again.print());
-            let verified = schedule::verify(schedule).ok()?;
-            compile(&verified)?;
-            let fused = stage(passes::run(verified.into_inner(), &[]))?;
-            compile(&stage(schedule::verify(fused))?)?;
+            let verified = program::verify(program).ok()?;
+            // A nest of its own, then the one that is chosen for its operations.
+            if !verified.body.is_training() {
+                compile(&verified);
+            }
+            let mut fused = stage(passes::run(verified.into_inner(), &[]))?;
+            let model = Model::new(&fused, Isa::best(), 1, None);
+            fused.body = stage(plan::choose(&fused, &[], None, None, &model))?.body;
+            compile(&stage(program::verify(fused))?)?;
         }
         _ => {
             let plan = plan::parse(text).ok()?;

@@ -9,13 +9,13 @@ use super::kernel::{Kernel, Row, Steps};
 use super::softmax::Output;
 use super::steps::{Panel, StepKind};
 use super::{KernelArgs, TileFn};
-use crate::plan::Strategy;
+use crate::plan::Walk;
 use crate::tiles::{EdgeCall, ValueCall};
 
 /// Writes the function.
 pub(super) fn write<'p>(mut kernel: Kernel<'_, 'p>) {
     kernel.fill_records();
-    let recomputes = kernel.plan.strategy == Strategy::Recompute;
+    let recomputes = kernel.plan.walk == Walk::Recompute;
     if recomputes {
         let hop = kernel.arg(offset_of!(KernelArgs, hop));
         kernel.widen_hop(hop);

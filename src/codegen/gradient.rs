@@ -65,7 +65,7 @@ pub(super) fn write_adjoint_hop(mut kernel: Kernel<'_, '_>) {
     ]
     .map(|field| kernel.arg(field));
     let (x, out) = ((source, source_stride), (target, target_stride));
-    let stored = kernel.plan.strategy.stores_p();
+    let stored = kernel.plan.walk.stores_p();
     let dv = kernel.plan.value_dim;
     kernel.for_rows(|kernel, row, steps| {
         if stored {

@@ -14,6 +14,7 @@ use super::steps::{Panel, StepKind};
 use super::tables::Section;
 use super::{KernelArgs, TileFn};
 use crate::mask::QUERY_BLOCK;
+use crate::plan::Walk;
 use crate::tiles::half_panel::PanelCall;
 use crate::tiles::{ExpCall, LANES};
 
@@ -177,7 +178,7 @@ impl<'p> Kernel<'_, 'p> {
 
     /// Where in the head's arrays the row stands.
     fn slot(&mut self, row: Row) -> Value {
-        if !self.plan.strategy.sweeps() {
+        if self.plan.walk != Walk::Sweep {
             return row.t;
         }
         match self.plan.ring_slots() {
@@ -223,7 +224,7 @@ impl<'p> Kernel<'_, 'p> {
     pub fn stored_panel(&mut self, row: Row) -> Panel {
         let panels = self.shared(self.scratch.stored);
         let bytes = self.plan.store.bytes() as i64;
-        if self.plan.strategy.sweeps() {
+        if self.plan.walk == Walk::Sweep {
             let slot = self.slot(row);
             let stride = self.e.int(self.scratch.panel_stride as i64);
             let floats = (self.scratch.panel_stride * (QUERY_BLOCK / LANES)) as i64;
@@ -243,7 +244,7 @@ impl<'p> Kernel<'_, 'p> {
     /// Where the row's edge probabilities are stored.
     pub fn stored_edges(&mut self, row: Row) -> Value {
         let edges = self.shared(self.scratch.stored_edges);
-        if self.plan.strategy.sweeps() {
+        if self.plan.walk == Walk::Sweep {
             let slot = self.slot(row);
             return self.e.offset(edges, slot, (self.scratch.edge_slot * size_of::<f32>()) as i64);
         }

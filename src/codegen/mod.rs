@@ -9,7 +9,7 @@ use cranelift_codegen::ir::{Function, UserFuncName};
 use cranelift_codegen::isa::TargetIsa;
 use cranelift_frontend::FunctionBuilderContext;
 
-use crate::plan::{KernelPlan, Strategy};
+use crate::plan::{KernelPlan, Walk};
 
 mod args;
 mod edges;
@@ -205,18 +205,18 @@ pub fn lower(plan: &KernelPlan, isa: &dyn TargetIsa) -> Vec<Lowered> {
         write(kernel::Kernel::new(plan, &mut function, &mut context, isa));
         Lowered { name, function }
     };
-    let mut functions = match plan.strategy {
-        Strategy::Flash if plan.parts > 1 => {
+    let mut functions = match plan.walk {
+        Walk::Flash if plan.parts > 1 => {
             vec![function("flash", 0, flash::write), function("join_parts", 1, join::write)]
         }
-        Strategy::Flash => vec![function("flash", 0, flash::write)],
-        Strategy::Recompute => {
+        Walk::Flash => vec![function("flash", 0, flash::write)],
+        Walk::Recompute => {
             vec![function("first_hop", 0, flash::write), function("hop", 1, recompute::write_hop)]
         }
-        Strategy::Resident => {
+        Walk::Resident => {
             vec![function("probabilities", 0, hops::write_probabilities), function("hop", 1, hops::write_hop)]
         }
-        Strategy::Wavefront | Strategy::Triangular => vec![
+        Walk::Sweep => vec![
             function("probabilities", 0, hops::write_probabilities),
             function("hop", 1, hops::write_hop),
             function("slide", 2, hops::write_slide),
@@ -224,7 +224,7 @@ pub fn lower(plan: &KernelPlan, isa: &dyn TargetIsa) -> Vec<Lowered> {
     };
     if plan.training.is_some() {
         functions.push(function("adjoint_hop", 2, gradient::write_adjoint_hop));
-        if !plan.strategy.stores_p() {
+        if !plan.walk.stores_p() {
             functions.push(function("gradient_pass", 3, gradient::write_gradient));
         }
     }

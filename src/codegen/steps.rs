@@ -9,7 +9,7 @@ use super::kernel::{Hint, Kernel, Records, Row, Steps};
 use super::softmax::Output;
 use super::tables::{EDGE_STEP, ENTRY_WORDS, NONE, Section};
 use super::{KernelArgs, TileFn};
-use crate::plan::{Piece, PieceKeys, Step, Strategy, Stretch, ValueRun};
+use crate::plan::{Piece, PieceKeys, Step, Stretch, ValueRun, Walk};
 use crate::tiles::exact::ExactCall;
 use crate::tiles::{ExpCall, LANES, ROW_BLOCKS, ScoreCall, ValueCall};
 
@@ -199,7 +199,7 @@ impl<'p> Kernel<'_, 'p> {
                 // A kernel of several masks has no constant rows.
                 let next = next_keys(pieces, self.plan.masks[0].key_step);
                 // The value tile of `flash` brings the rest.
-                let alone = self.plan.strategy != Strategy::Flash;
+                let alone = self.plan.walk != Walk::Flash;
                 for (index, piece) in pieces.iter().enumerate() {
                     let list = self.starts.list(piece.keys);
                     let aux = self.starts.word(piece.mask);
@@ -235,7 +235,7 @@ impl<'p> Kernel<'_, 'p> {
                         operands.aux = address;
                     }
                     let last = index + 1 == runs.len();
-                    if last && self.plan.strategy == Strategy::Flash {
+                    if last && self.plan.walk == Walk::Flash {
                         operands.near = Near::Row(Share { keys, queries: true, ..Share::default() });
                     }
                     body(self, operands, last);
@@ -361,7 +361,7 @@ impl<'p> Kernel<'_, 'p> {
                 let rows = self.e.b.ins().imul(row.count, is_last);
                 let row = Row { count: rows, ..row };
                 self.bring_queries_near(Hint::Score(2), row);
-                if self.plan.strategy == Strategy::Flash {
+                if self.plan.walk == Walk::Flash {
                     self.bring_outputs_near(Hint::Score(3), row);
                 }
                 self.bring_keys_near(Hint::Score(0), first, count);
@@ -599,7 +599,7 @@ impl<'p> Kernel<'_, 'p> {
         }
         let flag = self.call(TileFn::Value, record);
         // A hop's hints stand before its first run.
-        if run.near.is_some() || self.plan.strategy != Strategy::Flash {
+        if run.near.is_some() || self.plan.walk != Walk::Flash {
             self.bring_nothing_near();
         }
         self.set_int(record, offset_of!(ValueCall, accumulate), 1);

@@ -1,7 +1,7 @@
 //! What a kernel reads of its plan at run time: one buffer per mask, a header of section offsets in front.
 
 use crate::mask::QUERY_BLOCK;
-use crate::plan::{KernelPlan, MaskPlan, Piece, PieceKeys, Step, ValueRun};
+use crate::plan::{KernelPlan, MaskPlan, Piece, PieceKeys, Step, ValueRun, Walk};
 
 /// Sections of the buffer, each 64-byte aligned; the header holds their byte offsets in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +83,7 @@ impl Tables {
         let starts = Starts::new(mask);
         starts.write_rows(plan, mask, &mut writer);
         // A sweep in f32 goes by slots alone.
-        if plan.strategy.stores_p() && !(plan.strategy.sweeps() && plan.store.is_f32()) {
+        if plan.walk.stores_p() && !(plan.walk == Walk::Sweep && plan.store.is_f32()) {
             writer.words64(Section::StoredPanels, mask.stored_panels().flat_map(|(start, keys)| [start, keys]));
         }
         let hops = plan.hops.iter().flat_map(|hop| [hop.step as f32, hop.restart as f32]);

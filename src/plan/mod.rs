@@ -1,37 +1,41 @@
 //! The plan: how one kernel walks its block rows on this machine.
 //!
-//! In: a [`VerifiedSchedule`], a tile family, and what the caller insists on. Out: a [`KernelPlan`]: the
-//! strategy and why, for every block row its steps (pieces of keys that share one panel of scores, runs of
+//! In: a [`VerifiedProgram`] in its nest, a tile family, and what the caller insists on. Out: a [`KernelPlan`]: the
+//! walk that its nest is, for every block row its steps (pieces of keys that share one panel of scores, runs of
 //! keys for the value tile with their trims), and the scratch that a call needs. Code generation adds no
 //! decision to it.
 
 use serde::{Deserialize, Serialize};
 
-use crate::cost::Sweep;
+use crate::cost::{NestCounts, Sweep};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::machine::Facts;
 use crate::mask::{BlockMask, Edges, HeadMask, QUERY_BLOCK, RowOrder};
-use crate::schedule::{Base, BlockTest, Op, VerifiedSchedule};
+use crate::passes::Strategy;
+use crate::program::{self, Op, Operation, Reach, Reaches, Shape, VerifiedProgram};
 use crate::spec::HopFactors;
 use crate::spec::score::{ScoreMod, ScoreMods};
 use crate::target::Isa;
 use crate::tiles::stored::dots_serve;
 use crate::tiles::{LANES, ROW_BLOCKS};
 
+mod choose;
+mod nest;
 mod predict;
+mod reach;
 mod rows;
 mod scratch;
-mod strategy;
 mod text;
 mod tuning;
 mod verify;
 
+pub use choose::{ASKED_FOR, Chosen, choose, choose_training};
+use nest::Reading;
+pub use nest::Walk;
 pub use predict::Model;
 pub use rows::{Piece, PieceKeys, RowPlan, Step, Stretch, ValueRun};
 pub use scratch::{EDGE_STATISTICS, Scratch};
-use strategy::Situation;
-pub use strategy::{ASKED_FOR, Reach, Strategy, verdicts};
 pub use text::parse;
 pub use tuning::{CHUNK_KEYS, Choice, JOINT_KEYS, Tuning};
 pub use verify::verify;
@@ -41,8 +45,10 @@ pub use verify::verify;
 pub struct KernelPlan {
     /// Tile family.
     pub isa: Isa,
-    /// Strategy.
+    /// The recipe that the nest was made by, for people.
     pub strategy: Strategy,
+    /// How code and runtime walk the nest.
+    pub walk: Walk,
     /// Why this strategy, and why not the others; for people.
     pub reasons: Vec<String>,
     /// Query heads.
@@ -78,6 +84,11 @@ pub struct KernelPlan {
     /// How far block rows reach, where the strategy goes by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reach: Option<Reach>,
+    /// A sweep's rows may be cut into stretches, each of which computes the rows near its border for itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub halo: bool,
+    /// Block rows whose scattered edges are computed together, ahead of their rows: a power of two.
+    pub edge_rows: usize,
     /// The sizes that it is cut by; the default ones where the text form has none.
     #[serde(default, skip_serializing_if = "Tuning::is_default")]
     pub tuning: Tuning,
@@ -191,6 +202,9 @@ impl KernelPlan {
 
     /// Into how many stretches of block rows a sweep over `items` heads cuts each ([`Sweep::stretches`]).
     pub fn stretches(&self, items: usize, workers: usize) -> usize {
+        if !self.halo {
+            return 1;
+        }
         let reach = self.reach.map_or(0, |reach| reach.window() - 1);
         Sweep { rows: self.block_rows(), hops: self.hops.len(), reach }.stretches(items, workers).0
     }
@@ -234,7 +248,7 @@ impl KernelPlan {
             // Keys per step show in the steps.
             let chunk_keys = if chunks { plan.tuning.chunk_keys } else { CHUNK_KEYS };
             let tuning = Tuning { joint_keys: JOINT_KEYS, chunk_keys, ..plan.tuning };
-            Self { reasons: Vec::new(), tuning, ..plan.clone() }
+            Self { strategy: Strategy::default(), reasons: Vec::new(), tuning, ..plan.clone() }
         };
         bare(self) == bare(other)
     }
@@ -250,147 +264,109 @@ impl KernelPlan {
     }
 }
 
-/// What a caller may insist on.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Wishes {
-    /// The strategy; the planner chooses where there is none.
-    pub strategy: Option<Strategy>,
+/// What is known of a plan beside its program.
+#[derive(Debug, Clone, Default)]
+pub struct PlanOptions {
+    /// The recipe that made the nest.
+    pub strategy: Strategy,
+    /// Why this one, and why not the others; for people.
+    pub reasons: Vec<String>,
     /// Scores of bf16 by dot products of pairs; where nothing is wished, they are taken if `facts` say that they pay.
     pub bf16_dots: Option<bool>,
-    /// P stays in f32, though the schedule allows bf16.
-    pub exact_store: bool,
     /// Sizes to cut by.
     pub tuning: Tuning,
-    /// Threads of a call, for the cost model; 0 is as good as 1.
-    pub threads: usize,
-    /// The machine, for the cost model; a typical one where it is not given.
+    /// The machine; a typical one where it is not given.
     pub facts: Option<Facts>,
-    /// Of a schedule for training: the gradient's pass takes one hop at a time, so that only two Z are kept.
-    pub single_hop_passes: bool,
 }
 
-/// Plans a kernel.
+/// Plans the kernel of a forward nest.
 ///
 /// # Errors
-/// [`Error::Unsupported`] when the wished strategy is not legal for the schedule, with the reason, or the machine has no
-/// wished dot products.
-pub fn build(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes) -> Result<KernelPlan> {
-    build_by(schedule, isa, wishes, &Model::new(schedule, isa, &wishes))
+/// [`Error::Unsupported`] where no code walks the nest, with the reason, or the machine has no wished dot products.
+pub fn build(program: &VerifiedProgram, isa: Isa, options: PlanOptions) -> Result<KernelPlan> {
+    let strategy = options.strategy;
+    let walk = Walk::of(&program.body).map_err(|why| Error::unsupported(format!("this nest of {strategy}"), why))?;
+    assemble(program, isa, walk, None, options)
 }
 
-/// The same by a cost model of the schedule that was made before.
+/// Plans the kernels of a nest with a gradient: the one whose pass computes P again, and the one whose hops store P, where
+/// the nest does. `scale` is the derivative of a score before its mods by the product of its query and its key.
 ///
 /// # Errors
 /// Those of [`build`].
-pub fn build_by(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes, model: &Model) -> Result<KernelPlan> {
-    let mut scores =
-        ScoreForm { pack_scale: 1.0, panel_scale: None, fused: false, exp_masked: false, test_every: false };
-    scores.test_every = schedule.block_test == BlockTest::Every;
-    let mut panel_scale = 1.0;
-    let mut hops = Vec::new();
-    let mut mods: Option<ModsPlan> = None;
-    let (mut restart_folded, mut looped) = (true, false);
-    let mut dropout = false;
-    let training = schedule.gradient_scale();
-    for op in &schedule.body {
-        match op {
-            Op::Pack { scale } => scores.pack_scale = *scale as f32,
-            Op::Sddmm { fused } => scores.fused = *fused,
-            Op::Scale { factor } => panel_scale *= factor,
-            Op::Mods { mods: list, factor, fused } => {
-                // The derivative takes scores as the definition has them, which the tiles' own mods do not leave.
-                let by = if training.is_some() { ModsBy::Code } else { ModsBy::choose(list, isa) };
-                mods = Some(ModsPlan { mods: list.clone(), factor: *factor as f32, fused: *fused, by });
-            }
-            Op::Mask | Op::RowMax => {}
-            Op::Exp { base, masked } => {
-                scores.exp_masked = *masked;
-                // The tiles compute powers of two; e^(s - m) = 2^(s' - m') with both scaled by log2 e.
-                let factor = match base {
-                    Base::E => std::f64::consts::LOG2_E,
-                    Base::Two => 1.0,
-                };
-                match &mut mods {
-                    Some(mods) => mods.factor *= factor as f32,
-                    None => panel_scale *= factor,
-                }
-            }
-            Op::Hops { factors, restart_folded: folded, looped: in_loop } => {
-                hops.clone_from(factors);
-                (restart_folded, looped) = (*folded, *in_loop);
-            }
-            Op::Dropout => dropout = true,
-            // The gradient is planned as a whole.
-            Op::Adjoint { .. } | Op::GradProbabilities | Op::GradSoftmax | Op::GradMods | Op::GradScores { .. } => {}
-        }
-    }
-    if !schedule.dtype.is_f32() {
-        // An output that is rounded to 16 bits cannot be added to afterwards.
-        restart_folded = true;
-    }
-    scores.panel_scale = (panel_scale != 1.0).then_some(panel_scale as f32);
-    let situation = Situation {
-        neighbors: &schedule.neighbors,
-        hops: hops.len(),
-        looped,
-        training: training.is_some(),
-        wish: wishes.strategy,
+pub fn build_training(
+    program: &VerifiedProgram,
+    isa: Isa,
+    (strategy, scale): (Strategy, f64),
+) -> Result<(KernelPlan, Option<KernelPlan>)> {
+    let of_softmax = |operation: &&Operation| matches!(operation.op, Op::SoftmaxGradient { .. });
+    let training = Training {
+        scale: scale as f32,
+        hops_per_pass: if program.body.ops().filter(of_softmax).count() > 1 { 1 } else { program.body.hops() },
+        dropout: false,
     };
-    // Strategies that keep no P do not care.
-    let stored = if wishes.exact_store { Dtype::F32 } else { schedule.store };
-    let (strategy, reach, mut reasons) = strategy::choose(&situation, model, stored)?;
-    let store = if strategy.stores_p() { stored } else { Dtype::F32 };
-    if !store.is_f32() {
-        reasons.push(format!("P is stored in {store}"));
-    }
-    let (d, dtype) = (schedule.head_dim, schedule.dtype);
-    let bf16_dots = wishes
-        .bf16_dots
-        .unwrap_or_else(|| dots_serve(isa, dtype, d) && wishes.facts.unwrap_or(Facts::TYPICAL).bf16_dots_pay(isa));
-    if bf16_dots && !dots_serve(isa, dtype, d) {
+    let one = |walk| {
+        let reasons = vec![format!("{strategy}: {}", strategy.recipe().about)];
+        assemble(program, isa, walk, Some(training), PlanOptions { strategy, reasons, ..PlanOptions::default() })
+    };
+    let stored = NestCounts::of(&program.body).weights.is_some();
+    Ok((one(Walk::Recompute)?, if stored { Some(one(Walk::Resident)?) } else { None }))
+}
+
+fn assemble(
+    program: &VerifiedProgram,
+    isa: Isa,
+    walk: Walk,
+    training: Option<Training>,
+    PlanOptions { strategy, mut reasons, bf16_dots, tuning, facts }: PlanOptions,
+) -> Result<KernelPlan> {
+    let Shape { heads, kv_heads, q_len, kv_len, head_dim, value_dim, dtype, store: _ } = program.shape;
+    let reading =
+        Reading::of(program, isa).map_err(|why| Error::unsupported(format!("this nest of {strategy}"), why))?;
+    let Reading { scores, mods, hops, restart_folded, dropout, store, halo, edge_rows } = reading;
+    let reach = match (walk, program::reaches(&program.neighbors)) {
+        (Walk::Sweep, Reaches::Band(reach, _)) => Some(reach),
+        _ => None,
+    };
+    let bf16_dots = bf16_dots
+        .unwrap_or_else(|| dots_serve(isa, dtype, head_dim) && facts.unwrap_or(Facts::TYPICAL).bf16_dots_pay(isa));
+    if bf16_dots && !dots_serve(isa, dtype, head_dim) {
         return Err(Error::unsupported(
-            format!("dot products of bf16 pairs for {dtype} of width {d} on {isa}"),
+            format!("dot products of bf16 pairs for {dtype} of width {head_dim} on {isa}"),
             "they need bf16, a width of at least 2, and the avx512 family on a CPU with AVX512-BF16",
         ));
     }
     if bf16_dots {
         reasons.push("scores: dot products of bf16 pairs, whose sums are f32".to_owned());
     }
-    let masks = schedule
-        .neighbors
-        .masks
-        .iter()
-        .map(|mask| plan_mask(mask, &schedule.neighbors, strategy, wishes.tuning))
-        .collect();
-    let training = training.map(|scale| Training {
-        scale: scale as f32,
-        hops_per_pass: if wishes.single_hop_passes { 1 } else { hops.len() },
-        dropout,
-    });
+    let masks = program.neighbors.masks.iter();
     let plan = KernelPlan {
         isa,
         strategy,
+        walk,
         reasons,
-        heads: schedule.heads,
-        kv_heads: schedule.kv_heads,
-        q_len: schedule.neighbors.q_len,
-        kv_len: schedule.neighbors.kv_len,
-        head_dim: schedule.head_dim,
-        value_dim: schedule.value_dim,
-        dtype: schedule.dtype,
+        heads,
+        kv_heads,
+        q_len,
+        kv_len,
+        head_dim,
+        value_dim,
+        dtype,
         bf16_dots,
         scores,
         mods,
         hops,
         restart_folded,
-        store,
+        store: if walk.stores_p() { store } else { Dtype::F32 },
         reach,
-        tuning: wishes.tuning,
-        training,
-        masks,
-        parts: schedule.neighbors.parts,
-        stack: schedule.neighbors.stack,
-        mask_of_head: schedule.neighbors.mask_of_head.clone(),
+        halo,
+        edge_rows,
+        tuning,
+        training: training.map(|training| Training { dropout, ..training }),
+        masks: masks.map(|mask| plan_mask(mask, &program.neighbors, walk, tuning)).collect(),
+        parts: program.neighbors.parts,
+        stack: program.neighbors.stack,
+        mask_of_head: program.neighbors.mask_of_head.clone(),
     };
     if cfg!(debug_assertions) {
         verify(&plan)?;
@@ -398,10 +374,10 @@ pub fn build_by(schedule: &VerifiedSchedule, isa: Isa, wishes: Wishes, model: &M
     Ok(plan)
 }
 
-fn plan_mask(mask: &HeadMask, neighbors: &BlockMask, strategy: Strategy, tuning: Tuning) -> MaskPlan {
+fn plan_mask(mask: &HeadMask, neighbors: &BlockMask, walk: Walk, tuning: Tuning) -> MaskPlan {
     let mut trims = rows::Trims::default();
     let kv_len = neighbors.kv_len;
-    let rows = rows::plan_rows(mask, kv_len, neighbors.masks.len() == 1, (strategy, tuning), &mut trims);
+    let rows = rows::plan_rows(mask, kv_len, neighbors.masks.len() == 1, (walk, tuning), &mut trims);
     let keys_of = |numbers: &[u32]| numbers.iter().map(|&number| mask.keys.key_at(number, kv_len)).collect();
     let block_edges = mask
         .edges

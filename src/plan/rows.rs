@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use smallvec::{SmallVec, smallvec};
 
-use super::{Strategy, Tuning};
+use super::{Tuning, Walk};
 use crate::mask::{HeadMask, KeyOrder, Keys, QUERY_BLOCK, RowRun, Segment};
 use crate::tiles::{LANES, ROW_BLOCKS, ROW_CUTS};
 
@@ -200,7 +200,7 @@ pub(super) fn plan_rows(
     mask: &HeadMask,
     kv_len: usize,
     alone: bool,
-    (strategy, tuning): (Strategy, Tuning),
+    (walk, tuning): (Walk, Tuning),
     trims: &mut Trims,
 ) -> Vec<RowPlan> {
     // A few queries over many keys, as in decoding, are one row whose keys are streamed.
@@ -213,16 +213,16 @@ pub(super) fn plan_rows(
         // Two growing segments would make the place of the second a function of the row.
         let growing = run.segments.iter().filter(|s| len_step(s) != 0).count();
         let affine = run.segments.iter().all(|segment| stays_affine(mask.keys, kv_len, run, segment));
-        if by_count.contains(&i) && affine && (!strategy.stores_p() || growing <= 1) {
-            let steps = plan_steps(mask, kv_len, &run.segments, (strategy, tuning), true, trims);
+        if by_count.contains(&i) && affine && (!walk.stores_p() || growing <= 1) {
+            let steps = plan_steps(mask, kv_len, &run.segments, (walk, tuning), true, trims);
             plans.push(RowPlan { first: run.first, count: run.count, table: false, steps });
         } else if run.segments.iter().all(|segment| !moves(segment)) {
-            let steps = plan_steps(mask, kv_len, &run.segments, (strategy, tuning), false, trims);
+            let steps = plan_steps(mask, kv_len, &run.segments, (walk, tuning), false, trims);
             plans.push(RowPlan { first: run.first, count: run.count, table: true, steps });
         } else {
             for row in 0..run.count {
                 let segments = segments_in_row(run, row);
-                let steps = plan_steps(mask, kv_len, &segments, (strategy, tuning), false, trims);
+                let steps = plan_steps(mask, kv_len, &segments, (walk, tuning), false, trims);
                 plans.push(RowPlan { first: run.first + row, count: 1, table: true, steps });
             }
         }
@@ -304,7 +304,7 @@ fn plan_steps(
     mask: &HeadMask,
     kv_len: usize,
     segments: &[Segment],
-    (strategy, tuning): (Strategy, Tuning),
+    (walk, tuning): (Walk, Tuning),
     constant: bool,
     trims: &mut Trims,
 ) -> Vec<Step> {
@@ -318,7 +318,7 @@ fn plan_steps(
     let mut joint: Vec<Located> = Vec::new();
     let mut growing = None;
     for (keys, mask) in segments.iter().flat_map(|segment| located(mask, kv_len, segment)) {
-        match (strategy.stores_p(), keys) {
+        match (walk.stores_p(), keys) {
             (true, PieceKeys::Range(stretch)) if stretch.len_step != 0 => growing = Some((keys, mask)),
             (true, _) => joint.push((keys, mask)),
             (false, PieceKeys::Range(stretch))
@@ -343,7 +343,7 @@ fn plan_steps(
     let mut pieces = Vec::new();
     let mut at = 0;
     for (keys, words) in joint {
-        if !strategy.stores_p() && at + keys.len() > joint_keys && at > 0 {
+        if !walk.stores_p() && at + keys.len() > joint_keys && at > 0 {
             steps.push(joint_step(mask, std::mem::take(&mut pieces), trims));
             at = 0;
         }

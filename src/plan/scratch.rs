@@ -4,7 +4,7 @@
 //! flight (in a sweep, to one stretch of its rows), and exists only where something is kept between the functions of a
 //! kernel. All offsets are in bytes and multiples of 64.
 
-use super::{KernelPlan, MaskPlan, Strategy};
+use super::{KernelPlan, MaskPlan, Walk};
 use crate::dtype::Dtype;
 use crate::tiles::stored::buffer_floats;
 use crate::tiles::{BLOCK, LANES};
@@ -86,10 +86,6 @@ pub struct GradientScratch {
     pub raw_edges: usize,
 }
 
-/// Block rows whose scattered edges `flash` computes together, at most: 4,096 queries read K, and then V, as long as it
-/// is in L2.
-const EDGE_BATCH: usize = 64;
-
 /// Arrays over the queries of a block row that its scattered edges leave to its other keys: maximum, maximum at the last
 /// update, what was subtracted, sum.
 pub const EDGE_STATISTICS: usize = 4;
@@ -117,12 +113,12 @@ impl Scratch {
         let padded_rows = plan.q_len.next_multiple_of(BLOCK);
         // A kernel for training is given its Z.
         let z_buffers = if plan.training.is_some() { 0 } else { (hops - 1).min(2) };
-        let keeps = match plan.strategy {
-            Strategy::Flash => Keeps::default(),
-            Strategy::Recompute => {
+        let keeps = match plan.walk {
+            Walk::Flash => Keeps::default(),
+            Walk::Recompute => {
                 Keeps { statistics: padded_rows, references: padded_rows, z_buffers, ..Keeps::default() }
             }
-            Strategy::Resident => Keeps {
+            Walk::Resident => Keeps {
                 statistics: padded_rows,
                 z_buffers,
                 edges: most(|mask| mask.edges.keys.len()),
@@ -132,7 +128,7 @@ impl Scratch {
                     .map_or(0, |(start, keys)| (start + stored_floats(keys)) as usize),
                 ..Keeps::default()
             },
-            Strategy::Wavefront | Strategy::Triangular => {
+            Walk::Sweep => {
                 let slots = plan.ring_slots();
                 Keeps {
                     statistics: slots * BLOCK,
@@ -144,21 +140,21 @@ impl Scratch {
             }
         };
         // A row of P that is not stored, or not in f32, is computed in the worker's own scratch.
-        let in_place = plan.strategy.stores_p() && plan.store.is_f32();
+        let in_place = plan.walk.stores_p() && plan.store.is_f32();
         let mut local = Layout(0);
         let [max, old, reference, sum, correction, factor] = std::array::from_fn(|_| local.take(lanes));
         let qt = local.take(BLOCK * plan.head_dim * float);
-        let batch = plan.edge_batch();
+        let batch = plan.edge_rows;
         let batch_edges = plan.masks.iter().map(|mask| mask.edge_spans(batch).max().unwrap_or(0)).max().unwrap_or(0);
         let acc = local.take(batch * BLOCK * acc_stride * float);
-        let edges = local.take(if plan.strategy.stores_p() { 0 } else { batch_edges * float });
+        let edges = local.take(if plan.walk.stores_p() { 0 } else { batch_edges * float });
         let edge_statistics = local.take(if batch > 1 { batch * EDGE_STATISTICS * lanes } else { 0 });
         let panel = local.take(if in_place { 0 } else { panel_floats * float });
         let widened = local.take(match plan.dtype {
             Dtype::F32 => 0,
             Dtype::Bf16 | Dtype::F16 => buffer_floats(plan.head_dim, plan.value_dim) * float,
         });
-        let pass = plan.training.is_some() && !plan.strategy.stores_p();
+        let pass = plan.training.is_some() && !plan.walk.stores_p();
         let mut of_pass = |wanted: bool, floats: usize| local.take(if pass && wanted { floats * float } else { 0 });
         let mods = plan.mods.is_some();
         let gradient = GradientScratch {
@@ -215,20 +211,6 @@ impl Scratch {
     /// Bytes of a buffer of Z.
     pub const fn z_bytes(&self) -> usize {
         self.z_rows * self.acc_stride * size_of::<f32>()
-    }
-}
-
-impl KernelPlan {
-    /// Block rows whose scattered edges are computed together: many in `flash` where most rows have edges; else 1, since
-    /// the sums of all wait in scratch meanwhile.
-    pub fn edge_batch(&self) -> usize {
-        let rows = self.block_rows();
-        let pays = |mask: &MaskPlan| 2 * mask.edge_spans(1).filter(|&edges| edges > 0).count() >= rows;
-        if self.strategy == Strategy::Flash && self.masks.iter().any(pays) {
-            EDGE_BATCH.min(rows.next_power_of_two())
-        } else {
-            1
-        }
     }
 }
 

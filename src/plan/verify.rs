@@ -1,10 +1,13 @@
 //! The plan's own rules: what code generation and tiles take for granted. Run once in every compilation of a debug
 //! build, and on every plan that is read from text.
 
-use super::{KernelPlan, MaskPlan, ModsBy, PieceKeys, RowPlan, Step, Strategy, Stretch, strategy};
+use super::{KernelPlan, MaskPlan, ModsBy, PieceKeys, RowPlan, Step, Stretch, Walk, reach};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::target::Isa;
+
+/// Block rows whose edges may be computed together.
+const MOST_EDGE_ROWS: usize = 1 << 10;
 
 /// Checks that block rows follow each other and are all there, that every key, mask word, list and trim that a step
 /// names exists, that pieces lie one behind the other in a panel that is wide enough, and that rows walked from
@@ -26,17 +29,23 @@ pub fn verify(plan: &KernelPlan) -> Result<()> {
     if plan.stack == 0 || (plan.stack > 1 && plan.q_len != plan.stack) {
         return Err(broken("rows of several heads have one query each".to_owned()));
     }
-    if plan.parts > 1 && plan.strategy != Strategy::Flash {
+    if plan.parts > 1 && plan.walk != Walk::Flash {
         return Err(broken("parts are joined by flash alone".to_owned()));
     }
     if !plan.tuning.is_valid() {
         return Err(broken("sizes that no plan is cut by".to_owned()));
     }
-    if plan.strategy.sweeps() != plan.reach.is_some() {
+    if (plan.walk == Walk::Sweep) != plan.reach.is_some() {
         return Err(broken("a sweep, and nothing else, goes by how far rows reach".to_owned()));
     }
+    if (plan.halo && plan.walk != Walk::Sweep) || (plan.edge_rows > 1 && plan.walk != Walk::Flash) {
+        return Err(broken("stretches are a sweep's, and batches of edges flash's".to_owned()));
+    }
+    if !plan.edge_rows.is_power_of_two() || plan.edge_rows > MOST_EDGE_ROWS {
+        return Err(broken("edges are batched by a power of two rows".to_owned()));
+    }
     if let Some(training) = plan.training {
-        if !matches!(plan.strategy, Strategy::Resident | Strategy::Recompute) {
+        if !matches!(plan.walk, Walk::Resident | Walk::Recompute) {
             return Err(broken("kernels for training compute hop by hop".to_owned()));
         }
         if !plan.dtype.is_f32() || !plan.store.is_f32() || plan.stack != 1 {
@@ -46,19 +55,16 @@ pub fn verify(plan: &KernelPlan) -> Result<()> {
             return Err(broken("the gradient takes one hop at a time, or all".to_owned()));
         }
     }
-    if plan.strategy == Strategy::Flash && plan.hops.len() != 1 {
+    if plan.walk == Walk::Flash && plan.hops.len() != 1 {
         return Err(broken("flash has one hop".to_owned()));
     }
-    if !matches!(plan.store, Dtype::F32 | Dtype::Bf16) || (plan.store != Dtype::F32 && !plan.strategy.stores_p()) {
-        return Err(broken("P is stored in f32 or bf16, by strategies that store it".to_owned()));
+    if !matches!(plan.store, Dtype::F32 | Dtype::Bf16) || (plan.store != Dtype::F32 && !plan.walk.stores_p()) {
+        return Err(broken("P is stored in f32 or bf16, where the walk keeps it".to_owned()));
     }
     if let Some(reach) = plan.reach {
-        let found = plan.masks.iter().map(|mask| strategy::planned_reach(mask, plan.kv_len));
+        let found = plan.masks.iter().map(|mask| reach::planned_reach(mask, plan.kv_len));
         if found.into_iter().any(|found| found.behind > reach.behind || found.ahead > reach.ahead) {
             return Err(broken("a block row reaches further than the sweep allows".to_owned()));
-        }
-        if plan.strategy == Strategy::Triangular && reach.ahead > 0 {
-            return Err(broken("triangular rows read no later block row".to_owned()));
         }
     }
     if plan.kv_heads == 0 || !plan.heads.is_multiple_of(plan.kv_heads) {

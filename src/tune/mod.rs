@@ -12,7 +12,8 @@ use crate::compiler::{self, Compiled, Options, TuningSource};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::measure::{Contender, in_turn};
-use crate::plan::{Choice, Strategy, Tuning};
+use crate::passes::Strategy;
+use crate::plan::{Choice, Tuning};
 use crate::spec::PatternSpec;
 
 mod candidates;
@@ -271,7 +272,11 @@ impl<'a> Session<'a> {
         };
         // Another choice that makes the same plan would be measured twice.
         let plan = compiled.kernel.plan();
-        if self.ready.iter().any(|ready| ready.compiled.kernel.plan().does_the_same(plan)) {
+        let twin = self.ready.iter().find(|ready| ready.compiled.kernel.plan().does_the_same(plan));
+        if let Some(Choice { strategy, .. }) = twin.map(|twin| twin.candidate.choice) {
+            if strategy != choice.strategy {
+                self.refused.push(refuse(format!("the same kernel as {strategy}")));
+            }
             return Ok(());
         }
         // Kernels keep their scratch while they take turns.

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use guarded::Place;
 use hopweave::compiler::{self, Compiled, Options};
+use hopweave::passes::Strategy;
 use hopweave::pattern::Pattern;
-use hopweave::plan::Strategy;
 use hopweave::runtime;
 use hopweave::spec::{self, PatternSpec};
 use hopweave::target::Isa;
@@ -108,7 +108,7 @@ pub fn ways(isa: Isa, spec: &PatternSpec, pattern: &Pattern) -> Vec<(&'static st
     if spec.diffusion.hops.len() <= 1 {
         return vec![("one hop", stored)];
     }
-    let again = options(isa, Some(Strategy::Recompute));
+    let again = options(isa, Some(Strategy::RECOMPUTE));
     // Just too little for the Z of all hops.
     let kernel = compiler::compile_training(spec, pattern, &again, false).expect("a kernel");
     let single = Options { memory_limit: kernel.scratch_bytes(1) - 1, ..again.clone() };

@@ -1,8 +1,9 @@
 //! A plan that breaks a rule is refused, whatever the rule.
 
-use hopweave::plan::{KernelPlan, ModsBy, ModsPlan, Wishes, build, parse, verify};
+use hopweave::passes::Strategy;
+use hopweave::plan::{KernelPlan, Model, ModsBy, ModsPlan, PlanOptions, Walk, build, choose, parse, verify};
 use hopweave::target::Isa;
-use hopweave::{mask, passes, pattern, schedule, spec};
+use hopweave::{mask, passes, pattern, program, spec};
 
 fn plan() -> KernelPlan {
     let text = "name: x\nhead_dim: 4\ninputs: {rel: {shape: [\"2*n - 1\"]}}\npattern:\n  any: [window: {radius: 20}, \
@@ -10,8 +11,11 @@ fn plan() -> KernelPlan {
     let spec = spec::parse(text, "<text>").expect("a spec");
     let pattern = pattern::resolve(&spec, 500, 500).expect("a pattern");
     let mask = mask::build(&pattern, u64::MAX).expect("a mask");
-    let fused = passes::run(schedule::build(&spec, mask).expect("a schedule"), &[]).expect("passes");
-    build(&schedule::verify(fused).expect("a schedule"), Isa::Portable, Wishes::default()).expect("a plan")
+    let mut program = passes::run(program::build(&spec, mask).expect("a program"), &[]).expect("passes");
+    let model = Model::new(&program, Isa::Portable, 1, None);
+    let wish = Some(Strategy::FLASH);
+    program.body = choose(&program, &[], wish, None, &model).expect("a nest").body;
+    build(&program::verify(program).expect("a program"), Isa::Portable, PlanOptions::default()).expect("a plan")
 }
 
 #[test]
@@ -22,7 +26,7 @@ fn broken_plans_are_refused() {
     fn mods(plan: &mut KernelPlan) -> &mut ModsPlan {
         plan.mods.as_mut().expect("mods")
     }
-    let breaks: [(&str, Break); 13] = [
+    let breaks: [(&str, Break); 17] = [
         ("dots", |plan| plan.bf16_dots = true),
         ("an input one element shorter", |plan| mods(plan).mods.inputs[0].shape[0] -= 1),
         ("positions that move", |plan| mods(plan).mods.positions.q_offset -= 1),
@@ -36,6 +40,10 @@ fn broken_plans_are_refused() {
         ("trims", |plan| plan.masks[0].trims.clear()),
         ("keys", |plan| plan.kv_len = 100),
         ("panel", |plan| plan.masks[0].panel_keys = 1),
+        ("another walk", |plan| plan.walk = Walk::Sweep),
+        ("stretches of what is no sweep", |plan| plan.halo = true),
+        ("edges of three rows", |plan| plan.edge_rows = 3),
+        ("edges of more rows than anybody keeps", |plan| plan.edge_rows = 1 << 40),
     ];
     for (what, break_it) in breaks {
         let mut plan = good.clone();

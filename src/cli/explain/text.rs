@@ -34,7 +34,7 @@ pub fn lines(explained: &Explained<'_>) -> Vec<(String, String)> {
             thousands(blocks.scattered_edges)
         ),
     );
-    if let Some(border) = border_of_edges(&compiled.schedule.neighbors) {
+    if let Some(border) = border_of_edges(&compiled.program.neighbors) {
         add("", border);
     }
     add("empty rows", thousands(analysis.empty_rows));
@@ -74,6 +74,9 @@ pub fn lines(explained: &Explained<'_>) -> Vec<(String, String)> {
     add("strategy", plan.choice().to_string());
     for reason in &plan.reasons {
         add("", reason.clone());
+    }
+    for (at, line) in compiled.program.body.to_string().lines().enumerate() {
+        add(if at == 0 { "nest" } else { "" }, line.to_owned());
     }
     add("scratch", Bytes(explained.scratch).to_string());
     let steps: Vec<String> =

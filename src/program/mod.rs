@@ -1,0 +1,728 @@
+//! The program: what a kernel computes, as operations on named values, and the nest in which it computes it.
+//!
+//! In: a spec and its [`BlockMask`]. Out: a [`Program`]. [`build`] writes the definition: one operation a step, each
+//! in a row loop of its own, every value kept for all rows. [`derive_gradient`] adds the gradient, an adjoint rule for
+//! each operation. [`crate::passes`] rewrite operations, move them into common loops and shorten what is kept. [`verify`]
+//! recomputes every dependence from the block mask and accepts any legal nest; a [`VerifiedProgram`] is the only thing
+//! that later steps take.
+//!
+//! **Spaces.** A value is rows of a tensor (one for each query, or one for each key), packed queries, one number for
+//! each neighbor pair, or one number for each query.
+//!
+//! **In place.** An operation over pairs that turns one number into another (scale, mods, mask, exp, dropout, the
+//! gradients of softmax and mods) writes where it reads; so do `combine`, `dropout` of rows, and everything that adds
+//! `onto` a value. Its result is the same buffer ([`Body::root`]), and its operand cannot be read any more.
+//!
+//! **The nest.** A loop runs over the block rows of a head, its stages in order at each step; a stage with shift `r`
+//! works on the row `r` behind the newest. A stage is one function of the kernel: over whole rows, one operation after
+//! the other, or `by keys`, all its operations on some keys of the row before the next keys (with an online softmax
+//! where the row's maximum is found on the way). Loops follow each other. What a value keeps is its [`Extent`].
+//!
+//! The whole language, as its text form:
+//!
+//! ```text
+//! program heads H kv_heads G q_len M kv_len N head_dim D value_dim E [dtype T] [store T]
+//! blocks test every | blocks test partial
+//! for [part,] row [, edges by B] [, halo] {     one loop; `part`: for every part of a head
+//!   at row [- SHIFT] [by keys] {                one stage
+//!     qt = pack q * C                           packed, scaled queries; several rows side by side: pack h1 h2 * C
+//!     s = sddmm qt k                            scores on the neighbor pairs; several: sddmm ht z0 z1
+//!     s, m = sddmm qt k with mask rowmax        masked and reduced in the tile's epilogue (either, or both)
+//!     s = scale s * C
+//!     r = copy s                                of pairs or rows
+//!     s = mods s {                              score mods in order, as [`ScoreMods`] prints them
+//!       positions …, input …, softcap …
+//!     } * C [with mask rowmax]
+//!     s = mask s                                scores outside the neighbors become -inf
+//!     m = rowmax s
+//!     p, l = exp BASE s - m [with mask]         p = BASE^(s - m), l its row sums; BASE is e or 2
+//!     p = dropout p [hop N]                     of pairs, or of rows behind hop N
+//!     z = spmm p v [/ l] * C [+ w * C] [onto z] rows of queries
+//!     z = combine y + v * C
+//!     out = join y                              of the parts of a head
+//!     h = scale_rows g [/ l] * C
+//!     delta = dot_rows g z [- v * C] [hop N] [/ l] [onto delta]
+//!     ds [, p] = softmax' p dp - delta * C [with dropout]
+//!     ds = mods' r ds * C
+//!     g = spmm_t p h [onto g]                   rows of keys
+//!     g = add_rows h * C onto g
+//!   }
+//! }
+//! keep NAME EXTENT [STORE]                      all | ring R | row | keys | tensor NAME
+//! neighbors
+//! …the block mask's own text form…
+//! ```
+//!
+//! Every operation names its results anew (`s`, `s.1`, `s.2`, …), also where it works in place. Tensors that are given
+//! come first among the values, then results in the order of the operations; values written in place have the extent and
+//! the store of their root, and only roots have a `keep` line.
+
+use std::collections::HashMap;
+
+use smallvec::SmallVec;
+
+use crate::dtype::Dtype;
+use crate::error::Error;
+use crate::mask::BlockMask;
+use crate::spec::score::ScoreMods;
+
+mod build;
+mod gradient;
+mod parse;
+mod print;
+mod reach;
+mod spaces;
+mod verify;
+
+pub use build::build;
+pub use gradient::derive_gradient;
+pub use parse::parse;
+pub use reach::{KnownReach, Reach, Reaches, reaches};
+pub use spaces::spaces;
+pub use verify::{VerifiedProgram, check_nest, verify};
+
+/// What a kernel computes for every head.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Program {
+    /// Sizes and types.
+    pub shape: Shape,
+    /// Which blocks have their mask words tested.
+    pub block_test: BlockTest,
+    /// Operations and their nest.
+    pub body: Body,
+    /// Who meets whom: blocks, gathered panels and scattered edges, per head.
+    pub neighbors: BlockMask,
+}
+
+/// Sizes and types of the tensors around a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Query heads, as the mask counts them ([`BlockMask::stack`]).
+    pub heads: usize,
+    /// Key/value heads, a divisor of `heads`.
+    pub kv_heads: usize,
+    /// Queries.
+    pub q_len: usize,
+    /// Keys.
+    pub kv_len: usize,
+    /// Width of a query or key.
+    pub head_dim: usize,
+    /// Width of a value.
+    pub value_dim: usize,
+    /// Storage of q, k, v and the output.
+    pub dtype: Dtype,
+    /// Storage of weights that is allowed where they are kept: f32 or bf16.
+    pub store: Dtype,
+}
+
+/// Which blocks have their mask words tested.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockTest {
+    /// All: a full block is tested against words of ones.
+    Every,
+    /// Partial ones; full blocks go without.
+    Partial,
+}
+
+/// Operations, in the loops that run them, and what their values keep.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Body {
+    /// Every value, tensors first.
+    pub values: Vec<Value>,
+    /// The loops, one after the other.
+    pub loops: Vec<Loop>,
+}
+
+/// A name for one value of a body, its index in [`Body::values`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ValueId(pub u32);
+
+/// A value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Value {
+    /// Its name, alone in the body.
+    pub name: String,
+    /// What it is a number, or a row, for.
+    pub space: Space,
+    /// How much of it is kept; of a value written in place, that of its [`Body::root`].
+    pub extent: Extent,
+    /// How it is stored where it is kept beyond its row: f32, or bf16 for pairs.
+    pub store: Dtype,
+}
+
+/// What a value is a number, or a row, for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Space {
+    /// A row of so many numbers for every query.
+    Queries(usize),
+    /// A row of so many numbers for every key.
+    Keys(usize),
+    /// Queries packed for the score tile, rows of so many numbers.
+    Packed(usize),
+    /// A number for every neighbor pair.
+    Pairs,
+    /// A number for every query.
+    Query,
+}
+
+/// How much of a value is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// A tensor of the call.
+    Tensor(Tensor),
+    /// All rows.
+    All,
+    /// The newest block rows, so many.
+    Ring(u32),
+    /// The block row in work.
+    Row,
+    /// Some keys of the block row in work.
+    Keys,
+}
+
+/// A tensor of the call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Tensor {
+    /// Queries.
+    Q,
+    /// Keys.
+    K,
+    /// Values.
+    V,
+    /// The output.
+    Out,
+    /// The gradient of the output, read.
+    GradOut,
+    /// The gradient of the queries, written.
+    GradQ,
+    /// The gradient of the keys, added to.
+    GradK,
+    /// The gradient of the values, added to.
+    GradV,
+}
+
+/// One loop over the block rows of a head.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loop {
+    /// Run once for every part of a head ([`BlockMask::parts`]); a `join` brings the parts together.
+    pub parts: bool,
+    /// Scattered edges of so many block rows are computed together, ahead of their rows; 1 for row by row.
+    pub edge_rows: u32,
+    /// Rows of a head may be cut into stretches, each of which computes the rows near its border for itself.
+    pub halo: bool,
+    /// What is done at each step, in order.
+    pub stages: Vec<Stage>,
+}
+
+/// One function of a kernel: what is done on one block row.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Stage {
+    /// Block rows behind the loop's newest.
+    pub shift: u32,
+    /// All operations on some keys before the next keys, instead of one operation after the other on whole rows.
+    pub by_keys: bool,
+    /// Operations in order.
+    pub ops: Vec<Operation>,
+}
+
+/// An operation with its results.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Operation {
+    /// What is computed.
+    pub op: Op,
+    /// The values it defines, in the order that [`Op`] gives.
+    pub results: SmallVec<[ValueId; 2]>,
+}
+
+/// What is computed. Factors are constants of the kernel.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Op {
+    /// `factor · x`, rows of queries side by side, packed. → packed
+    Pack {
+        /// Rows of queries.
+        x: Vec<ValueId>,
+        /// Factor on every number.
+        factor: f64,
+    },
+    /// `s = y xᵀ` on the neighbor pairs; of several y, as many columns as x has. → pairs, and the row maximum if it has a
+    /// second result.
+    Sddmm {
+        /// Packed queries.
+        x: ValueId,
+        /// Rows of keys, side by side.
+        y: Vec<ValueId>,
+        /// The tile leaves out pairs that are not neighbors; what stands there is masked only in the maximum.
+        masked: bool,
+    },
+    /// `s = factor · s`, in place. → pairs
+    Scale {
+        /// Pairs.
+        s: ValueId,
+        /// Factor.
+        factor: f64,
+    },
+    /// A copy of pairs or rows.
+    Copy {
+        /// What is copied.
+        x: ValueId,
+    },
+    /// `s = factor · mods(s)`, in place. → pairs, and the row maximum if it has a second result.
+    Mods {
+        /// Scaled scores.
+        s: ValueId,
+        /// The mods, every index proved.
+        mods: ScoreMods,
+        /// Factor on the modified score.
+        factor: f64,
+        /// As in [`Op::Sddmm`].
+        masked: bool,
+    },
+    /// Scores outside the neighbors become −inf (selected, never added: NaN outside does not enter), in place. → pairs
+    Mask {
+        /// Pairs.
+        s: ValueId,
+    },
+    /// → `m = max over keys of s`, a number for every query
+    RowMax {
+        /// Pairs.
+        s: ValueId,
+    },
+    /// `p = base^(s − m)`, in place, and its row sums l. → pairs, a number for every query
+    Exp {
+        /// Pairs.
+        s: ValueId,
+        /// What is subtracted; 0 where it is −inf.
+        m: ValueId,
+        /// Base of the exponential.
+        base: Base,
+        /// Entries outside the neighbors become 0 here, whatever their score.
+        masked: bool,
+    },
+    /// What the call's rate leaves of weights, or of rows behind a hop, in place. → pairs or rows
+    Dropout {
+        /// Pairs or rows.
+        x: ValueId,
+        /// Which of dropout's streams: `None` for weights, the number of the hop for rows.
+        hop: Option<u32>,
+    },
+    /// `factor · (P z) / l + plus`. → rows of queries
+    Spmm {
+        /// Weights.
+        p: ValueId,
+        /// Rows of keys, or of queries taken as keys.
+        z: ValueId,
+        /// Row sums that it is divided by.
+        l: Option<ValueId>,
+        /// Factor on the product; 0 leaves it out, so that NaN in it does not enter.
+        factor: f64,
+        /// Rows that are added with a factor, where that is not 0.
+        plus: Option<(ValueId, f64)>,
+        /// What it is added to, in place.
+        onto: Option<ValueId>,
+    },
+    /// `x + factor · y` row by row, in place of x. → rows of queries
+    Combine {
+        /// Rows of queries.
+        x: ValueId,
+        /// Rows that are added.
+        y: ValueId,
+        /// Their factor.
+        factor: f64,
+    },
+    /// The output of a head from those of its parts, by their maxima and sums. → rows of queries
+    Join {
+        /// The parts' rows.
+        x: ValueId,
+        /// What each part's exponentials subtracted.
+        m: ValueId,
+        /// Each part's row sums.
+        l: ValueId,
+    },
+    /// `factor · x / l` row by row. → rows of queries
+    ScaleRows {
+        /// Rows of queries.
+        x: ValueId,
+        /// Row sums.
+        l: Option<ValueId>,
+        /// Factor.
+        factor: f64,
+    },
+    /// `(x · y − factor x · w) / l` for every query, added to `onto`. → a number for every query
+    DotRows {
+        /// Rows of queries.
+        x: ValueId,
+        /// Rows of queries.
+        y: ValueId,
+        /// Rows with their factor that y holds besides.
+        minus: Option<(ValueId, f64)>,
+        /// The hop whose dropout left y: its products are taken as before it.
+        hop: Option<u32>,
+        /// Row sums.
+        l: Option<ValueId>,
+        /// What it is added to, in place.
+        onto: Option<ValueId>,
+    },
+    /// `factor · p ∘ (dp − delta)`, in place of dp; with dropout, dp is that of what the call's rate left of p, which is a
+    /// second result, in place of p, where there is one. → pairs [, pairs]
+    SoftmaxGradient {
+        /// Weights, not normalised, before dropout.
+        p: ValueId,
+        /// Their gradient, over the row sums.
+        dp: ValueId,
+        /// Σ p dp over the row sums, for every query.
+        delta: ValueId,
+        /// Factor on the result.
+        factor: f64,
+        /// Whether weights were dropped.
+        dropout: bool,
+    },
+    /// `factor · mods'(s) ∘ ds`, in place of ds; what the inputs of the mods get is added to their gradients. → pairs
+    ModsGradient {
+        /// Scores before their mods.
+        s: ValueId,
+        /// The gradient of the modified scores.
+        ds: ValueId,
+        /// Derivative of `s` by the product of its query and key.
+        factor: f64,
+    },
+    /// `Pᵀ x`, added to `onto`, in place. → rows of keys
+    SpmmT {
+        /// Weights.
+        p: ValueId,
+        /// Rows of queries.
+        x: ValueId,
+        /// What it is added to; zeros where there is none.
+        onto: Option<ValueId>,
+    },
+    /// `onto + factor · x` row by row, in place. → rows of keys, by the number of the query
+    AddRows {
+        /// Rows of queries.
+        x: ValueId,
+        /// Factor.
+        factor: f64,
+        /// What it is added to.
+        onto: ValueId,
+    },
+}
+
+/// Base of the softmax's exponential.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Base {
+    /// e, as the definition has it.
+    E,
+    /// 2: what the tiles compute; log2(e) has gone into the scale.
+    Two,
+}
+
+/// How an operation reads a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// The block row in work.
+    Row,
+    /// The rows of the neighbors of the block row in work: how far they lie is the reach of the mask.
+    Neighbors,
+    /// It is added to: additions to one buffer may come in any order.
+    Onto,
+}
+
+impl Op {
+    /// The values that the operation reads, and how.
+    pub fn reads(&self) -> SmallVec<[(ValueId, Access); 4]> {
+        use Access::{Neighbors, Onto, Row};
+        let mut reads = SmallVec::new();
+        match self {
+            Self::Pack { x, .. } => reads.extend(x.iter().map(|&x| (x, Row))),
+            Self::Sddmm { x, y, .. } => {
+                reads.push((*x, Row));
+                reads.extend(y.iter().map(|&y| (y, Neighbors)));
+            }
+            Self::Scale { s, .. } | Self::Mods { s, .. } | Self::Mask { s } | Self::RowMax { s } => {
+                reads.push((*s, Row));
+            }
+            Self::Copy { x } | Self::Dropout { x, .. } => reads.push((*x, Row)),
+            Self::Exp { s, m, .. } => reads.extend([(*s, Row), (*m, Row)]),
+            Self::Spmm { p, z, l, plus, onto, .. } => {
+                reads.extend([(*p, Row), (*z, Neighbors)]);
+                reads.extend(l.map(|l| (l, Row)));
+                reads.extend(plus.map(|(rows, _)| (rows, Row)));
+                reads.extend(onto.map(|onto| (onto, Onto)));
+            }
+            Self::Combine { x, y, .. } => reads.extend([(*x, Row), (*y, Row)]),
+            Self::Join { x, m, l } => reads.extend([(*x, Row), (*m, Row), (*l, Row)]),
+            Self::ScaleRows { x, l, .. } => {
+                reads.push((*x, Row));
+                reads.extend(l.map(|l| (l, Row)));
+            }
+            Self::DotRows { x, y, minus, l, onto, .. } => {
+                reads.extend([(*x, Row), (*y, Row)]);
+                reads.extend(minus.map(|(rows, _)| (rows, Row)));
+                reads.extend(l.map(|l| (l, Row)));
+                reads.extend(onto.map(|onto| (onto, Onto)));
+            }
+            Self::SoftmaxGradient { p, dp, delta, .. } => reads.extend([(*p, Row), (*dp, Row), (*delta, Row)]),
+            Self::ModsGradient { s, ds, .. } => reads.extend([(*s, Row), (*ds, Row)]),
+            Self::SpmmT { p, x, onto } => {
+                reads.extend([(*p, Row), (*x, Row)]);
+                reads.extend(onto.map(|onto| (onto, Onto)));
+            }
+            Self::AddRows { x, onto, .. } => reads.extend([(*x, Row), (*onto, Onto)]),
+        }
+        reads
+    }
+
+    /// Whether the operation may go without its second result.
+    pub const fn second_is_optional(&self) -> bool {
+        matches!(self, Self::Sddmm { .. } | Self::Mods { .. } | Self::SoftmaxGradient { dropout: true, .. })
+    }
+
+    /// For each result, the operand whose buffer it is written into; `None` for a buffer of its own.
+    pub fn in_place(&self) -> [Option<ValueId>; 2] {
+        match self {
+            Self::Scale { s, .. } | Self::Mods { s, .. } | Self::Mask { s } | Self::Exp { s, .. } => [Some(*s), None],
+            Self::Dropout { x, .. } | Self::Combine { x, .. } => [Some(*x), None],
+            Self::SoftmaxGradient { p, dp, .. } => [Some(*dp), Some(*p)],
+            Self::ModsGradient { ds, .. } => [Some(*ds), None],
+            Self::Spmm { onto, .. } | Self::DotRows { onto, .. } | Self::SpmmT { onto, .. } => [*onto, None],
+            Self::AddRows { onto, .. } => [Some(*onto), None],
+            Self::Pack { .. }
+            | Self::Sddmm { .. }
+            | Self::Copy { .. }
+            | Self::RowMax { .. }
+            | Self::Join { .. }
+            | Self::ScaleRows { .. } => [None, None],
+        }
+    }
+
+    /// Names every operand anew.
+    pub fn rename(&mut self, mut to: impl FnMut(ValueId) -> ValueId) {
+        let mut each = |operands: &mut [&mut ValueId]| operands.iter_mut().for_each(|id| **id = to(**id));
+        match self {
+            Self::Pack { x, .. } => x.iter_mut().for_each(|x| each(&mut [x])),
+            Self::Sddmm { x, y, .. } => {
+                each(&mut [x]);
+                y.iter_mut().for_each(|y| each(&mut [y]));
+            }
+            Self::Scale { s, .. } | Self::Mods { s, .. } | Self::Mask { s } | Self::RowMax { s } => each(&mut [s]),
+            Self::Copy { x } | Self::Dropout { x, .. } => each(&mut [x]),
+            Self::Exp { s, m, .. } => each(&mut [s, m]),
+            Self::Spmm { p, z, l, plus, onto, .. } => {
+                each(&mut [p, z]);
+                l.iter_mut().for_each(|l| each(&mut [l]));
+                plus.iter_mut().for_each(|(rows, _)| each(&mut [rows]));
+                onto.iter_mut().for_each(|onto| each(&mut [onto]));
+            }
+            Self::Combine { x, y, .. } => each(&mut [x, y]),
+            Self::Join { x, m, l } => each(&mut [x, m, l]),
+            Self::ScaleRows { x, l, .. } => {
+                each(&mut [x]);
+                l.iter_mut().for_each(|l| each(&mut [l]));
+            }
+            Self::DotRows { x, y, minus, l, onto, .. } => {
+                each(&mut [x, y]);
+                minus.iter_mut().for_each(|(rows, _)| each(&mut [rows]));
+                l.iter_mut().for_each(|l| each(&mut [l]));
+                onto.iter_mut().for_each(|onto| each(&mut [onto]));
+            }
+            Self::SoftmaxGradient { p, dp, delta, .. } => each(&mut [p, dp, delta]),
+            Self::ModsGradient { s, ds, .. } => each(&mut [s, ds]),
+            Self::SpmmT { p, x, onto } => {
+                each(&mut [p, x]);
+                onto.iter_mut().for_each(|onto| each(&mut [onto]));
+            }
+            Self::AddRows { x, onto, .. } => each(&mut [x, onto]),
+        }
+    }
+
+    /// The name of the operation in the text form.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Pack { .. } => "pack",
+            Self::Sddmm { .. } => "sddmm",
+            Self::Scale { .. } => "scale",
+            Self::Copy { .. } => "copy",
+            Self::Mods { .. } => "mods",
+            Self::Mask { .. } => "mask",
+            Self::RowMax { .. } => "rowmax",
+            Self::Exp { .. } => "exp",
+            Self::Dropout { .. } => "dropout",
+            Self::Spmm { .. } => "spmm",
+            Self::Combine { .. } => "combine",
+            Self::Join { .. } => "join",
+            Self::ScaleRows { .. } => "scale_rows",
+            Self::DotRows { .. } => "dot_rows",
+            Self::SoftmaxGradient { .. } => "softmax'",
+            Self::ModsGradient { .. } => "mods'",
+            Self::SpmmT { .. } => "spmm_t",
+            Self::AddRows { .. } => "add_rows",
+        }
+    }
+}
+
+impl Body {
+    /// The value that `id` names.
+    pub fn value(&self, id: ValueId) -> &Value {
+        &self.values[id.0 as usize]
+    }
+
+    /// All operations, in the order in which a row meets them.
+    pub fn ops(&self) -> impl Iterator<Item = &Operation> {
+        self.loops.iter().flat_map(|l| &l.stages).flat_map(|stage| &stage.ops)
+    }
+
+    /// The operation that defines a value; `None` for a tensor that is given.
+    pub fn definition(&self, id: ValueId) -> Option<&Operation> {
+        self.ops().find(|operation| operation.results.contains(&id))
+    }
+
+    /// The value whose buffer `id` is written into: the first of a chain of operations in place.
+    pub fn root(&self, id: ValueId) -> ValueId {
+        let mut id = id;
+        while let Some(operation) = self.definition(id) {
+            let at = operation.results.iter().position(|&result| result == id).unwrap_or(0);
+            match operation.op.in_place()[at.min(1)] {
+                Some(operand) => id = operand,
+                None => break,
+            }
+        }
+        id
+    }
+
+    /// What the buffer of a value keeps.
+    pub fn extent(&self, id: ValueId) -> Extent {
+        self.value(self.root(id)).extent
+    }
+
+    /// The value that is a tensor of the call, if the body has one.
+    pub fn tensor(&self, tensor: Tensor) -> Option<ValueId> {
+        let at = self.values.iter().position(|value| value.extent == Extent::Tensor(tensor))?;
+        Some(ValueId(at as u32))
+    }
+
+    /// The root of every value, by its number: what [`Body::root`] finds one by one.
+    pub fn roots(&self) -> Vec<ValueId> {
+        let mut roots: Vec<ValueId> = (0..self.values.len() as u32).map(ValueId).collect();
+        // Operands are defined before what is written in their place.
+        for operation in self.ops() {
+            for (result, operand) in operation.results.iter().zip(operation.op.in_place()) {
+                if let Some(operand) = operand {
+                    roots[result.0 as usize] = roots[operand.0 as usize];
+                }
+            }
+        }
+        roots
+    }
+
+    /// Brings values into the order of the text form, leaves out those that no operation names, and gives every value
+    /// the extent and the store of its root.
+    pub(crate) fn normalise(&mut self) {
+        let roots = self.roots();
+        let mut number: Vec<Option<ValueId>> = vec![None; self.values.len()];
+        let mut order = Vec::with_capacity(self.values.len());
+        let mut take = |id: ValueId| {
+            if number[id.0 as usize].is_none() {
+                number[id.0 as usize] = Some(ValueId(order.len() as u32));
+                order.push(id);
+            }
+        };
+        let mut given = vec![true; self.values.len()];
+        let mut named = vec![false; self.values.len()];
+        for operation in self.ops() {
+            operation.results.iter().for_each(|result| given[result.0 as usize] = false);
+            operation.op.reads().iter().for_each(|(operand, _)| named[operand.0 as usize] = true);
+        }
+        let tensor = |id: usize| matches!(self.values[id].extent, Extent::Tensor(_));
+        (0..self.values.len())
+            .filter(|&id| given[id] && named[id] && tensor(id))
+            .for_each(|id| take(ValueId(id as u32)));
+        self.ops().flat_map(|operation| &operation.results).for_each(|&result| take(result));
+        let values: Vec<Value> = order
+            .iter()
+            .map(|id| {
+                let Value { extent, store, .. } = self.values[roots[id.0 as usize].0 as usize];
+                Value { extent, store, ..self.values[id.0 as usize].clone() }
+            })
+            .collect();
+        let rename = |id: ValueId| number[id.0 as usize].unwrap_or(id);
+        for operation in self.loops.iter_mut().flat_map(|l| &mut l.stages).flat_map(|stage| &mut stage.ops) {
+            operation.op.rename(rename);
+            operation.results.iter_mut().for_each(|result| *result = rename(*result));
+        }
+        self.values = values;
+    }
+
+    /// The hops: operations that multiply weights with values, up to the one that makes the output.
+    pub fn hops(&self) -> usize {
+        let roots = self.roots();
+        let out = |operation: &Operation| {
+            let of = |result: &ValueId| self.value(roots[result.0 as usize]).extent == Extent::Tensor(Tensor::Out);
+            operation.results.iter().any(of)
+        };
+        let end = self.ops().position(out).map_or(0, |at| at + 1);
+        self.ops().take(end).filter(|operation| matches!(operation.op, Op::Spmm { .. })).count()
+    }
+
+    /// Whether a gradient has been added.
+    pub fn is_training(&self) -> bool {
+        self.tensor(Tensor::GradOut).is_some()
+    }
+
+    /// The score mods, if there are any.
+    pub fn mods(&self) -> Option<&ScoreMods> {
+        self.ops().find_map(|operation| match &operation.op {
+            Op::Mods { mods, .. } => Some(mods),
+            _ => None,
+        })
+    }
+}
+
+/// Adds values to a body, each under a name that no other has.
+pub(crate) struct Names {
+    taken: HashMap<String, u32>,
+}
+
+impl Names {
+    /// The names of a body.
+    pub(crate) fn of(body: &Body) -> Self {
+        Self { taken: body.values.iter().map(|value| (value.name.clone(), 0)).collect() }
+    }
+
+    /// Adds a value that is called `name`, or `name.1`, `name.2`, …
+    pub(crate) fn add(&mut self, body: &mut Body, name: &str, space: Space, extent: Extent) -> ValueId {
+        let stem = name.split_once('.').map_or(name, |(stem, _)| stem);
+        let mut free = name.to_owned();
+        while self.taken.contains_key(&free) {
+            let last = self.taken.entry(stem.to_owned()).or_insert(0);
+            *last += 1;
+            free = format!("{stem}.{last}");
+        }
+        self.taken.insert(free.clone(), 0);
+        body.values.push(Value { name: free, space, extent, store: Dtype::F32 });
+        ValueId((body.values.len() - 1) as u32)
+    }
+}
+
+impl Default for Loop {
+    fn default() -> Self {
+        Self { parts: false, edge_rows: 1, halo: false, stages: Vec::new() }
+    }
+}
+
+impl Loop {
+    /// A loop of one operation.
+    pub(crate) fn of(op: Op, results: &[ValueId]) -> Self {
+        let ops = vec![Operation { op, results: results.into() }];
+        Self { stages: vec![Stage { shift: 0, by_keys: false, ops }], ..Self::default() }
+    }
+
+    /// All its operations, in order.
+    pub fn ops(&self) -> impl Iterator<Item = &Operation> {
+        self.stages.iter().flat_map(|stage| &stage.ops)
+    }
+}
+
+impl Program {
+    /// An internal error about this program.
+    pub(crate) fn broken(&self, message: impl Into<String>) -> Error {
+        Error::internal("program", message, self.print())
+    }
+}
