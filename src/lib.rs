@@ -48,6 +48,7 @@ pub mod passes;
 pub mod pattern;
 pub mod picture;
 pub mod plan;
+pub mod program;
 pub mod runtime;
 pub mod program;
 pub mod spec;

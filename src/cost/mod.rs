@@ -1,8 +1,8 @@
 //! How long a kernel will take, without running it.
 //!
-//! In: the [`Work`] of every mask, a [`Problem`] around it, a [`Walk`] over its block rows, and [`Facts`] of the
-//! machine. Out: a [`Forecast`] in seconds, by what the time goes to. It is made to compare walks over one mask: what
-//! all of them share need not be right to the percent, what tells them apart must be. Times are sums of products with
+//! In: the [`Work`] of every mask, a [`Problem`] around it, what a nest does over its block rows ([`NestCounts`]), and
+//! [`Facts`] of the machine. Out: a [`Forecast`] in seconds, by what the time goes to. It is made to compare nests over one
+//! mask: what all of them share need not be right to the percent, what tells them apart must be. Times are sums of products with
 //! coefficients that were fitted to measured cases. The longer one of arithmetic and reading counts in full, the other by
 //! the share that does not hide behind it; writing P hides behind nothing.
 
@@ -12,34 +12,13 @@ use crate::machine::Facts;
 use crate::target::Isa;
 use crate::tiles::{BLOCK, LANES};
 
+mod counts;
 #[cfg(test)]
 mod tests;
 mod work;
 
+pub use counts::{KeptWeights, NestCounts, SweepCounts};
 pub use work::Work;
-
-/// How the hops of a block row follow each other, as far as it costs time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Walk {
-    /// One hop; P stays in the panel of its block row.
-    Once,
-    /// P stored whole, in elements of so many bytes, then one product a hop.
-    Stored {
-        /// Bytes of an element of P.
-        element: usize,
-    },
-    /// P computed anew in every hop.
-    Again,
-    /// All hops in one sweep over the rows, each some rows behind the one before (0: all hops of a row at once).
-    Sweep {
-        /// Block rows that a row reads behind itself.
-        behind: usize,
-        /// Block rows that it reads ahead: from one hop to the next.
-        lag: usize,
-        /// Bytes of an element of P.
-        element: usize,
-    },
-}
 
 /// What is computed, besides the masks.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -52,8 +31,6 @@ pub struct Problem {
     pub head_dim: usize,
     /// Width of a value.
     pub value_dim: usize,
-    /// Hops, at least 1.
-    pub hops: usize,
     /// Bytes of an element of q, k, v and the output.
     pub element: usize,
     /// Vector operations that score mods take for a score.
@@ -143,13 +120,13 @@ const COEFFICIENTS: Coefficients = Coefficients {
 
 /// Predicts a call over one sequence. `masks` holds the work of every mask with the number of heads (or parts of
 /// heads) that have it.
-pub fn forecast(problem: &Problem, masks: &[(Work, usize)], walk: Walk, facts: &Facts) -> Forecast {
+pub fn forecast(problem: &Problem, masks: &[(Work, usize)], nest: NestCounts, facts: &Facts) -> Forecast {
     let threads = problem.threads.max(1);
     let heads: usize = masks.iter().map(|(_, heads)| heads).sum();
     let mut sum = Forecast::default();
     let mut busy = 0.0;
     for (work, count) in masks {
-        let head = Head { problem, work, walk, facts, threads, heads, in_flight: threads.min(heads).max(1) };
+        let head = Head { problem, work, nest, facts, threads, heads, in_flight: threads.min(heads).max(1) };
         let (forecast, seconds) = head.forecast();
         let count = *count as f64;
         for (total, part) in sum.parts_mut().into_iter().zip(forecast.parts()) {
@@ -158,23 +135,22 @@ pub fn forecast(problem: &Problem, masks: &[(Work, usize)], walk: Walk, facts: &
         busy += count * seconds;
     }
     let rows = masks.iter().map(|(work, _)| work.block_rows).fold(1.0, f64::max) as usize;
-    sum.seconds = busy * spread(problem, walk, heads, rows) + barriers(problem, walk, heads, threads);
+    sum.seconds = busy * spread(problem, nest, heads, rows) + barriers(nest, heads, threads);
     sum
 }
 
 /// Time of the call for a second of thread time: heads are dealt out whole where there are enough of them.
-fn spread(problem: &Problem, walk: Walk, heads: usize, rows: usize) -> f64 {
+fn spread(problem: &Problem, nest: NestCounts, heads: usize, rows: usize) -> f64 {
     let (heads, threads) = (heads.max(1), problem.threads.max(1));
-    match walk {
-        // Rows are dealt out in small units.
-        Walk::Once => 1.0 / threads as f64,
-        Walk::Stored { .. } | Walk::Again if heads < threads => 1.0 / threads as f64,
-        Walk::Stored { .. } | Walk::Again => heads.div_ceil(threads) as f64 / heads as f64,
-        Walk::Sweep { behind, lag, .. } => {
-            let all = Sweep { rows, hops: problem.hops, reach: behind + lag };
+    match nest.sweep {
+        Some(SweepCounts { behind, lag, hops }) => {
+            let all = Sweep { rows, hops, reach: behind + lag };
             let (_, busiest) = all.stretches(heads, threads);
             busiest as f64 / (heads * all.work(1)) as f64
         }
+        // Rows are dealt out in small units, where a loop is all there is or heads are few.
+        None if nest.loops <= 1 || heads < threads => 1.0 / threads as f64,
+        None => heads.div_ceil(threads) as f64 / heads as f64,
     }
 }
 
@@ -209,15 +185,13 @@ impl Sweep {
     }
 }
 
-fn barriers(problem: &Problem, walk: Walk, heads: usize, threads: usize) -> f64 {
+/// Behind every loop whose rows several threads share.
+fn barriers(nest: NestCounts, heads: usize, threads: usize) -> f64 {
     if threads == 1 {
         return 0.0;
     }
-    let passes = match walk {
-        Walk::Stored { .. } if heads < threads => heads * (problem.hops + 1),
-        Walk::Again if heads < threads => heads * problem.hops,
-        Walk::Once | Walk::Stored { .. } | Walk::Again | Walk::Sweep { .. } => 1,
-    };
+    let shared = nest.sweep.is_none() && nest.loops > 1 && heads < threads;
+    let passes = if shared { heads * nest.loops } else { 1 };
     passes as f64 * COEFFICIENTS.barrier * 1e-6
 }
 
@@ -236,7 +210,7 @@ impl Forecast {
 struct Head<'a> {
     problem: &'a Problem,
     work: &'a Work,
-    walk: Walk,
+    nest: NestCounts,
     facts: &'a Facts,
     threads: usize,
     /// Heads of the call.
@@ -250,12 +224,7 @@ impl Head<'_> {
     fn forecast(&self) -> (Forecast, f64) {
         let Self { problem, work, facts, .. } = self;
         let c = &COEFFICIENTS;
-        let hops = problem.hops.max(1) as f64;
-        let (scored, products) = match self.walk {
-            Walk::Once => (1.0, 1.0),
-            Walk::Stored { .. } | Walk::Sweep { .. } => (1.0, hops),
-            Walk::Again => (hops, hops),
-        };
+        let (scored, products) = (self.nest.scored as f64, self.nest.products as f64);
         // Threads that share cores share their peak.
         let flops = facts.fma_gflops(problem.isa, self.threads) * 1e9 / self.threads as f64;
         let slower = facts.tiles(problem.isa).fma_gflops * 1e9 / flops;
@@ -283,12 +252,12 @@ impl Head<'_> {
             // Rows of K, and of V in the first hop, are widened once a block row.
             forecast.rows += scored * work.keys * (d + dv) * c.widen * 2.0 / flops;
         }
-        if let Walk::Stored { element: 2 } | Walk::Sweep { element: 2, .. } = self.walk {
+        if self.nest.weights.is_some_and(|weights| weights.element == 2) {
             forecast.values += products * work.panel_elements * c.widen * 2.0 / flops;
         }
         forecast.edges += self.edge_rows(scored, products);
         (forecast.reads, forecast.writes) = self.stream(scored, products);
-        if let Walk::Sweep { .. } = self.walk {
+        if self.nest.sweep.is_some() {
             forecast.rows += work.block_rows * products * c.sweep_row * fitted;
         }
         let Forecast { reads, writes, .. } = forecast;
@@ -303,11 +272,8 @@ impl Head<'_> {
         let row = |width: usize, element: usize| width.next_multiple_of(LANES) * element;
         let (key, value) = (row(problem.head_dim, problem.element), row(problem.value_dim, size_of::<f32>()));
         // Rows of K and V that take turns have to fit together.
-        let together = match self.walk {
-            Walk::Stored { .. } => 0,
-            Walk::Once | Walk::Again => key + value,
-            Walk::Sweep { .. } => key + problem.hops * value,
-        };
+        let (keys, values) = self.nest.together;
+        let together = keys * key + values * value;
         let one = |row: usize| {
             let reached = work.edge_reach * row.max(together) as f64;
             // Drawn at random, a row is in the level 2 cache as often as all of them fit into it.
@@ -334,21 +300,21 @@ impl Head<'_> {
         };
         let tensors = queries * (d + dv) * element + scored * fetched(d) * d * element + fetched(dv) * dv * element;
         let z = queries * dv * float;
-        let element_of_p = match self.walk {
-            Walk::Once | Walk::Again => 0,
-            Walk::Stored { element } | Walk::Sweep { element, .. } => element,
-        };
+        let element_of_p = self.nest.weights.map_or(0, |weights| weights.element);
         let p = (work.panel_elements + work.edges) * element_of_p as f64;
         // What lies between two uses of the same place of P, and of Z.
-        let (kept_p, kept_z) = match self.walk {
-            Walk::Once => (0.0, 0.0),
-            Walk::Again => (0.0, 2.0 * z),
-            Walk::Stored { .. } => (p + 2.0 * z, p + 2.0 * z),
-            Walk::Sweep { behind, lag, .. } => {
-                let ring = p / work.block_rows.max(1.0) * (lag * (problem.hops - 1) + 1) as f64;
+        let kept = match self.nest.weights {
+            Some(KeptWeights { ring: Some(rows), .. }) => p / work.block_rows.max(1.0) * rows as f64,
+            _ => p,
+        };
+        let (kept_p, kept_z) = match self.nest.sweep {
+            Some(SweepCounts { behind, lag, hops }) => {
                 let window = if work.in_order { ((behind + lag + 1) * BLOCK) as f64 * dv * float } else { z };
-                (ring + window, ring + products * window)
+                (kept + window, kept + hops as f64 * window)
             }
+            None if self.nest.loops > 1 && kept > 0.0 => (kept + 2.0 * z, kept + 2.0 * z),
+            None if self.nest.loops > 1 => (0.0, 2.0 * z),
+            None => (kept, 0.0),
         };
         // What the call touches before it comes back to the same place of a tensor, or of P in the next head.
         let call = queries * (d + dv) * element + work.new_keys.min(queries) * (d + dv) * element;
@@ -357,11 +323,9 @@ impl Head<'_> {
         let (kept_p, kept_z) = (beside(kept_p), beside(kept_z));
         let reads = tensors / self.speed(all)
             + p * products / self.speed(kept_p)
-            + 3.0 * z * (products - 1.0) / self.speed(kept_z);
-        let stored = match self.walk {
-            Walk::Stored { .. } => all,
-            Walk::Once | Walk::Again | Walk::Sweep { .. } => kept_p,
-        };
+            + 3.0 * z * (products - 1.0).max(0.0) / self.speed(kept_z);
+        let whole = self.nest.weights.is_some_and(|weights| weights.ring.is_none());
+        let stored = if whole { all } else { kept_p };
         let writes = match self.facts.level(stored) {
             0 | 1 => 0.0,
             level => COEFFICIENTS.write[level - 2] * p / self.speed(stored),

@@ -7,12 +7,12 @@
 
 use super::Pass;
 use crate::mask;
-use crate::schedule::Schedule;
+use crate::program::Program;
 
 pub(super) const PASS: Pass =
     Pass { name: "coalesce_adjacent_blocks", rewrite: "[a, b) [b, c) of one kind -> [a, c)", run };
 
-fn run(schedule: &mut Schedule) {
-    let q_len = schedule.neighbors.q_len;
-    schedule.neighbors.masks.iter_mut().for_each(|mask| mask::coalesce(mask, q_len));
+fn run(program: &mut Program) {
+    let q_len = program.neighbors.q_len;
+    program.neighbors.masks.iter_mut().for_each(|mask| mask::coalesce(mask, q_len));
 }

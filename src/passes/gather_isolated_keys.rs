@@ -5,11 +5,11 @@
 
 use super::Pass;
 use crate::mask;
-use crate::schedule::Schedule;
+use crate::program::Program;
 
 pub(super) const PASS: Pass =
     Pass { name: "gather_isolated_keys", rewrite: "many short runs of keys -> one gathered panel", run };
 
-fn run(schedule: &mut Schedule) {
-    schedule.neighbors.masks.iter_mut().for_each(mask::gather_columns);
+fn run(program: &mut Program) {
+    program.neighbors.masks.iter_mut().for_each(mask::gather_columns);
 }

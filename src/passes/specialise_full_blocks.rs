@@ -4,11 +4,11 @@
 //! exponential unselected.
 
 use super::Pass;
-use crate::schedule::{BlockTest, Schedule};
+use crate::program::{BlockTest, Program};
 
 pub(super) const PASS: Pass =
     Pass { name: "specialise_full_blocks", rewrite: "blocks test every -> blocks test partial", run };
 
-fn run(schedule: &mut Schedule) {
-    schedule.block_test = BlockTest::Partial;
+fn run(program: &mut Program) {
+    program.block_test = BlockTest::Partial;
 }

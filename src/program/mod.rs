@@ -1,10 +1,10 @@
 //! The program: what a kernel computes, as operations on named values, and the nest in which it computes it.
 //!
 //! In: a spec and its [`BlockMask`]. Out: a [`Program`]. [`build`] writes the definition: one operation a step, each
-//! in a row loop of its own, every value kept for all rows. [`adjoint`](self::derive_gradient) adds the gradient, an
-//! adjoint rule for each operation. [`crate::passes`] rewrite operations, move them into common loops and shorten what
-//! is kept. [`verify`] recomputes every dependence from the block mask and accepts any legal nest; a
-//! [`VerifiedProgram`] is the only thing that later steps take.
+//! in a row loop of its own, every value kept for all rows. [`derive_gradient`] adds the gradient, an adjoint rule for
+//! each operation. [`crate::passes`] rewrite operations, move them into common loops and shorten what is kept. [`verify`]
+//! recomputes every dependence from the block mask and accepts any legal nest; a [`VerifiedProgram`] is the only thing
+//! that later steps take.
 //!
 //! **Spaces.** A value is rows of a tensor (one for each query, or one for each key), packed queries, one number for
 //! each neighbor pair, or one number for each query.
@@ -21,7 +21,7 @@
 //! The whole language, as its text form:
 //!
 //! ```text
-//! program heads H kv_heads G q_len M kv_len N head_dim D value_dim E [dtype T]
+//! program heads H kv_heads G q_len M kv_len N head_dim D value_dim E [dtype T] [store T]
 //! blocks test every | blocks test partial
 //! for [part,] row [, edges by B] [, halo] {     one loop; `part`: for every part of a head
 //!   at row [- SHIFT] [by keys] {                one stage
@@ -36,15 +36,16 @@
 //!     s = mask s                                scores outside the neighbors become -inf
 //!     m = rowmax s
 //!     p, l = exp BASE s - m [with mask]         p = BASE^(s - m), l its row sums; BASE is e or 2
-//!     p = dropout p [STREAM]                    of pairs or rows
-//!     z = spmm p v [/ l] * C [+ w * C]          rows of queries
+//!     p = dropout p [hop N]                     of pairs, or of rows behind hop N
+//!     z = spmm p v [/ l] * C [+ w * C] [onto z] rows of queries
 //!     z = combine y + v * C
 //!     out = join y                              of the parts of a head
 //!     h = scale_rows g [/ l] * C
-//!     delta = dot_rows g z [- v * C] [/ l] [onto delta]
+//!     delta = dot_rows g z [- v * C] [hop N] [/ l] [onto delta]
 //!     ds [, p] = softmax' p dp - delta * C [with dropout]
 //!     ds = mods' r ds * C
 //!     g = spmm_t p h [onto g]                   rows of keys
+//!     g = add_rows h * C onto g
 //!   }
 //! }
 //! keep NAME EXTENT [STORE]                      all | ring R | row | keys | tensor NAME
@@ -52,7 +53,11 @@
 //! …the block mask's own text form…
 //! ```
 //!
-//! Numbering of results: every operation names its results anew (`s`, `s.1`, `s.2`, …), also where it works in place.
+//! Every operation names its results anew (`s`, `s.1`, `s.2`, …), also where it works in place. Tensors that are given
+//! come first among the values, then results in the order of the operations; values written in place have the extent and
+//! the store of their root, and only roots have a `keep` line.
+
+use std::collections::HashMap;
 
 use smallvec::SmallVec;
 
@@ -60,6 +65,21 @@ use crate::dtype::Dtype;
 use crate::error::Error;
 use crate::mask::BlockMask;
 use crate::spec::score::ScoreMods;
+
+mod build;
+mod gradient;
+mod parse;
+mod print;
+mod reach;
+mod spaces;
+mod verify;
+
+pub use build::build;
+pub use gradient::derive_gradient;
+pub use parse::parse;
+pub use reach::{KnownReach, Reach, Reaches, reaches};
+pub use spaces::spaces;
+pub use verify::{VerifiedProgram, check_nest, verify};
 
 /// What a kernel computes for every head.
 #[derive(Debug, Clone, PartialEq)]
@@ -91,6 +111,8 @@ pub struct Shape {
     pub value_dim: usize,
     /// Storage of q, k, v and the output.
     pub dtype: Dtype,
+    /// Storage of weights that is allowed where they are kept: f32 or bf16.
+    pub store: Dtype,
 }
 
 /// Which blocks have their mask words tested.
@@ -159,7 +181,7 @@ pub enum Extent {
 }
 
 /// A tensor of the call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Tensor {
     /// Queries.
     Q,
@@ -180,7 +202,7 @@ pub enum Tensor {
 }
 
 /// One loop over the block rows of a head.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Loop {
     /// Run once for every part of a head ([`BlockMask::parts`]); a `join` brings the parts together.
     pub parts: bool,
@@ -295,6 +317,8 @@ pub enum Op {
         factor: f64,
         /// Rows that are added with a factor, where that is not 0.
         plus: Option<(ValueId, f64)>,
+        /// What it is added to, in place.
+        onto: Option<ValueId>,
     },
     /// `x + factor · y` row by row, in place of x. → rows of queries
     Combine {
@@ -338,8 +362,8 @@ pub enum Op {
         /// What it is added to, in place.
         onto: Option<ValueId>,
     },
-    /// `factor · p ∘ (dp − delta)`, in place of dp; with dropout, of what the call's rate left of p, which is the second
-    /// result, in place of p. → pairs [, pairs]
+    /// `factor · p ∘ (dp − delta)`, in place of dp; with dropout, dp is that of what the call's rate left of p, which is a
+    /// second result, in place of p, where there is one. → pairs [, pairs]
     SoftmaxGradient {
         /// Weights, not normalised, before dropout.
         p: ValueId,
@@ -417,10 +441,11 @@ impl Op {
             }
             Self::Copy { x } | Self::Dropout { x, .. } => reads.push((*x, Row)),
             Self::Exp { s, m, .. } => reads.extend([(*s, Row), (*m, Row)]),
-            Self::Spmm { p, z, l, plus, .. } => {
+            Self::Spmm { p, z, l, plus, onto, .. } => {
                 reads.extend([(*p, Row), (*z, Neighbors)]);
                 reads.extend(l.map(|l| (l, Row)));
                 reads.extend(plus.map(|(rows, _)| (rows, Row)));
+                reads.extend(onto.map(|onto| (onto, Onto)));
             }
             Self::Combine { x, y, .. } => reads.extend([(*x, Row), (*y, Row)]),
             Self::Join { x, m, l } => reads.extend([(*x, Row), (*m, Row), (*l, Row)]),
@@ -445,6 +470,11 @@ impl Op {
         reads
     }
 
+    /// Whether the operation may go without its second result.
+    pub const fn second_is_optional(&self) -> bool {
+        matches!(self, Self::Sddmm { .. } | Self::Mods { .. } | Self::SoftmaxGradient { dropout: true, .. })
+    }
+
     /// For each result, the operand whose buffer it is written into; `None` for a buffer of its own.
     pub fn in_place(&self) -> [Option<ValueId>; 2] {
         match self {
@@ -452,15 +482,54 @@ impl Op {
             Self::Dropout { x, .. } | Self::Combine { x, .. } => [Some(*x), None],
             Self::SoftmaxGradient { p, dp, .. } => [Some(*dp), Some(*p)],
             Self::ModsGradient { ds, .. } => [Some(*ds), None],
-            Self::DotRows { onto, .. } | Self::SpmmT { onto, .. } => [*onto, None],
+            Self::Spmm { onto, .. } | Self::DotRows { onto, .. } | Self::SpmmT { onto, .. } => [*onto, None],
             Self::AddRows { onto, .. } => [Some(*onto), None],
             Self::Pack { .. }
             | Self::Sddmm { .. }
             | Self::Copy { .. }
             | Self::RowMax { .. }
-            | Self::Spmm { .. }
             | Self::Join { .. }
             | Self::ScaleRows { .. } => [None, None],
+        }
+    }
+
+    /// Names every operand anew.
+    pub fn rename(&mut self, mut to: impl FnMut(ValueId) -> ValueId) {
+        let mut each = |operands: &mut [&mut ValueId]| operands.iter_mut().for_each(|id| **id = to(**id));
+        match self {
+            Self::Pack { x, .. } => x.iter_mut().for_each(|x| each(&mut [x])),
+            Self::Sddmm { x, y, .. } => {
+                each(&mut [x]);
+                y.iter_mut().for_each(|y| each(&mut [y]));
+            }
+            Self::Scale { s, .. } | Self::Mods { s, .. } | Self::Mask { s } | Self::RowMax { s } => each(&mut [s]),
+            Self::Copy { x } | Self::Dropout { x, .. } => each(&mut [x]),
+            Self::Exp { s, m, .. } => each(&mut [s, m]),
+            Self::Spmm { p, z, l, plus, onto, .. } => {
+                each(&mut [p, z]);
+                l.iter_mut().for_each(|l| each(&mut [l]));
+                plus.iter_mut().for_each(|(rows, _)| each(&mut [rows]));
+                onto.iter_mut().for_each(|onto| each(&mut [onto]));
+            }
+            Self::Combine { x, y, .. } => each(&mut [x, y]),
+            Self::Join { x, m, l } => each(&mut [x, m, l]),
+            Self::ScaleRows { x, l, .. } => {
+                each(&mut [x]);
+                l.iter_mut().for_each(|l| each(&mut [l]));
+            }
+            Self::DotRows { x, y, minus, l, onto, .. } => {
+                each(&mut [x, y]);
+                minus.iter_mut().for_each(|(rows, _)| each(&mut [rows]));
+                l.iter_mut().for_each(|l| each(&mut [l]));
+                onto.iter_mut().for_each(|onto| each(&mut [onto]));
+            }
+            Self::SoftmaxGradient { p, dp, delta, .. } => each(&mut [p, dp, delta]),
+            Self::ModsGradient { s, ds, .. } => each(&mut [s, ds]),
+            Self::SpmmT { p, x, onto } => {
+                each(&mut [p, x]);
+                onto.iter_mut().for_each(|onto| each(&mut [onto]));
+            }
+            Self::AddRows { x, onto, .. } => each(&mut [x, onto]),
         }
     }
 
@@ -529,15 +598,125 @@ impl Body {
         Some(ValueId(at as u32))
     }
 
-    /// Adds a value, under a name that no other has.
-    pub fn add(&mut self, name: &str, space: Space, extent: Extent) -> ValueId {
-        let taken = |name: &str| self.values.iter().any(|value| value.name == name);
-        let name = match taken(name) {
-            false => name.to_owned(),
-            true => (1..).map(|i| format!("{name}.{i}")).find(|name| !taken(name)).unwrap_or_default(),
+    /// The root of every value, by its number: what [`Body::root`] finds one by one.
+    pub fn roots(&self) -> Vec<ValueId> {
+        let mut roots: Vec<ValueId> = (0..self.values.len() as u32).map(ValueId).collect();
+        // Operands are defined before what is written in their place.
+        for operation in self.ops() {
+            for (result, operand) in operation.results.iter().zip(operation.op.in_place()) {
+                if let Some(operand) = operand {
+                    roots[result.0 as usize] = roots[operand.0 as usize];
+                }
+            }
+        }
+        roots
+    }
+
+    /// Brings values into the order of the text form, leaves out those that no operation names, and gives every value
+    /// the extent and the store of its root.
+    pub(crate) fn normalise(&mut self) {
+        let roots = self.roots();
+        let mut number: Vec<Option<ValueId>> = vec![None; self.values.len()];
+        let mut order = Vec::with_capacity(self.values.len());
+        let mut take = |id: ValueId| {
+            if number[id.0 as usize].is_none() {
+                number[id.0 as usize] = Some(ValueId(order.len() as u32));
+                order.push(id);
+            }
         };
-        self.values.push(Value { name, space, extent, store: Dtype::F32 });
-        ValueId((self.values.len() - 1) as u32)
+        let mut given = vec![true; self.values.len()];
+        let mut named = vec![false; self.values.len()];
+        for operation in self.ops() {
+            operation.results.iter().for_each(|result| given[result.0 as usize] = false);
+            operation.op.reads().iter().for_each(|(operand, _)| named[operand.0 as usize] = true);
+        }
+        let tensor = |id: usize| matches!(self.values[id].extent, Extent::Tensor(_));
+        (0..self.values.len())
+            .filter(|&id| given[id] && named[id] && tensor(id))
+            .for_each(|id| take(ValueId(id as u32)));
+        self.ops().flat_map(|operation| &operation.results).for_each(|&result| take(result));
+        let values: Vec<Value> = order
+            .iter()
+            .map(|id| {
+                let Value { extent, store, .. } = self.values[roots[id.0 as usize].0 as usize];
+                Value { extent, store, ..self.values[id.0 as usize].clone() }
+            })
+            .collect();
+        let rename = |id: ValueId| number[id.0 as usize].unwrap_or(id);
+        for operation in self.loops.iter_mut().flat_map(|l| &mut l.stages).flat_map(|stage| &mut stage.ops) {
+            operation.op.rename(rename);
+            operation.results.iter_mut().for_each(|result| *result = rename(*result));
+        }
+        self.values = values;
+    }
+
+    /// The hops: operations that multiply weights with values, up to the one that makes the output.
+    pub fn hops(&self) -> usize {
+        let roots = self.roots();
+        let out = |operation: &Operation| {
+            let of = |result: &ValueId| self.value(roots[result.0 as usize]).extent == Extent::Tensor(Tensor::Out);
+            operation.results.iter().any(of)
+        };
+        let end = self.ops().position(out).map_or(0, |at| at + 1);
+        self.ops().take(end).filter(|operation| matches!(operation.op, Op::Spmm { .. })).count()
+    }
+
+    /// Whether a gradient has been added.
+    pub fn is_training(&self) -> bool {
+        self.tensor(Tensor::GradOut).is_some()
+    }
+
+    /// The score mods, if there are any.
+    pub fn mods(&self) -> Option<&ScoreMods> {
+        self.ops().find_map(|operation| match &operation.op {
+            Op::Mods { mods, .. } => Some(mods),
+            _ => None,
+        })
+    }
+}
+
+/// Adds values to a body, each under a name that no other has.
+pub(crate) struct Names {
+    taken: HashMap<String, u32>,
+}
+
+impl Names {
+    /// The names of a body.
+    pub(crate) fn of(body: &Body) -> Self {
+        Self { taken: body.values.iter().map(|value| (value.name.clone(), 0)).collect() }
+    }
+
+    /// Adds a value that is called `name`, or `name.1`, `name.2`, …
+    pub(crate) fn add(&mut self, body: &mut Body, name: &str, space: Space, extent: Extent) -> ValueId {
+        let stem = name.split_once('.').map_or(name, |(stem, _)| stem);
+        let mut free = name.to_owned();
+        while self.taken.contains_key(&free) {
+            let last = self.taken.entry(stem.to_owned()).or_insert(0);
+            *last += 1;
+            free = format!("{stem}.{last}");
+        }
+        self.taken.insert(free.clone(), 0);
+        body.values.push(Value { name: free, space, extent, store: Dtype::F32 });
+        ValueId((body.values.len() - 1) as u32)
+    }
+}
+
+impl Default for Loop {
+    fn default() -> Self {
+        Self { parts: false, edge_rows: 1, halo: false, stages: Vec::new() }
+    }
+}
+
+impl Loop {
+    /// A loop of one operation.
+    pub(crate) fn of(op: Op, results: &[ValueId]) -> Self {
+        let ops = vec![Operation { op, results: results.into() }];
+        Self { stages: vec![Stage { shift: 0, by_keys: false, ops }], ..Self::default() }
+    }
+
+    /// All its operations, in order.
+    pub fn ops(&self) -> impl Iterator<Item = &Operation> {
+        self.stages.iter().flat_map(|stage| &stage.ops)
     }
 }
 

@@ -1,0 +1,111 @@
+//! From a spec and its neighbors to the definition: one operation a step, each in a loop of its own.
+
+use super::{Base, BlockTest, Body, Extent, Loop, Names, Op, Program, Shape, Space, Tensor, ValueId};
+use crate::error::{Error, Result};
+use crate::mask::BlockMask;
+use crate::spec::score::{self, ScoreMods};
+use crate::spec::{HopFactors, PatternSpec};
+
+/// The program as the definition has it, before any pass.
+///
+/// The factor of the diffusion on V before the first hop ([`crate::spec::Diffusion::initial`]) goes into the first hop's
+/// factor, since a hop is linear. No hop at all is a hop with factor 0 that V is added to with that factor: a factor of 0
+/// leaves the product out, so that NaN in it does not enter.
+///
+/// # Errors
+/// Those of [`score::resolve`]: an index of a score mod that may leave its input.
+pub fn build(spec: &PatternSpec, neighbors: BlockMask) -> Result<Program> {
+    let mods = score::resolve(spec, neighbors.q_len, neighbors.kv_len)?;
+    let initial = spec.diffusion.initial;
+    let mut hops = spec.diffusion.hops.clone();
+    match hops.first_mut() {
+        None => hops.push(HopFactors { step: 0.0, restart: initial }),
+        Some(first) => first.step *= initial,
+    }
+    let shape = Shape {
+        heads: spec.heads / neighbors.stack.max(1),
+        kv_heads: spec.kv_heads,
+        q_len: neighbors.q_len,
+        kv_len: neighbors.kv_len,
+        head_dim: spec.head_dim,
+        value_dim: spec.value_dim,
+        dtype: spec.dtype,
+        store: spec.diffusion.store,
+    };
+    if neighbors.parts > 1 && hops.len() > 1 {
+        return Err(Error::internal("program", "several hops over neighbors in parts", spec.print()));
+    }
+    let body = Builder::new(shape).build(mods, spec.scale, &hops, neighbors.parts > 1);
+    Ok(Program { shape, block_test: BlockTest::Every, body, neighbors })
+}
+
+struct Builder {
+    shape: Shape,
+    body: Body,
+    names: Names,
+}
+
+impl Builder {
+    fn new(shape: Shape) -> Self {
+        let body = Body::default();
+        Self { shape, names: Names::of(&body), body }
+    }
+
+    fn build(mut self, mods: Option<ScoreMods>, scale: f64, hops: &[HopFactors], parts: bool) -> Body {
+        let Shape { head_dim, value_dim, dtype, .. } = self.shape;
+        let q = self.value("q", Space::Queries(head_dim), Extent::Tensor(Tensor::Q));
+        let k = self.value("k", Space::Keys(head_dim), Extent::Tensor(Tensor::K));
+        let v = self.value("v", Space::Keys(value_dim), Extent::Tensor(Tensor::V));
+        let qt = self.step("qt", Space::Packed(head_dim), Op::Pack { x: vec![q], factor: 1.0 });
+        let mut s = self.step("s", Space::Pairs, Op::Sddmm { x: qt, y: vec![k], masked: false });
+        s = self.step("s", Space::Pairs, Op::Scale { s, factor: scale });
+        if let Some(mods) = mods {
+            s = self.step("s", Space::Pairs, Op::Mods { s, mods, factor: 1.0, masked: false });
+        }
+        s = self.step("s", Space::Pairs, Op::Mask { s });
+        let m = self.step("m", Space::Query, Op::RowMax { s });
+        let (p, l) = (self.value("p", Space::Pairs, Extent::All), self.value("l", Space::Query, Extent::All));
+        self.body.loops.push(Loop::of(Op::Exp { s, m, base: Base::E, masked: false }, &[p, l]));
+        let mut z = v;
+        for (i, &HopFactors { step, restart }) in hops.iter().enumerate() {
+            let last = i + 1 == hops.len() && !parts;
+            let extent = if last { Extent::Tensor(Tensor::Out) } else { Extent::All };
+            let name = match (last, parts) {
+                (true, _) => "out".to_owned(),
+                (false, true) => "y".to_owned(),
+                (false, false) => format!("z{}", i + 1),
+            };
+            // An output that is rounded to 16 bits cannot be added to afterwards.
+            let (plus, combined) = match (restart != 0.0, dtype.is_f32()) {
+                (false, _) => (None, false),
+                (true, true) => (None, true),
+                (true, false) => (Some((v, restart)), false),
+            };
+            let rows = Space::Queries(value_dim);
+            z = self.kept(&name, rows, extent, Op::Spmm { p, z, l: Some(l), factor: step, plus, onto: None });
+            if combined {
+                z = self.kept(&name, rows, extent, Op::Combine { x: z, y: v, factor: restart });
+            }
+        }
+        if parts {
+            self.body.loops.iter_mut().for_each(|one| one.parts = true);
+            self.kept("out", Space::Queries(value_dim), Extent::Tensor(Tensor::Out), Op::Join { x: z, m, l });
+        }
+        self.body.normalise();
+        self.body
+    }
+
+    fn value(&mut self, name: &str, space: Space, extent: Extent) -> ValueId {
+        self.names.add(&mut self.body, name, space, extent)
+    }
+
+    fn step(&mut self, name: &str, space: Space, op: Op) -> ValueId {
+        self.kept(name, space, Extent::All, op)
+    }
+
+    fn kept(&mut self, name: &str, space: Space, extent: Extent, op: Op) -> ValueId {
+        let result = self.value(name, space, extent);
+        self.body.loops.push(Loop::of(op, &[result]));
+        result
+    }
+}

@@ -1,0 +1,328 @@
+//! `out -> grad_q, grad_k, grad_v`: reverse mode over the operations, one adjoint rule each.
+//!
+//! In: a program as [`super::build`] makes it. Out: the same, followed by its gradient, operation by operation from the
+//! last to the first; for g the gradient of what a hop gave, and P the weights over their row sums l:
+//!
+//! ```text
+//! z' = spmm p z / l * c       ->  delta += (g · z' - …) / l, h = g / l * c, g' = spmm_t p h; dp gets the pair (h, z)
+//! z' = combine z + v * r      ->  gradv += g * r
+//! z' = dropout z              ->  g = dropout g
+//! p, l = exp s - m            ->  dp = Σ h zᵀ on the pairs, ds = p ∘ (dp - delta)
+//! s' = mods s, s' = scale s   ->  ds = mods' s ds, ds = scale ds
+//! s = sddmm (pack q) k        ->  gradq = spmm ds k, gradk += spmm_t ds q
+//! ```
+//!
+//! The maximum has no gradient: whatever is subtracted cancels. A hop with factor 0 takes no product backward either. What
+//! is refused: neighbors in parts.
+
+use std::collections::HashMap;
+
+use super::{Body, Extent, Loop, Names, Op, Operation, Program, Space, Tensor, ValueId};
+use crate::dtype::Dtype;
+use crate::error::Result;
+
+/// Adds the gradient. Tensors become f32, as gradients are sums. With `dropout`, weights and what every hop gives are what
+/// the rates of a call leave, forward and backward.
+///
+/// # Errors
+/// [`crate::Error::Internal`] for neighbors in parts, and for a program that does not end in its output.
+pub fn derive_gradient(mut program: Program, dropout: bool) -> Result<Program> {
+    if program.neighbors.parts > 1 {
+        return Err(program.broken("a gradient over neighbors in parts"));
+    }
+    program.shape.dtype = Dtype::F32;
+    program.shape.store = Dtype::F32;
+    if dropout {
+        insert_dropout(&mut program.body);
+    }
+    insert_raw_scores(&mut program.body);
+    let forward: Vec<Operation> = program.body.ops().cloned().collect();
+    let last = forward.last().and_then(|operation| operation.results.first().copied());
+    let out = last.filter(|&result| program.body.extent(result) == Extent::Tensor(Tensor::Out));
+    let (Some(out), Some(v)) = (out, program.body.tensor(Tensor::V)) else {
+        return Err(program.broken("a gradient of a program that does not end in its output"));
+    };
+    let (head_dim, value_dim) = (program.shape.head_dim, program.shape.value_dim);
+    let mut adjoint = Adjoint::new(std::mem::take(&mut program.body), v, out, [head_dim, value_dim]);
+    for operation in forward.iter().rev() {
+        adjoint.step(operation, &forward);
+    }
+    adjoint.finish(&forward);
+    program.body = adjoint.body;
+    program.body.normalise();
+    Ok(program)
+}
+
+/// `spmm p z -> p' = dropout (copy p), dropout (spmm p' z) hop i`.
+fn insert_dropout(body: &mut Body) {
+    let mut names = Names::of(body);
+    let mut renamed: HashMap<ValueId, ValueId> = HashMap::new();
+    let mut loops = std::mem::take(&mut body.loops).into_iter().peekable();
+    let (mut done, mut hop) = (Vec::new(), 0);
+    while let Some(mut one) = loops.next() {
+        let mut behind = None;
+        for operation in one.stages.iter_mut().flat_map(|stage| &mut stage.ops) {
+            operation.op.rename(|id| renamed.get(&id).copied().unwrap_or(id));
+            behind = Some((operation.op.clone(), operation.results[0]));
+        }
+        done.push(one);
+        let Some((op, result)) = behind else { continue };
+        let name = body.value(result).name.clone();
+        let mut add = |body: &mut Body, op: Op, to: &mut Vec<Loop>| {
+            let extent = if matches!(op, Op::Copy { .. }) { Extent::All } else { body.value(result).extent };
+            let added = names.add(body, &name, body.value(result).space, extent);
+            to.push(Loop::of(op, &[added]));
+            added
+        };
+        match op {
+            Op::Exp { .. } => {
+                let copy = add(body, Op::Copy { x: result }, &mut done);
+                let left = add(body, Op::Dropout { x: copy, hop: None }, &mut done);
+                renamed.insert(result, left);
+            }
+            Op::Spmm { .. } | Op::Combine { .. } => {
+                let combined =
+                    loops.peek().is_some_and(|next| next.ops().any(|next| matches!(next.op, Op::Combine { .. })));
+                if !combined {
+                    let left = add(body, Op::Dropout { x: result, hop: Some(hop) }, &mut done);
+                    renamed.insert(result, left);
+                    hop += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+    body.loops = done;
+}
+
+/// `s' = mods s -> raw = copy s; s' = mods s`: their derivative takes the scores before them.
+fn insert_raw_scores(body: &mut Body) {
+    let mut names = Names::of(body);
+    for one in std::mem::take(&mut body.loops) {
+        let scores = one.ops().find_map(|operation| match operation.op {
+            Op::Mods { s, .. } => Some(s),
+            _ => None,
+        });
+        if let Some(s) = scores {
+            let raw = names.add(body, "raw", Space::Pairs, Extent::All);
+            body.loops.push(Loop::of(Op::Copy { x: s }, &[raw]));
+        }
+        body.loops.push(one);
+    }
+}
+
+/// The gradient so far.
+struct Adjoint {
+    body: Body,
+    names: Names,
+    v: ValueId,
+    value_dim: usize,
+    grad_out: ValueId,
+    /// Sums so far: their last names.
+    grad_k: ValueId,
+    grad_v: ValueId,
+    /// Of rows and of pairs, what their gradient is.
+    rows: HashMap<ValueId, ValueId>,
+    pairs: HashMap<ValueId, ValueId>,
+    /// What the product of a hop has become behind it, where that is in its place.
+    behind: HashMap<ValueId, Behind>,
+    /// Σ of the weights times their gradient, over the row sums.
+    delta: Option<ValueId>,
+    /// Whose products are the weights' gradient, from the last hop on.
+    products: Vec<(ValueId, ValueId)>,
+    dropout: bool,
+    wrote_grad_q: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Behind {
+    last: ValueId,
+    plus: Option<(ValueId, f64)>,
+    hop: Option<u32>,
+}
+
+impl Adjoint {
+    fn new(mut body: Body, v: ValueId, out: ValueId, [head_dim, value_dim]: [usize; 2]) -> Self {
+        let mut names = Names::of(&body);
+        let mut given = |name, space, tensor| names.add(&mut body, name, space, Extent::Tensor(tensor));
+        let grad_out = given("g", Space::Queries(value_dim), Tensor::GradOut);
+        let grad_k = given("gradk", Space::Keys(head_dim), Tensor::GradK);
+        let grad_v = given("gradv", Space::Keys(value_dim), Tensor::GradV);
+        Self {
+            body,
+            names,
+            v,
+            value_dim,
+            grad_out,
+            grad_k,
+            grad_v,
+            rows: HashMap::from([(out, grad_out)]),
+            pairs: HashMap::new(),
+            behind: HashMap::new(),
+            delta: None,
+            products: Vec::new(),
+            dropout: false,
+            wrote_grad_q: false,
+        }
+    }
+
+    fn step(&mut self, operation: &Operation, forward: &[Operation]) {
+        let result = operation.results[0];
+        let behind = |this: &Self| this.behind.get(&result).copied();
+        let unchanged = Behind { last: result, plus: None, hop: None };
+        match &operation.op {
+            Op::Dropout { x, hop: None } => {
+                self.dropout = true;
+                self.behind.insert(*x, unchanged);
+            }
+            Op::Dropout { x, hop: Some(hop) } => {
+                self.behind.insert(*x, Behind { hop: Some(*hop), ..unchanged });
+                let Some(mut g) = self.rows.remove(&result) else { return };
+                if g == self.grad_out {
+                    g = self.emit("g", Space::Queries(self.value_dim), Op::Copy { x: g });
+                }
+                let space = self.body.value(g).space;
+                g = self.emit("g", space, Op::Dropout { x: g, hop: Some(*hop) });
+                self.rows.insert(*x, g);
+            }
+            Op::Combine { x, y, factor } => {
+                let after = behind(self).unwrap_or(unchanged);
+                self.behind.insert(*x, Behind { plus: Some((*y, *factor)), ..after });
+                let Some(g) = self.rows.remove(&result) else { return };
+                self.add_rows(*y, g, *factor);
+                self.rows.insert(*x, g);
+            }
+            Op::Spmm { p, z, l, factor, plus, .. } => {
+                let Some(g) = self.rows.remove(&result) else { return };
+                let Behind { last, plus: combined, hop } = behind(self).unwrap_or(unchanged);
+                if let Some((rows, factor)) = plus {
+                    self.add_rows(*rows, g, *factor);
+                }
+                if *factor == 0.0 {
+                    return;
+                }
+                let minus = plus.or(combined);
+                let onto = self.delta;
+                let delta = Op::DotRows { x: g, y: last, minus, hop, l: *l, onto };
+                self.delta = Some(self.emit("delta", Space::Query, delta));
+                let width = Space::Queries(self.value_dim);
+                let h = self.emit("h", width, Op::ScaleRows { x: g, l: *l, factor: *factor });
+                self.products.push((h, *z));
+                if *z == self.v {
+                    self.grad_v = self.onto(self.grad_v, |onto| Op::SpmmT { p: *p, x: h, onto: Some(onto) });
+                } else {
+                    let onto = self.rows.get(z).copied();
+                    let before = self.emit("g", Space::Keys(self.value_dim), Op::SpmmT { p: *p, x: h, onto });
+                    self.rows.insert(*z, before);
+                }
+            }
+            Op::Exp { s, .. } => {
+                let Some(delta) = self.delta else { return };
+                let several = self.products.len() > 1;
+                let (mut x, mut y) = (Vec::new(), Vec::new());
+                for (h, mut z) in std::mem::take(&mut self.products).into_iter().rev() {
+                    // They lie side by side.
+                    if z == self.v && several {
+                        z = self.emit("z0", Space::Keys(self.value_dim), Op::Copy { x: z });
+                    }
+                    x.push(h);
+                    y.push(z);
+                }
+                let packed = Space::Packed(x.len() * self.value_dim);
+                let x = self.emit("ht", packed, Op::Pack { x, factor: 1.0 });
+                let dp = self.emit("dp", Space::Pairs, Op::Sddmm { x, y, masked: false });
+                let dropout = self.dropout;
+                let op = Op::SoftmaxGradient { p: result, dp, delta, factor: 1.0, dropout };
+                let ds = self.emit("ds", Space::Pairs, op);
+                self.pairs.insert(*s, ds);
+            }
+            Op::Mask { s } => {
+                if let Some(ds) = self.pairs.remove(&result) {
+                    self.pairs.insert(*s, ds);
+                }
+            }
+            Op::Mods { s, factor, .. } => {
+                let Some(ds) = self.pairs.remove(&result) else { return };
+                let raw = forward.iter().find(|other| matches!(other.op, Op::Copy { x } if x == *s));
+                let raw = raw.map_or(*s, |copy| copy.results[0]);
+                let ds = self.emit("ds", Space::Pairs, Op::ModsGradient { s: raw, ds, factor: *factor });
+                self.pairs.insert(*s, ds);
+            }
+            Op::Scale { s, factor } => {
+                let Some(ds) = self.pairs.remove(&result) else { return };
+                let ds = self.emit("ds", Space::Pairs, Op::Scale { s: ds, factor: *factor });
+                self.pairs.insert(*s, ds);
+            }
+            Op::Sddmm { x, y, .. } => {
+                let Some(mut ds) = self.pairs.remove(&result) else { return };
+                let pack = forward.iter().find(|other| other.results.contains(x)).map(|pack| &pack.op);
+                let (Some(Op::Pack { x: q, factor }), [k]) = (pack, y.as_slice()) else { return };
+                if *factor != 1.0 {
+                    ds = self.emit("ds", Space::Pairs, Op::Scale { s: ds, factor: *factor });
+                }
+                self.grad_k = self.onto(self.grad_k, |onto| Op::SpmmT { p: ds, x: q[0], onto: Some(onto) });
+                self.write_grad_q(ds, *k, 1.0);
+            }
+            // Their results are parts of the rules of what reads them, and the maximum cancels.
+            Op::Pack { .. } | Op::Copy { .. } | Op::RowMax { .. } => {}
+            Op::Join { .. }
+            | Op::ScaleRows { .. }
+            | Op::DotRows { .. }
+            | Op::SoftmaxGradient { .. }
+            | Op::ModsGradient { .. }
+            | Op::SpmmT { .. }
+            | Op::AddRows { .. } => {}
+        }
+    }
+
+    /// Where no hop takes a product, the gradient of the queries is 0.
+    fn finish(&mut self, forward: &[Operation]) {
+        let weights = forward.iter().find(|operation| matches!(operation.op, Op::Exp { .. }));
+        if let (false, Some(weights), Some(k)) = (self.wrote_grad_q, weights, self.body.tensor(Tensor::K)) {
+            self.write_grad_q(weights.results[0], k, 0.0);
+        }
+    }
+
+    fn write_grad_q(&mut self, ds: ValueId, k: ValueId, factor: f64) {
+        let width = match self.body.value(k).space {
+            Space::Keys(width) => width,
+            _ => 0,
+        };
+        let extent = Extent::Tensor(Tensor::GradQ);
+        let result = self.names.add(&mut self.body, "gradq", Space::Queries(width), extent);
+        let op = Op::Spmm { p: ds, z: k, l: None, factor, plus: None, onto: None };
+        self.body.loops.push(Loop::of(op, &[result]));
+        self.wrote_grad_q = true;
+    }
+
+    /// Adds `factor · g` to the gradient of `rows`.
+    fn add_rows(&mut self, rows: ValueId, g: ValueId, factor: f64) {
+        if rows == self.v {
+            self.grad_v = self.onto(self.grad_v, |onto| Op::AddRows { x: g, factor, onto });
+            return;
+        }
+        let sum = match self.rows.get(&rows).copied() {
+            Some(onto) => self.onto(onto, |onto| Op::AddRows { x: g, factor, onto }),
+            None => self.emit("g", Space::Queries(self.value_dim), Op::ScaleRows { x: g, l: None, factor }),
+        };
+        self.rows.insert(rows, sum);
+    }
+
+    /// An operation that adds to `onto`, and what that is called behind it.
+    fn onto(&mut self, onto: ValueId, op: impl FnOnce(ValueId) -> Op) -> ValueId {
+        let value = self.body.value(onto).clone();
+        let result = self.names.add(&mut self.body, &value.name, value.space, value.extent);
+        self.body.loops.push(Loop::of(op(onto), &[result]));
+        result
+    }
+
+    fn value(&mut self, name: &str, space: Space) -> ValueId {
+        self.names.add(&mut self.body, name, space, Extent::All)
+    }
+
+    fn emit(&mut self, name: &str, space: Space, op: Op) -> ValueId {
+        let result = self.value(name, space);
+        self.body.loops.push(Loop::of(op, &[result]));
+        result
+    }
+}
