@@ -18,7 +18,7 @@ use crate::program::{Program, VerifiedProgram};
 use crate::runtime::{Kernel, Train, TrainingKernel};
 use crate::spec::PatternSpec;
 use crate::target::Isa;
-use crate::tiles::stored::dots_pay;
+use crate::tiles::stored::dots_serve;
 use crate::tuned::Problem;
 use crate::{codegen, jit, machine, mask, passes, pattern, plan, program};
 
@@ -99,7 +99,7 @@ fn compile_with(spec: &PatternSpec, pattern: Pattern, options: &Options, advice:
     let mut program = clock.time("passes", || passes::run(program, &options.without))?;
     // Every recipe that is legal makes a nest of the operations; the cost model picks one.
     let (reasons, strategy, forecast) = clock.time("schedule", || {
-        let model = Model::new(&program, options.isa, options.threads, advice.facts);
+        let model = Model::new(&program, options.isa, options.planning_threads(), advice.facts);
         let store = advice.choice.map(|choice| choice.store);
         let chosen = plan::choose(&program, &options.without, strategy, store, &model)?;
         let mut reasons = chosen.reasons;
@@ -124,7 +124,7 @@ fn compile_with(spec: &PatternSpec, pattern: Pattern, options: &Options, advice:
         Box::new(move || compile_training(&spec, &pattern, &options, false))
     };
     let kernel = clock.time("kernel", || Kernel::new(linked, options.threads, Some(train)))?;
-    check_memory(&kernel, options.memory_limit)?;
+    check_memory(&kernel, options)?;
     let Advice { tuned_by, warnings, .. } = advice;
     Ok(Compiled { pattern, mask, program, kernel, forecast, tuned_by, warnings, timings: clock.steps })
 }
@@ -157,7 +157,7 @@ pub fn compile_training(
         let plan = plan::build(&verified, options.isa, plan_options)?;
         let linked = jit::link(codegen::lower(plan, &*isa), &isa, &allowance)?;
         let kernel = TrainingKernel::new(spec.dtype, linked, options.threads)?;
-        let given = kernel.scratch_bytes(1);
+        let given = kernel.scratch_bytes_on(1, options.planning_threads());
         if given <= options.memory_limit {
             return Ok(kernel);
         }
@@ -171,7 +171,7 @@ pub fn compile_training(
 /// The program of a gradient, after the passes over its operations.
 fn training_program(spec: &PatternSpec, pattern: &Pattern, options: &Options, dropout: bool) -> Result<Program> {
     let mask = mask::build(pattern, options.allowance(spec))?;
-    passes::run(program::derive_gradient(program::build(spec, mask)?, dropout), &options.without)
+    passes::run(program::derive_gradient(program::build(spec, mask)?, dropout)?, &options.without)
 }
 
 /// The text of one stage, for `emit`: of the kernel, or of the one for training, without dropout, that belongs to it (of
@@ -201,7 +201,7 @@ pub fn emit(
     }
     let mut program = program::build(spec, mask)?;
     if training {
-        program = program::derive_gradient(program, false);
+        program = program::derive_gradient(program, false)?;
     }
     if stage == Stage::Schedule {
         return Ok(program.print());
@@ -211,7 +211,7 @@ pub fn emit(
         let least = plan::choose_training(&program, &options.without, options.strategy)?.into_iter().next();
         least.ok_or_else(|| Error::internal("compiler", "no way to compute a gradient", ""))?
     } else {
-        let model = Model::new(&program, options.isa, options.threads, advice.facts);
+        let model = Model::new(&program, options.isa, options.planning_threads(), advice.facts);
         let store = advice.choice.map(|choice| choice.store);
         plan::choose(&program, &options.without, advice.strategy(options), store, &model)?
     };
@@ -277,8 +277,9 @@ fn build_mask(
     }
 }
 
-fn check_memory(kernel: &Kernel, limit: u64) -> Result<()> {
-    let given = kernel.scratch_bytes(1) + kernel.code_bytes().1 as u64;
+fn check_memory(kernel: &Kernel, options: &Options) -> Result<()> {
+    let limit = options.memory_limit;
+    let given = kernel.scratch_bytes_on(1, options.planning_threads()) + kernel.code_bytes().1 as u64;
     if given > limit {
         return Err(Error::Memory { what: format!("scratch of the {} kernel", kernel.plan().strategy), given, limit });
     }
@@ -292,9 +293,13 @@ pub struct Options {
     pub isa: Isa,
     /// Threads of a call, at least 1.
     pub threads: usize,
+    /// Threads that plans are made for: the cost model goes by them, and so does whether scratch fits the memory limit.
+    /// Where nothing is said, [`threads`](Self::threads).
+    pub planned_threads: Option<usize>,
     /// Strategy; the planner chooses where there is none.
     pub strategy: Option<Strategy>,
-    /// Scores of bf16 by dot products of pairs; where nothing is said, if they are faster on this machine.
+    /// Scores of bf16 by dot products of pairs; where nothing is said, if they are faster on this machine as
+    /// [`facts`](Self::facts) have it (typically they are not).
     pub bf16_dots: Option<bool>,
     /// Passes to leave out, by name.
     pub without: Vec<String>,
@@ -328,6 +333,7 @@ impl Default for Options {
         Self {
             isa: Isa::best(),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
+            planned_threads: None,
             strategy: None,
             bf16_dots: None,
             without: Vec::new(),
@@ -339,9 +345,36 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The default without the user's cache: plans are the same on every machine of the same tile family.
+    /// Bytes that masks, tables and scratch may take where plans must not depend on what is free.
+    pub const REPRODUCIBLE_MEMORY: u64 = 4 << 30;
+
+    /// The default [made reproducible](Self::made_reproducible).
     pub fn reproducible() -> Self {
-        Self { tuning: TuningSource::Nothing, ..Self::default() }
+        Self::default().made_reproducible()
+    }
+
+    /// The same options with everything fixed that a machine would decide: plans, and all bits of results, are then the
+    /// same on every machine that runs the tile family (of the portable one: and has fused multiply-adds, or has not),
+    /// whatever its cores, its free memory, its cache folder and its load.
+    ///
+    /// No cache is read and the cost model goes by a typical machine, as for one thread
+    /// ([`planned_threads`](Self::planned_threads)); calls still run on [`threads`](Self::threads), which change no bit. The
+    /// memory limit is [`REPRODUCIBLE_MEMORY`](Self::REPRODUCIBLE_MEMORY). Dot products of bf16 pairs are off unless
+    /// [`bf16_dots`](Self::bf16_dots) asks for them. Whoever sets a field afterwards decides for himself.
+    #[must_use]
+    pub fn made_reproducible(self) -> Self {
+        Self {
+            planned_threads: Some(1),
+            memory_limit: Self::REPRODUCIBLE_MEMORY,
+            tuning: TuningSource::Nothing,
+            facts: None,
+            ..self
+        }
+    }
+
+    /// Threads that plans are made for.
+    fn planning_threads(&self) -> usize {
+        self.planned_threads.unwrap_or(self.threads)
     }
 
     /// What compiling a spec may take, from now on.
@@ -407,7 +440,10 @@ impl Advice {
         reasons: Vec<String>,
     ) -> PlanOptions {
         let shape = &program.shape;
-        let dots = options.bf16_dots.unwrap_or_else(|| dots_pay(options.isa, shape.dtype, shape.head_dim));
+        let dots = options.bf16_dots.unwrap_or_else(|| {
+            dots_serve(options.isa, shape.dtype, shape.head_dim)
+                && self.facts.unwrap_or(Facts::TYPICAL).bf16_dots_pay(options.isa)
+        });
         let tuning = self.choice.map_or(Tuning::default(), |choice| choice.tuning);
         PlanOptions { bf16_dots: Some(dots), tuning, strategy, reasons }
     }

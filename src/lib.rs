@@ -22,6 +22,9 @@
 //! - **Not-a-number and infinity** in a tensor reach queries that may attend to where they stand, and gradients of what
 //!   such queries read. A score of +inf or NaN makes its row NaN. A score of −inf is weight 0; backward, weight 0 takes no
 //!   part, whatever it meets. Where the definition ([`interpreter`]) is finite, so is the result, within the ranges above.
+//! - **The same bits again**: results do not depend on the number of threads, only on the plan; and the plan on nothing of
+//!   the machine but its tile family with [`compiler::Options::reproducible`]. By default it also follows cores, free memory,
+//!   and what was measured and tuned, and other plans round otherwise.
 //! - **Factors of a spec** (scale, slopes, coefficients) end at [`spec::LARGEST_FACTOR`]. Expressions of score mods are
 //!   computed in f32, and may leave its range as any program may.
 
@@ -48,7 +51,6 @@ pub mod passes;
 pub mod pattern;
 pub mod picture;
 pub mod plan;
-pub mod program;
 pub mod runtime;
 pub mod program;
 pub mod spec;

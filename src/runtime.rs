@@ -18,11 +18,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use ndarray::{Array3, Array4, ArrayView4, ArrayViewMut3, ArrayViewMut4, CowArray, Ix4};
 
 use self::memory::{Buffer, grow, zeros};
-use self::nest::{Dropped, Head, LoopFacts, Own, Site, TensorAt, Tensors};
+use self::nest::{Dropped, Head, HeadRows, LoopFacts, Own, Site, TensorAt, Tensors};
 use self::pointer::Pointer;
 pub use self::pool::pool;
 use self::pool::{on_workers, spread};
-use crate::codegen::OperandArgs;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::jit::Linked;
@@ -107,8 +106,12 @@ impl Kernel {
 
     /// Bytes of workspace that a call over `batch` sequences holds, beyond its tensors.
     pub fn scratch_bytes(&self, batch: usize) -> u64 {
+        self.scratch_bytes_on(batch, self.threads())
+    }
+
+    /// The same were there so many threads.
+    pub fn scratch_bytes_on(&self, batch: usize, workers: usize) -> u64 {
         let layout = self.plan().layout();
-        let workers = self.threads();
         let in_flight = self.inner.in_flight(batch * self.plan().shape.heads, workers);
         (workers * layout.local.bytes + in_flight * layout.head) as u64
     }
@@ -190,10 +193,10 @@ impl Kernel {
         v: ArrayView4<'_, T>,
         inputs: &Inputs<'_>,
     ) -> Result<Output<T>> {
-        let plan = &self.inner.plan;
+        let plan = self.plan();
         let batch = q.dim().0;
         let (heads, q_len) = plan.outer();
-        let mut out = zeros("the output", (batch, heads, q_len, plan.value_dim))?;
+        let mut out = zeros("the output", (batch, heads, q_len, plan.shape.value_dim))?;
         let mut lse = zeros("log-sum-exp", (batch, heads, q_len))?;
         self.forward_into_with(q, k, v, inputs, &mut out.view_mut(), Some(&mut lse.view_mut()))?;
         Ok(Output { out, lse })
@@ -229,9 +232,9 @@ impl Kernel {
         out: &mut ArrayViewMut4<'_, T>,
         mut lse: Option<&mut ArrayViewMut3<'_, f32>>,
     ) -> Result<()> {
-        let plan = &self.inner.plan;
-        if T::DTYPE != plan.dtype {
-            return Err(Error::Dtype { expected: plan.dtype.name(), found: T::DTYPE.name() });
+        let plan = self.plan();
+        if T::DTYPE != plan.shape.dtype {
+            return Err(Error::Dtype { expected: plan.shape.dtype.name(), found: T::DTYPE.name() });
         }
         let batch = q.dim().0;
         let names = ["batch", "heads", "q_len", "head_dim", "kv_len", "value_dim", "kv_heads"];
@@ -248,16 +251,16 @@ impl Kernel {
         };
         let of = |(a, b, c, d): (usize, usize, usize, usize)| [a, b, c, d];
         let (heads, q_len) = plan.outer();
-        check("q", of(q.dim()), [batch, heads, q_len, plan.head_dim], [0, 1, 2, 3])?;
-        check("k", of(k.dim()), [batch, plan.kv_heads, plan.kv_len, plan.head_dim], [0, 6, 4, 3])?;
-        check("v", of(v.dim()), [batch, plan.kv_heads, plan.kv_len, plan.value_dim], [0, 6, 4, 5])?;
-        check("out", of(out.dim()), [batch, heads, q_len, plan.value_dim], [0, 1, 2, 5])?;
+        check("q", of(q.dim()), [batch, heads, q_len, plan.shape.head_dim], [0, 1, 2, 3])?;
+        check("k", of(k.dim()), [batch, plan.shape.kv_heads, plan.shape.kv_len, plan.shape.head_dim], [0, 6, 4, 3])?;
+        check("v", of(v.dim()), [batch, plan.shape.kv_heads, plan.shape.kv_len, plan.shape.value_dim], [0, 6, 4, 5])?;
+        check("out", of(out.dim()), [batch, heads, q_len, plan.shape.value_dim], [0, 1, 2, 5])?;
         let given = inputs.check(plan.mods.as_ref().map(|mods| &mods.mods))?;
-        if out.is_empty() || plan.q_len == 0 {
+        if out.is_empty() || plan.shape.q_len == 0 {
             return Ok(());
         }
         let (q, k, v) = (readable(q)?, readable(k)?, readable(v)?);
-        let out_strides = match strides(out.strides(), plan.value_dim) {
+        let out_strides = match strides(out.strides(), plan.shape.value_dim) {
             Some(strides) => strides,
             None => {
                 return Err(Error::Shape {
@@ -267,7 +270,7 @@ impl Kernel {
                 });
             }
         };
-        let lse_slice = match &mut lse {
+        let mut lse_slice = match &mut lse {
             None => None,
             Some(lse) => {
                 let dims = (batch, heads, q_len);
@@ -280,33 +283,35 @@ impl Kernel {
             }
         };
         let mut workspace = self.inner.workspace(batch, lse_slice.is_some())?;
-        let Workspace { local, heads: in_flight, row_sum, inputs: tables } = &mut workspace;
-        tables.clear();
-        let constants = self.inner.constants.iter().map(Vec::as_slice);
-        tables.extend(given.into_iter().chain(constants).map(|table| Address(table.as_ptr())));
-        let mut tensors = Tensors::default();
-        tensors.set(Tensor::Q, tensor_at(&q).stacked(plan.stack));
-        tensors.set(Tensor::K, tensor_at(&k));
-        tensors.set(Tensor::V, tensor_at(&v));
-        let (base, element) = (Pointer::to_rows(out.as_mut_ptr()), T::DTYPE.bytes());
-        tensors.set(Tensor::Out, TensorAt { base, strides: out_strides, element }.stacked(plan.stack));
-        let row_max = lse_slice.as_mut().map_or(Pointer::NULL, |lse| Pointer::to(lse));
-        let row_sum_at = if row_max.is_null() { Pointer::NULL } else { Pointer::to(row_sum) };
-        let site = Site {
-            kernel: &self.inner.kernel,
-            loops: &self.inner.loops,
-            tensors,
-            inputs: Pointer::from(tables.as_ptr()),
-        };
-        let task = Task {
-            inner: &self.inner,
-            site,
-            statistics: [row_max, row_sum_at],
-            local: &local.iter_mut().map(Buffer::pointer).collect::<Pointers<'_>>(),
-            heads: &in_flight.iter_mut().map(Buffer::pointer).collect::<Pointers<'_>>(),
-            items: batch * plan.shape.heads,
-        };
-        task.run();
+        {
+            let Workspace { local, heads: in_flight, row_sum, inputs: tables } = &mut workspace;
+            tables.clear();
+            let constants = self.inner.constants.iter().map(Vec::as_slice);
+            tables.extend(given.into_iter().chain(constants).map(|table| Address(table.as_ptr())));
+            let mut tensors = Tensors::default();
+            tensors.set(Tensor::Q, tensor_at(&q).stacked(plan.stack));
+            tensors.set(Tensor::K, tensor_at(&k));
+            tensors.set(Tensor::V, tensor_at(&v));
+            let (base, element) = (Pointer::to_rows(out.as_mut_ptr()), T::DTYPE.bytes());
+            tensors.set(Tensor::Out, TensorAt { base, strides: out_strides, element }.stacked(plan.stack));
+            let row_max = lse_slice.as_mut().map_or(Pointer::NULL, |lse| Pointer::to(lse));
+            let row_sum_at = if row_max.is_null() { Pointer::NULL } else { Pointer::to(row_sum) };
+            let site = Site {
+                kernel: &self.inner.kernel,
+                loops: &self.inner.loops,
+                tensors,
+                inputs: Pointer::from(tables.as_ptr()),
+            };
+            let task = Task {
+                inner: &self.inner,
+                site,
+                statistics: [row_max, row_sum_at],
+                local: &local.iter_mut().map(Buffer::pointer).collect::<Pointers<'_>>(),
+                heads: &in_flight.iter_mut().map(Buffer::pointer).collect::<Pointers<'_>>(),
+                items: batch * plan.shape.heads,
+            };
+            task.run();
+        }
         if let Some(lse) = lse_slice {
             for (lse, &sum) in lse.iter_mut().zip(&workspace.row_sum) {
                 *lse = if sum == 0.0 { f32::NEG_INFINITY } else { (*lse + sum.log2()) * std::f32::consts::LN_2 };
@@ -486,12 +491,12 @@ impl<'a> Task<'a> {
         let stride = buffer(x).map_or(0, |buffer| buffer.stride);
         let rows_at = match place {
             None => None,
-            Some(place) => Some(OperandArgs { base: at(x, place * plan.shape.q_len * stride).get(), stride }),
+            Some(place) => Some(HeadRows { base: at(x, place * plan.shape.q_len * stride), stride }),
         };
         let x = plan.body.root(x);
         let statistics = [m, l].map(|id| at(id, part * plan.shape.q_len));
-        let to = rows_at.unwrap_or_else(|| head.tensor(Tensor::Out));
-        let own = Own { part, rows: Some((x, to)), ..Own::PLAIN };
+        let to = rows_at.or_else(|| head.tensor(Tensor::Out));
+        let own = Own { part, rows: to.map(|to| (x, to)), ..Own::PLAIN };
         Head { statistics, ..*head }.stage((0, 0), self.local[worker], rows, own);
     }
 }

@@ -142,7 +142,8 @@ pub struct Found {
 mod tests {
     use super::*;
     use crate::dtype::Dtype;
-    use crate::plan::{Strategy, Tuning};
+    use crate::passes::Strategy;
+    use crate::plan::Tuning;
     use crate::spec;
 
     fn spec(text: &str) -> PatternSpec {
@@ -183,7 +184,7 @@ mod tests {
         let spec = spec(WINDOW);
         let problem = problem(&spec);
         assert_eq!(problem.find(&cache).unwrap(), None);
-        let model = Choice { strategy: Strategy::Flash, store: Dtype::F32, tuning: Tuning::default() };
+        let model = Choice { strategy: Strategy::FLASH, store: Dtype::F32, tuning: Tuning::default() };
         let choice = Choice { tuning: Tuning { joint_keys: 512, ..Tuning::default() }, ..model };
         let path = problem.keep(&cache, Found { choice, model, median_ms: 1.0, model_ms: 1.25 }).unwrap();
         let (entry, found) = problem.find(&cache).unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! A call allocates nothing once it is warm. Alone in its file: the allocator counts for the whole process.
+//! A call allocates nothing once it is warm. A binary of its own, with one test: the allocator counts for the whole process.
 #![allow(unsafe_code)]
 
 mod common;

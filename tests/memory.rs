@@ -1,5 +1,7 @@
 //! What kernels leave in memory: no page that is writable and executable, and nothing when they are gone.
 //!
+//! A binary of its own: it looks at the mappings and the memory of the whole process, where no other test may compile.
+//!
 //! `HOPWEAVE_COMPILES` sets how many kernels are compiled and dropped.
 #![cfg(target_os = "linux")]
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::options::{Global, shown};
-use super::{print, report};
+use super::say::{print, report};
 use crate::error::{Error, Result};
 
 /// Arguments.

@@ -5,13 +5,12 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::bench::inputs::Inputs;
-use super::bench::seconds;
+use super::case_inputs::Inputs;
 use super::explain::{Distance, look, share};
-use super::options::{Global, Lengths};
+use super::options::{Global, Lengths, seconds};
+use super::say::{print, warn_of};
 use super::table::{Align, Table, significant, thousands};
 use super::tensors::Extents;
-use super::{print, warn_of};
 use crate::analysis::Analysis;
 use crate::compiler::{self, Compiled};
 use crate::error::{Bytes, Error, Result};

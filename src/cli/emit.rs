@@ -1,7 +1,7 @@
 //! `emit`: the text of a stage of the compiler.
 
 use super::options::{Global, Lengths, SpecArg};
-use super::print;
+use super::say::print;
 use crate::compiler::{self, Stage};
 use crate::error::{Error, Result};
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::options::{Global, shown};
-use super::{print, remark};
+use super::say::{print, remark};
 use crate::error::Result;
 use crate::import::{Sizes, deepspeed};
 

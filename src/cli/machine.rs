@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::options::facts;
-use super::print;
+use super::say::print;
 use super::table::{Align, Table, significant};
 use crate::cache::Cache;
 use crate::error::{Bytes, Error, Result};

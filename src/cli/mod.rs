@@ -3,15 +3,12 @@
 //! Results go to standard output, errors and remarks to standard error. Exit status 0: done; 1: the input is
 //! wrong; 2: the command line is wrong. Each command is a file with its arguments and one `run`.
 
-use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use indicatif::ProgressBar;
-
-use crate::error::Result;
 
 mod bench;
+mod case_inputs;
 mod check;
 mod compare;
 mod emit;
@@ -25,6 +22,7 @@ mod page;
 mod patterns;
 mod run;
 mod run_time;
+mod say;
 mod schema;
 mod show;
 mod table;
@@ -89,48 +87,9 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            report(&error);
+            say::report(&error);
             ExitCode::FAILURE
         }
-    }
-}
-
-/// Writes an error to standard error, in the form that every error has.
-fn report(error: &crate::error::Error) {
-    // Where standard error is closed there is nobody left to tell.
-    let _ = writeln!(io::stderr(), "error: {error}");
-}
-
-/// Writes to standard error what was wrong with something that could be done without.
-fn warn(error: &crate::error::Error) {
-    remark(&format!("warning: {error}"));
-}
-
-/// Writes to standard error what a compilation has passed over.
-fn warn_of(compiled: &crate::compiler::Compiled) {
-    compiled.warnings.iter().for_each(|warning| remark(&format!("warning: {warning}")));
-}
-
-/// Writes a remark to standard error.
-fn remark(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
-}
-
-/// A progress bar that is drawn on a terminal, and nowhere in a pipe. No thread of its own draws it: that would disturb
-/// what is measured.
-fn progress(bar: ProgressBar) -> ProgressBar {
-    if io::stderr().is_terminal() { bar } else { ProgressBar::hidden() }
-}
-
-/// Writes a result to standard output. A reader that has left (`| head`) is no error.
-fn print(text: &str) -> Result<()> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(crate::error::Error::Input {
-            path: "standard output".into(),
-            message: format!("cannot be written: {error}"),
-        }),
-        _ => Ok(()),
     }
 }
 

@@ -4,15 +4,16 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::warn;
+use super::say::warn;
 use crate::cache::Cache;
 use crate::compiler::{Options, TuningSource};
 use crate::error::{Bytes, Error, Result};
 use crate::limits::{self, Limit, Limits, Setting};
 use crate::machine::{self, Facts};
 use crate::pattern;
-use crate::plan::Strategy;
+use crate::passes::Strategy;
 use crate::runtime;
 use crate::spec::{PatternSpec, Source};
 use crate::target::Isa;
@@ -61,6 +62,7 @@ impl Global {
         Ok(Options {
             isa: Isa::choose(&self.isa)?,
             threads: self.threads(),
+            planned_threads: None,
             strategy: self.strategy,
             bf16_dots: None,
             without: self.without.clone(),
@@ -241,6 +243,17 @@ fn strategy(text: &str) -> Result<Strategy, String> {
 
 fn bytes(text: &str) -> Result<u64, String> {
     limits::parse_bytes(text).ok_or_else(|| "expected a size such as 500000, 512M or 4GiB".into())
+}
+
+/// Reads a number of seconds.
+///
+/// # Errors
+/// What was expected.
+pub fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.0..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("expected seconds from 0 to 3600".into()),
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! `patterns`: the nodes that a pattern may be made of, and the score mods.
 
-use super::print;
+use super::say::print;
 use super::table::{Align, Table};
 use crate::error::Result;
 use crate::pattern::{COMBINATORS, NODES};

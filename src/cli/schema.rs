@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::print;
+use super::say::print;
 use crate::error::Result;
 use crate::limits::Limit;
 use crate::pattern::{ArgDef, COMBINATORS, Kind, NODES, NodeDef};

@@ -3,8 +3,9 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
+use super::files;
 use super::options::{Global, Lengths, SpecArg};
-use super::{files, print};
+use super::say::print;
 use crate::error::{Error, Result};
 use crate::picture::{self, Colour, Detail, Picture};
 use crate::spec::PatternSpec;

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::bench::inputs::Inputs;
+use super::case_inputs::Inputs;
 use super::options::Global;
+use super::say::{print, progress};
 use super::table::{Align, Table, significant, thousands};
 use super::tensors::Extents;
-use super::{print, progress};
 use crate::cache::Cache;
 use crate::error::{Bytes, Result};
 use crate::plan::Choice;

@@ -83,7 +83,7 @@ fn phases(codes: &[Code]) -> Vec<Phase<'_>> {
 }
 
 /// A block row, one operation after the other.
-fn whole_row(cx: &mut Context<'_, '_>, row: Row, steps: Steps<'_>, codes: &[Code]) {
+fn whole_row<'p>(cx: &mut Context<'_, 'p>, row: Row, steps: Steps<'p>, codes: &[Code]) {
     begin(cx, row, codes);
     for phase in phases(codes) {
         match phase {
@@ -107,7 +107,7 @@ fn whole_row(cx: &mut Context<'_, '_>, row: Row, steps: Steps<'_>, codes: &[Code
 }
 
 /// A block row, some keys after the other.
-fn row_by_keys(cx: &mut Context<'_, '_>, row: Row, steps: Steps<'_>, codes: &[Code]) {
+fn row_by_keys<'a, 'p>(cx: &mut Context<'a, 'p>, row: Row, steps: Steps<'p>, codes: &[Code]) {
     let first = codes.iter().position(|code| !code.is_on_rows()).unwrap_or(codes.len());
     let behind = codes.iter().rposition(|code| !code.is_on_rows()).map_or(first, |last| last + 1);
     let (before, pairs, after) = (&codes[..first], &codes[first..behind], &codes[behind..]);
@@ -125,7 +125,7 @@ fn row_by_keys(cx: &mut Context<'_, '_>, row: Row, steps: Steps<'_>, codes: &[Co
     let phases = phases(pairs);
     let redo = product.is_some_and(|product| product.may_redo(steps));
     let fused = product.is_some_and(|product| product.fuses_output(steps));
-    let body = |cx: &mut Context<'_, '_>| {
+    let body = |cx: &mut Context<'a, 'p>| {
         begin(cx, row, pairs);
         if let Some(product) = product {
             product.begin_sums(cx, row);

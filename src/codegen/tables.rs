@@ -2,6 +2,7 @@
 
 use crate::mask::QUERY_BLOCK;
 use crate::plan::{KernelPlan, MaskPlan, Piece, PieceKeys, Step, ValueRun, Walk};
+use crate::program::BlockTest;
 
 /// Sections of the buffer, each 64-byte aligned; the header holds their byte offsets in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +71,7 @@ impl Tables {
         let beyond = if order.is_empty() { 0 } else { QUERY_BLOCK + 2 };
         writer.words32(Section::Order, order.iter().copied().chain(std::iter::repeat_n(0, beyond)));
         writer.words64(Section::Words, mask.words.iter().flatten().copied());
-        let ones = if plan.test_every { mask.panel_keys } else { 0 };
+        let ones = if plan.block_test == BlockTest::Every { mask.panel_keys } else { 0 };
         writer.words64(Section::Ones, std::iter::repeat_n(u64::MAX, ones));
         writer.words32(Section::Lists, mask.lists.iter().flatten().copied());
         writer.words32(Section::Trims, mask.trims.iter().flatten().flatten().copied());

@@ -11,6 +11,7 @@ use super::records::Hints;
 use super::tables::{EDGE_STEP, ENTRY_WORDS, NONE, Section};
 use crate::mask::QUERY_BLOCK;
 use crate::plan::{Piece, PieceKeys, RowPlan, Rows, RowsAt, Share, Step, Stretch, ValueRun, of_pieces, of_runs};
+use crate::program::BlockTest;
 use crate::tiles::{AHEAD_LINES, LANES, ROW_BLOCKS};
 
 /// Bytes of a cache line.
@@ -390,7 +391,7 @@ impl<'p> Context<'_, 'p> {
 
     /// The words a piece is tested against, or 0.
     pub fn words(&mut self, piece: Operands) -> Value {
-        if !self.plan.test_every || piece.masked == Masked::Yes {
+        if self.plan.block_test == BlockTest::Partial || piece.masked == Masked::Yes {
             return piece.aux;
         }
         let ones = self.section(Section::Ones);

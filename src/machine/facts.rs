@@ -23,6 +23,8 @@ const SECONDS: f64 = 0.008;
 const MOST_BYTES: u64 = 256 << 20;
 /// Share of level 3's bandwidth at which bytes still count as within it.
 const REACHED: f64 = 0.75;
+/// How much faster dot products must be: less is within what a disturbed measurement errs by.
+const LEAST_DOT_GAIN: f64 = 1.2;
 
 /// Numbers of a machine for the cost model.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -54,6 +56,10 @@ pub struct TileFacts {
     pub exp_ns: f64,
     /// Nanoseconds for a call of a tile, beyond its arithmetic.
     pub call_ns: f64,
+    /// How many times the multiply-adds of f32 one thread does by dot products of bf16 pairs. 0 where nobody measured it: an
+    /// entry of the cache from before, or a CPU without them.
+    #[serde(default)]
+    pub bf16_dots: f64,
 }
 
 /// The entry of the cache.
@@ -67,7 +73,14 @@ struct Entry {
 impl TileFacts {
     /// Of a vector that is `lanes` floats wide, on a typical machine of two FMA ports at 2.75 GHz.
     const fn typical(lanes: f64) -> Self {
-        Self { fma_gflops: 11.0 * lanes, fma_gflops_all: 22.0 * lanes, exp_ns: 1.6 / lanes, call_ns: 20.0 }
+        Self {
+            fma_gflops: 11.0 * lanes,
+            fma_gflops_all: 22.0 * lanes,
+            exp_ns: 1.6 / lanes,
+            call_ns: 20.0,
+            // Some CPUs with AVX512-BF16 do twice as many, others half as many.
+            bf16_dots: if lanes == 16.0 { 1.0 } else { 0.0 },
+        }
     }
 }
 
@@ -87,10 +100,17 @@ impl Facts {
     pub fn tiles(&self, isa: Isa) -> TileFacts {
         let at = Isa::ALL.iter().position(|&other| other == isa).unwrap_or(0);
         let usable = |tiles: &TileFacts| {
-            let TileFacts { fma_gflops, fma_gflops_all, exp_ns, call_ns } = *tiles;
+            let TileFacts { fma_gflops, fma_gflops_all, exp_ns, call_ns, .. } = *tiles;
             [fma_gflops, fma_gflops_all, exp_ns, call_ns].iter().all(|&x| x.is_finite() && x > 0.0)
         };
         if usable(&self.tiles[at]) { self.tiles[at] } else { Self::TYPICAL.tiles[at] }
+    }
+
+    /// Whether dot products of bf16 pairs are faster than f32 multiply-adds with the tiles of `isa`.
+    pub fn bf16_dots_pay(&self, isa: Isa) -> bool {
+        let measured = self.tiles(isa).bf16_dots;
+        let gain = if measured.is_finite() && measured > 0.0 { measured } else { Self::TYPICAL.tiles(isa).bf16_dots };
+        gain > LEAST_DOT_GAIN
     }
 
     /// FMA peak in GF/s of `threads` threads with the tiles of `isa`.
@@ -239,9 +259,13 @@ fn tile_facts(isa: Isa, cores: usize) -> TileFacts {
         Some(times) => (times.exp_ns, times.call_ns),
         None => (typical.exp_ns * scale, typical.call_ns * scale),
     };
-    let [fma_gflops, fma_gflops_all, exp_ns, call_ns] =
-        [fma_gflops, fma_peak(isa, cores, SECONDS), exp_ns, call_ns].map(rounded);
-    TileFacts { fma_gflops, fma_gflops_all, exp_ns, call_ns }
+    let bf16_dots = match isa {
+        Isa::Avx512 if fma_gflops > 0.0 => peak::bf16_dot_peak(SECONDS) / fma_gflops,
+        _ => 0.0,
+    };
+    let [fma_gflops, fma_gflops_all, exp_ns, call_ns, bf16_dots] =
+        [fma_gflops, fma_peak(isa, cores, SECONDS), exp_ns, call_ns, bf16_dots].map(rounded);
+    TileFacts { fma_gflops, fma_gflops_all, exp_ns, call_ns, bf16_dots }
 }
 
 /// To four significant digits: more was not measured, and texts keep so many.
@@ -270,9 +294,18 @@ mod tests {
             assert_eq!(tiles.fma_gflops > 0.0, isa.available(), "{isa}");
         }
         assert_eq!(Facts::cached(&cache).unwrap(), Some(facts));
-        // Numbers of another version are measured again.
+        // An entry from before dot products were measured.
         let path = cache.path(&entry_name());
         let text = std::fs::read_to_string(&path).unwrap();
+        let mut entry: serde_json::Value = serde_json::from_str(&text).unwrap();
+        for tiles in entry["facts"]["tiles"].as_array_mut().unwrap() {
+            assert!(tiles.as_object_mut().unwrap().remove("bf16_dots").is_some());
+        }
+        std::fs::write(&path, entry.to_string()).unwrap();
+        let older = Facts { tiles: facts.tiles.map(|tiles| TileFacts { bf16_dots: 0.0, ..tiles }), ..facts };
+        assert_eq!(Facts::cached(&cache).unwrap(), Some(older));
+        std::fs::write(&path, &text).unwrap();
+        // Numbers of another version are measured again.
         let stale = text.replace(&format!("\"version\": \"{}\"", env!("CARGO_PKG_VERSION")), "\"version\": \"0.0.0\"");
         assert_ne!(stale, text);
         std::fs::write(&path, stale).unwrap();
@@ -294,6 +327,21 @@ mod tests {
     fn levels_follow_sizes() {
         let levels = [1 << 10, 1 << 20, 16 << 20, 1 << 40].map(|bytes| Facts::TYPICAL.level(bytes));
         assert_eq!(levels, [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn dot_products_pay_where_they_were_measured_to() {
+        let with = |bf16_dots| {
+            let mut facts = Facts::TYPICAL;
+            facts.tiles[2].bf16_dots = bf16_dots;
+            facts
+        };
+        let pay = |bf16_dots| with(bf16_dots).bf16_dots_pay(Isa::Avx512);
+        assert_eq!([2.0, 1.3, 1.1, 0.5].map(pay), [true, true, false, false]);
+        // Typically they do not, nor anywhere but with AVX-512.
+        assert_eq!([0.0, f64::NAN, f64::INFINITY].map(pay), [false; 3]);
+        assert!(!Facts::TYPICAL.bf16_dots_pay(Isa::Avx512));
+        assert!(!with(2.0).bf16_dots_pay(Isa::Avx2) && !with(2.0).bf16_dots_pay(Isa::Portable));
     }
 
     #[test]

@@ -15,8 +15,10 @@ use smallvec::SmallVec;
 
 use super::decode::{split_keys, stack_heads};
 use super::edge_rule::EdgeRule;
+use super::order::{Stretch, row_order};
 use super::patches::patch_order;
 use super::row_runs::RowRuns;
+use super::shifted_rows::{Attempts, Row};
 use super::tables::Table;
 use super::{BlockMask, Edges, HeadMask, KeyOrder, Keys, QUERY_BLOCK, RowOrder, Segment};
 use crate::error::{Error, Result};
@@ -185,16 +187,8 @@ pub(super) fn build_head_within(
     Ok(built.map(|(mask, bytes)| (HeadMask { keys: KeyOrder::Residue(step), ..mask }, bytes)))
 }
 
-/// Queries `query ..` at places `place ..`, `len` of them: a stretch on which places and queries run together.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Stretch {
-    pub(super) place: usize,
-    pub(super) query: usize,
-    pub(super) len: usize,
-}
-
 /// The queries of one block row, as ranges in the order of their places.
-pub(super) type Queries = SmallVec<[Range<usize>; 2]>;
+type Queries = SmallVec<[Range<usize>; 2]>;
 
 /// Keys of one kind in a row: full, or partial with words from `words` on in the row's buffer.
 #[derive(Debug, Clone, Copy)]
@@ -232,19 +226,19 @@ const SHORT_INTERVAL: i64 = 8;
 
 /// Builds the mask of one head, row by row.
 pub(super) struct HeadBuilder<'a> {
-    pub(super) pattern: &'a Pattern,
-    pub(super) head: usize,
+    pattern: &'a Pattern,
+    head: usize,
     rule: &'a EdgeRule,
     allowance: Allowance,
     /// Bytes of the heads before.
     taken: u64,
     order: RowOrder,
-    pub(super) stretches: Vec<Stretch>,
-    pub(super) rows: RowRuns,
+    stretches: Vec<Stretch>,
+    rows: RowRuns,
     words: Table<u64>,
     edges: Edges,
     /// The row under construction.
-    pub(super) segments: Vec<Segment>,
+    segments: Vec<Segment>,
     pieces: Vec<Piece>,
     row_words: Vec<u64>,
     edge_columns: Vec<(u32, u64)>,
@@ -261,8 +255,8 @@ pub(super) struct HeadBuilder<'a> {
     /// Whether the bounds of a single query were once found inexact.
     bounds_are_loose: bool,
     /// Words that may be looked at, and how many were.
-    pub(super) budget: u64,
-    pub(super) spent: u64,
+    budget: u64,
+    spent: u64,
 }
 
 impl<'a> HeadBuilder<'a> {
@@ -306,7 +300,7 @@ impl<'a> HeadBuilder<'a> {
     pub(super) fn run(mut self) -> Result<Option<(HeadMask, u64)>> {
         let places = self.places();
         let block_rows = places.div_ceil(QUERY_BLOCK);
-        let mut copies = super::shifted_rows::Attempts::default();
+        let mut copies = Attempts::default();
         let mut row = 0;
         let mut stretch = 0;
         while row < block_rows {
@@ -324,7 +318,9 @@ impl<'a> HeadBuilder<'a> {
             if self.edge_columns.is_empty() && queries.len() == 1 && queries[0].len() == QUERY_BLOCK {
                 let on = self.stretches[stretch];
                 let more = (on.place + on.len - place) / QUERY_BLOCK - 1;
-                let copied = copies.append(&mut self, queries[0].start, more);
+                let built =
+                    Row { pattern: self.pattern, head: self.head, query: queries[0].start, segments: &self.segments };
+                let copied = copies.append(&mut self.rows, &built, more);
                 row += copied;
                 // The offsets of rows without edges, had there been edges before.
                 self.finish_edge_rows((row * QUERY_BLOCK).min(places));
@@ -675,44 +671,8 @@ fn range(start: u32, len: u32, mask: Option<u32>) -> Segment {
     Segment { keys: Keys::Range { start, len, start_step: 0, len_step: 0 }, mask }
 }
 
-/// Dense queries last, so that whole blocks of them are dense and the rest keep their narrow rows.
-fn row_order(pattern: &Pattern, head: usize) -> (RowOrder, Vec<Stretch>) {
-    let q_len = pattern.q_len;
-    let identity = (RowOrder::Identity, vec![Stretch { place: 0, query: 0, len: q_len }]);
-    let dense = pattern.dense_queries(head);
-    // With most queries dense there are no narrow rows worth protecting.
-    if dense.is_empty() || dense.len() * 2 > q_len {
-        return identity;
-    }
-    let blocks = dense.chunk_by(|&a, &b| a as usize / QUERY_BLOCK == b as usize / QUERY_BLOCK);
-    let mut blocks = blocks.map(|block| (block[0] as usize / QUERY_BLOCK * QUERY_BLOCK, block.len()));
-    if blocks.all(|(start, len)| len == QUERY_BLOCK.min(q_len - start)) {
-        return identity;
-    }
-    let mut stretches = Vec::new();
-    let mut place = 0;
-    let mut add = |query: usize, len: usize| {
-        if len > 0 {
-            stretches.push(Stretch { place, query, len });
-            place += len;
-        }
-    };
-    let runs: Vec<&[u32]> = dense.chunk_by(|&a, &b| a + 1 == b).collect();
-    let mut after = 0;
-    for run in &runs {
-        add(after, run[0] as usize - after);
-        after = run[0] as usize + run.len();
-    }
-    add(after, q_len - after);
-    for run in &runs {
-        add(run[0] as usize, run.len());
-    }
-    let order = stretches.iter().flat_map(|on| on.query as u32..(on.query + on.len) as u32).collect();
-    (RowOrder::Permuted(order), stretches)
-}
-
 /// Calls `visit` with the number of each set bit, ascending.
-pub(super) fn each_bit(mut word: u64, mut visit: impl FnMut(usize)) {
+fn each_bit(mut word: u64, mut visit: impl FnMut(usize)) {
     while word != 0 {
         visit(word.trailing_zeros() as usize);
         word &= word - 1;

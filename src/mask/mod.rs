@@ -12,6 +12,7 @@ mod decode;
 mod edge_rule;
 mod gather_columns;
 mod key_order;
+mod order;
 mod patches;
 mod rewrite;
 mod row_runs;

@@ -4,7 +4,7 @@
 //! window's lines times 16 keys more than one query, a square patch 3 lines and 3 columns more. Patches lie side by side
 //! four to a block row, so that its keys are few runs along the lines.
 
-use super::build::Stretch;
+use super::order::Stretch;
 use super::{QUERY_BLOCK, RowOrder};
 use crate::pattern::Pattern;
 

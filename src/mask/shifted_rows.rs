@@ -13,8 +13,9 @@
 //!
 //! So a window moves between the columns of global tokens, and attention sinks stand where they are.
 
-use super::build::HeadBuilder;
+use super::row_runs::RowRuns;
 use super::{Keys, QUERY_BLOCK, Segment};
+use crate::pattern::Pattern;
 
 const SHIFT: i64 = QUERY_BLOCK as i64;
 /// Rows of the first attempt. Bounds over few rows are cheap even where a leaf's bounds are not (random draws).
@@ -23,6 +24,16 @@ const FIRST_REACH: usize = 4;
 const GROWTH: usize = 4;
 /// Most rows that are built between two attempts while they fail.
 const MOST_PATIENCE: usize = 256;
+
+/// A row that was looked at, without edges, and the last one of its runs.
+#[derive(Debug)]
+pub(super) struct Row<'a> {
+    pub(super) pattern: &'a Pattern,
+    pub(super) head: usize,
+    /// The first of its 64 queries.
+    pub(super) query: usize,
+    pub(super) segments: &'a [Segment],
+}
 
 /// How many rows to try for, and when.
 #[derive(Debug)]
@@ -40,15 +51,14 @@ impl Default for Attempts {
 }
 
 impl Attempts {
-    /// Appends rows that are copies of the row just built (whose 64 queries start at `query` and whose segments
-    /// are `builder.segments`, without edges); `more` rows follow it on the same stretch. Returns how many were
-    /// appended.
-    pub(super) fn append(&mut self, builder: &mut HeadBuilder, query: usize, more: usize) -> usize {
+    /// Appends to `rows` those that are copies of `row`; `more` rows follow it on the same stretch. Returns how many
+    /// were appended.
+    pub(super) fn append(&mut self, rows: &mut RowRuns, row: &Row<'_>, more: usize) -> usize {
         if self.wait > 0 {
             self.wait -= 1;
             return 0;
         }
-        let Some((copied, segments)) = copies(builder, query, more.min(self.reach)) else {
+        let Some((copied, segments)) = copies(row, more.min(self.reach)) else {
             if self.reach > FIRST_REACH {
                 // The way was free until here; something nearer than the reach is in it.
                 self.reach = (self.reach / GROWTH).max(FIRST_REACH);
@@ -59,18 +69,18 @@ impl Attempts {
             }
             return 0;
         };
-        builder.rows.push(copied as u32, &segments);
+        rows.push(copied as u32, &segments);
         (self.reach, self.patience) = (self.reach.saturating_mul(GROWTH), 1);
         copied
     }
 }
 
 /// How many of the next `most` rows are copies, at least one, and the segments of the first of them.
-fn copies(builder: &HeadBuilder, query: usize, most: usize) -> Option<(usize, Vec<Segment>)> {
+fn copies(row: &Row<'_>, most: usize) -> Option<(usize, Vec<Segment>)> {
     if most == 0 {
         return None;
     }
-    let (pattern, head) = (builder.pattern, builder.head);
+    let &Row { pattern, head, query, segments: built } = row;
     let kv_len = pattern.kv_len as i64;
     let queries = query..query + (most + 1) * QUERY_BLOCK;
     let cover = pattern.cover(head, queries.clone());
@@ -89,7 +99,7 @@ fn copies(builder: &HeadBuilder, query: usize, most: usize) -> Option<(usize, Ve
         if !fill_full && entering.some.meets(lo, end) {
             return None;
         }
-        let moving = builder.segments.iter().map(range_of).filter(|&(start, stop)| start < hi && stop > lo);
+        let moving = built.iter().map(range_of).filter(|&(start, stop)| start < hi && stop > lo);
         match moving.map(|(_, stop)| stop).next_back() {
             Some(stop) if stop > hi => return None,
             Some(stop) => count = count.min(((hi - stop) / SHIFT) as usize),
@@ -103,8 +113,8 @@ fn copies(builder: &HeadBuilder, query: usize, most: usize) -> Option<(usize, Ve
     }
     // The fill grows a full segment that touches it; were there none, the rows would not have one shape.
     let mut grown = !fill_full;
-    let mut segments = Vec::with_capacity(builder.segments.len());
-    for segment in &builder.segments {
+    let mut segments = Vec::with_capacity(built.len());
+    for segment in built {
         let (start, stop) = range_of(segment);
         let (start_step, len_step) = if fill_full && segment.mask.is_none() && start <= lo && lo <= stop {
             grown = true;

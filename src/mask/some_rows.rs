@@ -3,8 +3,9 @@
 //! In: a pattern and a head. Out: its masks as a kernel has them where they can be built within the budget, or else the
 //! rows of some blocks of 64 queries, which is enough to draw a picture of a million tokens.
 
-use super::build::{HeadBuilder, Stretch, build_head_within, check_lengths, split};
+use super::build::{HeadBuilder, build_head_within, check_lengths, split};
 use super::edge_rule::EdgeRule;
+use super::order::Stretch;
 use super::{HeadMask, QUERY_BLOCK, RowOrder};
 use crate::error::{Error, Result};
 use crate::limits::Allowance;

@@ -7,7 +7,7 @@
 use super::layout::{ACC_LANES, Layout};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::program::{Access, Base, Body, Extent, Loop, Op, Operation, Shape, Space, Stage, Tensor, ValueId};
+use crate::program::{Base, Body, Extent, Loop, Op, Operation, Shape, Space, Stage, Tensor, ValueId};
 
 /// Operands that a function can have.
 pub const MOST_OPERANDS: usize = 24;
@@ -705,13 +705,14 @@ impl Resolver<'_> {
                 let dense = Dense { hop: true, ..self.dense_of(DenseKind::Drop, x, Some(x)) };
                 ops.push(RowOp::Dense(dense));
             }
-            Op::Spmm { p, z, l, factor, plus } => {
+            Op::Spmm { p, z, l, factor, plus, onto } => {
                 let of_gradient = self.is_gradient(*p);
                 let widen = !self.body.value(self.chains.root(*p)).store.is_f32();
                 let applies = *factor != 0.0;
                 let (p, z, l, out) = (self.panel(*p), self.rows(*z), self.sums(*l), self.rows(result));
                 let factor = self.factor(*factor);
-                let plus = plus.filter(|&(_, factor)| factor != 0.0);
+                // What it is added to are rows that are added, and the rows that are written.
+                let plus = onto.map(|onto| (onto, 1.0)).or(plus.filter(|&(_, factor)| factor != 0.0));
                 let plus = plus.map(|(rows, factor)| (self.rows(rows), self.factor(factor)));
                 ops.push(RowOp::Spmm { p, z, l, out, factor, plus, of_gradient, applies, widen });
             }
@@ -820,11 +821,6 @@ impl Chains {
             matches!(operation.op, Op::ModsGradient { ds, .. } if self.root(ds) == root)
         })
     }
-}
-
-/// Whether a value that an operation reads is one of all rows that other rows have written, for people.
-pub fn reads_neighbors(op: &Op) -> bool {
-    op.reads().iter().any(|&(_, access)| access == Access::Neighbors)
 }
 
 /// Floats from one row of sums to the next.

@@ -384,7 +384,7 @@ fn side_by_side(
         let elsewhere = groups.keys().any(|group| group.iter().any(|root| roots.contains(root)));
         let twice = (1..roots.len()).any(|i| roots[..i].contains(&roots[i]));
         if !all_kept || elsewhere || twice {
-            return Err(Error::internal("plan", "rows cannot lie side by side", body.print()));
+            return Err(Error::internal("plan", "rows cannot lie side by side", body.to_string()));
         }
         let stride: usize = roots.iter().map(|&root| width_of(body, root)).sum();
         let rows = shape.q_len.max(shape.kv_len);

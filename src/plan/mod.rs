@@ -51,14 +51,14 @@ pub struct KernelPlan {
     /// Why this strategy, and why not the others; for people.
     pub reasons: Vec<String>,
     /// Sizes and types.
-    #[serde(flatten)]
+    #[serde(skip)]
     pub shape: Shape,
     /// Scores of bf16 by dot products of pairs.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub bf16_dots: bool,
-    /// Full blocks are tested too, against words of ones.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub test_every: bool,
+    /// Which blocks have their mask words tested; full ones against words of ones.
+    #[serde(skip)]
+    pub block_test: BlockTest,
     /// Who applies the score mods, if there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mods: Option<ModsPlan>,
@@ -66,6 +66,7 @@ pub struct KernelPlan {
     #[serde(default, skip_serializing_if = "Tuning::is_default")]
     pub tuning: Tuning,
     /// Operations and their nest.
+    #[serde(skip)]
     pub body: Body,
     /// How far block rows reach, where the nest goes by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -291,7 +292,7 @@ pub fn build(program: &VerifiedProgram, isa: Isa, options: PlanOptions) -> Resul
         reasons,
         shape,
         bf16_dots,
-        test_every: program.block_test == BlockTest::Every,
+        block_test: program.block_test,
         mods: mods_of(body, isa),
         tuning,
         body: body.clone(),

@@ -23,6 +23,20 @@ pub(super) struct TensorAt<'a> {
     pub element: usize,
 }
 
+/// Rows of one head: row 0, and elements from one to the next.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HeadRows<'a> {
+    pub base: Pointer<'a>,
+    pub stride: usize,
+}
+
+impl HeadRows<'_> {
+    /// As kernels take them.
+    pub const fn args(self) -> OperandArgs {
+        OperandArgs { base: self.base.get(), stride: self.stride }
+    }
+}
+
 impl<'a> TensorAt<'a> {
     /// The same seen as heads of `stack` rows, where it has `stack` times as many of one row each.
     pub const fn stacked(self, stack: usize) -> Self {
@@ -31,9 +45,9 @@ impl<'a> TensorAt<'a> {
         Self { strides, ..self }
     }
 
-    fn head(self, batch: usize, head: usize) -> OperandArgs {
+    const fn head(self, batch: usize, head: usize) -> HeadRows<'a> {
         let at = (batch * self.strides[0] + head * self.strides[1]) * self.element;
-        OperandArgs { base: self.base.at(at as isize).get(), stride: self.strides[2] }
+        HeadRows { base: self.base.at(at as isize), stride: self.strides[2] }
     }
 }
 
@@ -160,7 +174,7 @@ pub(super) struct Head<'a> {
     /// Where maxima and sums of its rows go, by number of the query, or null.
     pub statistics: [Pointer<'a>; 2],
     /// Where its output is, instead of in the call's tensor.
-    pub out: Option<OperandArgs>,
+    pub out: Option<HeadRows<'a>>,
     /// Some tensor, or some score, is not finite.
     pub exact: bool,
     pub dropout: Dropped<'a>,
@@ -202,7 +216,7 @@ pub(super) struct Own<'s> {
     /// Buffers that stand in the place of others: their base for row 0.
     pub instead: &'s [(ValueId, Pointer<'s>)],
     /// Rows that stand in the place of others.
-    pub rows: Option<(ValueId, OperandArgs)>,
+    pub rows: Option<(ValueId, HeadRows<'s>)>,
     /// Element 0 of the gradient of every input of the score mods.
     pub input_gradients: Pointer<'s>,
 }
@@ -277,14 +291,14 @@ impl<'a> Head<'a> {
         match operand {
             Operand::Tensor(tensor) => {
                 let id = plan.body.tensor(tensor);
-                let found = self.tensor(tensor);
+                let found = self.tensor(tensor).map_or(OperandArgs::NONE, HeadRows::args);
                 match own.instead.iter().find(|(instead, _)| Some(*instead) == id) {
                     Some((_, base)) => OperandArgs { base: base.get(), ..found },
                     None => found,
                 }
             }
             Operand::Rows(id) if own.rows.is_some_and(|(instead, _)| instead == id) => {
-                own.rows.map_or(OperandArgs::NONE, |(_, rows)| rows)
+                own.rows.map_or(OperandArgs::NONE, |(_, rows)| rows.args())
             }
             Operand::Rows(id) => {
                 let Some(buffer) = plan.layout().buffer(id) else { return OperandArgs::NONE };
@@ -300,16 +314,16 @@ impl<'a> Head<'a> {
     }
 
     /// The head's rows of a tensor of the call.
-    pub fn tensor(&self, tensor: Tensor) -> OperandArgs {
+    pub fn tensor(&self, tensor: Tensor) -> Option<HeadRows<'a>> {
         if let (Tensor::Out, Some(out)) = (tensor, self.out) {
-            return out;
+            return Some(out);
         }
-        let Some(at) = self.site.tensors.0[tensor as usize] else { return OperandArgs::NONE };
+        let at = self.site.tensors.0[tensor as usize]?;
         let head = match tensor {
             Tensor::K | Tensor::V | Tensor::GradK | Tensor::GradV => self.head / self.plan().group(),
             Tensor::Q | Tensor::Out | Tensor::GradOut | Tensor::GradQ => self.head,
         };
-        at.head(self.batch, head)
+        Some(at.head(self.batch, head))
     }
 
     /// Zeros in what begins as zeros in a loop.
@@ -461,7 +475,7 @@ impl<'a> Head<'a> {
     pub fn add_rows(&self, id: ValueId, sums: &[f32]) {
         let plan = self.plan();
         let to = match plan.body.value(id).extent {
-            Extent::Tensor(tensor) => self.tensor(tensor),
+            Extent::Tensor(tensor) => self.tensor(tensor).map_or(OperandArgs::NONE, HeadRows::args),
             _ => self.operand(Operand::Rows(id), Own::PLAIN),
         };
         // SAFETY: the rows are as many floats as a stretch's own sums ([`super::training`] sizes them alike), and all

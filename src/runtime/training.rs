@@ -12,11 +12,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ndarray::{Array4, ArrayD, ArrayView3, ArrayView4, CowArray, Ix4, Zip};
 
 use super::memory::{Buffer, grow, zeros};
-use super::nest::{Dropped, Head, LoopFacts, Own, Site, TensorAt, Tensors};
+use super::nest::{Dropped, Head, HeadRows, LoopFacts, Own, Site, TensorAt, Tensors};
 use super::pointer::Pointer;
 use super::pool::{pool, spread};
-use super::{Address, Output, Pointers, readable, strides, tensor_at};
-use crate::codegen::OperandArgs;
+use super::{Address, Output, Pointers, readable, tensor_at};
 use crate::dropout::{self, Dropout};
 use crate::dtype::{Dtype, Element};
 use crate::error::{Error, Result};
@@ -196,12 +195,16 @@ impl TrainingKernel {
 
     /// Bytes of workspace that a call over `batch` sequences holds, beyond its tensors.
     pub fn scratch_bytes(&self, batch: usize) -> u64 {
+        self.scratch_bytes_on(batch, self.inner.threads.current_num_threads())
+    }
+
+    /// The same were there so many threads.
+    pub fn scratch_bytes_on(&self, batch: usize, workers: usize) -> u64 {
         let inner = &self.inner;
         let shape = &self.plan().shape;
         let layout = self.plan().layout();
         let units = batch * shape.kv_heads;
         let stretches = inner.stretches(units);
-        let workers = inner.threads.current_num_threads();
         let in_flight = if stretches > 1 { 1 } else { workers.min(units.max(1)) };
         let keys = if self.plan().has_dropout() { shape.q_len * (1 + inner.hops()) } else { 0 };
         let floats = shape.q_len * (shape.value_dim + 2) + keys + (stretches - 1) * inner.stretch_floats();
@@ -240,9 +243,10 @@ impl TrainingKernel {
         let site = call.site(tensors);
         self.inner.each_unit(&units, usize::MAX, |workspace, unit, lse| {
             for (i, lse) in lse.chunks_mut(q_len.max(1)).enumerate() {
-                call.with_head(workspace, site, (unit, i), |run, _| {
+                let forward = |run: &mut Run<'_>| {
                     (0..run.forward_loops()).for_each(|of_loop| run.run_loop(of_loop, &mut []));
-                });
+                };
+                call.with_head(workspace, site, (unit, i), forward, |_, _| {});
                 let sums = lse.iter_mut().zip(&workspace.row_max).zip(&workspace.row_sum);
                 for ((lse, &max), &sum) in sums {
                     *lse = if sum == 0.0 { f32::NEG_INFINITY } else { (max + sum.log2()) * std::f32::consts::LN_2 };
@@ -305,23 +309,26 @@ impl TrainingKernel {
             for i in 0..group {
                 let item = (unit / kv_heads, unit % kv_heads * group + i);
                 let lse = saved.as_ref().map(|(_, lse)| lse.slice(ndarray::s![item.0, item.1, ..]));
-                call.with_head(workspace, site, (unit, i), |run, statistics| {
+                let forward = |run: &mut Run<'_>| {
                     run.head.exact = exact;
-                    if saved.is_some() {
-                        // The caller's is read.
-                        run.head.out = None;
-                    }
-                    let given = lse.as_ref().is_some_and(|lse| run.take_log_sums(lse, statistics));
-                    let forward = run.forward_loops();
-                    for of_loop in 0..forward {
-                        if !(saved.is_some() && run.is_given(of_loop, given)) {
-                            run.run_loop(of_loop, &mut []);
-                        }
-                    }
+                    let statistics = lse.as_ref().map(|lse| run.take_log_sums(lse));
+                    let gives_out = |&of_loop: &usize| run.inner.loops[of_loop].gives_out;
+                    let is_given = |of_loop: usize| statistics.is_some_and(|given| run.is_given(of_loop, given));
+                    let loops = 0..run.forward_loops();
+                    // The caller's output is read, unless a loop that computes it computes more than was saved.
+                    let out_is_given = loops.clone().filter(gives_out).all(is_given);
+                    let left = loops.filter(|of_loop| !is_given(*of_loop) || (gives_out(of_loop) && !out_is_given));
+                    let left: Vec<usize> = left.collect();
+                    run.head.out = (!out_is_given).then_some(run.own_out);
+                    left.into_iter().for_each(|of_loop| run.run_loop(of_loop, &mut []));
+                    out_is_given
+                };
+                call.with_head(workspace, site, (unit, i), forward, |run, (out_is_given, finite)| {
+                    run.head.out = (!out_is_given).then_some(run.own_out);
                     // Finite tensors may still have scores that are not: by what a score mod reads or makes, or by overflow.
                     // One such score leaves a mark in its row's sum, and the row's Z and gradients are NaN from there on.
-                    run.head.exact |= statistics[1].iter().any(|sum| !sum.is_finite());
-                    for of_loop in forward..run.inner.loops.len() {
+                    run.head.exact = exact || !finite;
+                    for of_loop in run.forward_loops()..run.inner.loops.len() {
                         run.run_loop(of_loop, &mut inputs);
                     }
                 });
@@ -430,23 +437,40 @@ impl<'a, T: Element> Call<'a, T> {
         Site { kernel: &self.inner.kernel, loops: &self.inner.loops, tensors, inputs }
     }
 
-    /// Runs `work` on query head `i` of a unit, in a workspace; it is also given the maxima and sums of rows.
-    fn with_head(
+    /// Runs `forward`, then `backward`, on query head `i` of a unit, in a workspace. The second is given what the first
+    /// says, and whether all row sums that it has computed are finite.
+    fn with_head<R>(
         &self,
         workspace: &mut Workspace,
         site: Site<'_>,
-        (unit, i): (usize, usize),
-        work: impl FnOnce(&mut Run<'_>, [&[f32]; 2]),
+        at: (usize, usize),
+        forward: impl FnOnce(&mut Run<'_>) -> R,
+        backward: impl FnOnce(&mut Run<'_>, (R, bool)),
     ) {
+        self.name_rows(workspace, at);
+        workspace.row_sum.fill(0.0);
+        let said = forward(&mut self.run(workspace, site, at));
+        let finite = workspace.row_sum.iter().all(|sum| sum.is_finite());
+        backward(&mut self.run(workspace, site, at), (said, finite));
+    }
+
+    /// Batch element and query head of query head `i` of a unit.
+    fn head_of(&self, (unit, i): (usize, usize)) -> (usize, usize) {
         let plan = self.inner.kernel.plan();
-        let (kv_heads, group) = (plan.shape.kv_heads, plan.group());
-        let (batch, head) = (unit / kv_heads, unit % kv_heads * group + i);
-        let item = ((self.first + batch) * plan.shape.heads + head) as u64;
+        let kv_heads = plan.shape.kv_heads;
+        (unit / kv_heads, unit % kv_heads * plan.group() + i)
+    }
+
+    fn run<'w>(&self, workspace: &'w mut Workspace, site: Site<'w>, at: (usize, usize)) -> Run<'w>
+    where
+        'a: 'w,
+    {
+        let plan = self.inner.kernel.plan();
+        let (batch, head) = self.head_of(at);
         let out_given = site.tensors.has(Tensor::Out);
         let Workspace { local, head: of_head, row_max, row_sum, out, row_keys, hop_keys, sums, stretches, .. } = workspace;
-        let dropout = self.name_rows(head, item, row_keys, hop_keys);
-        let dv = plan.shape.value_dim;
-        let out = OperandArgs { base: Pointer::to(out).get(), stride: dv };
+        let dropout = self.dropped(row_keys, hop_keys);
+        let own_out = HeadRows { base: Pointer::to(out), stride: plan.shape.value_dim };
         let statistics = [Pointer::to(row_max), Pointer::to(row_sum)];
         let head = Head {
             site,
@@ -454,37 +478,51 @@ impl<'a, T: Element> Call<'a, T> {
             head,
             workspace: of_head.as_mut().map_or(Pointer::NULL, Buffer::pointer),
             statistics,
-            out: (!out_given).then_some(out),
+            out: (!out_given).then_some(own_out),
             exact: false,
             dropout,
         };
-        let locals: Pointers<'_> = local.iter_mut().map(Buffer::pointer).collect();
-        let mut run = Run { inner: self.inner, head, locals: &locals, sums, stretches: *stretches };
-        work(&mut run, [row_max, row_sum]);
+        let locals = local.iter_mut().map(Buffer::pointer).collect();
+        Run { inner: self.inner, head, own_out, locals, sums, stretches: *stretches }
     }
 
-    /// Dropout's keys of a head's rows.
-    fn name_rows<'w>(&self, head: usize, item: u64, row_keys: &'w mut [u32], hop_keys: &'w mut [u32]) -> Dropped<'w> {
-        let Some(dropout) = self.dropout else { return Dropped::NONE };
+    /// Writes dropout's keys of a head's rows.
+    fn name_rows(&self, workspace: &mut Workspace, at: (usize, usize)) {
+        let Some(dropout) = self.dropout else { return };
         let plan = self.inner.kernel.plan();
         let q_len = plan.shape.q_len;
+        let (batch, head) = self.head_of(at);
+        let item = ((self.first + batch) * plan.shape.heads + head) as u64;
         let order = plan.walks[0].masks[plan.mask_of_head[head] as usize].order.as_deref();
         let number = |place: usize| order.map_or(place, |order| order[place] as usize) as u64;
-        let stride = q_len.next_multiple_of(QUERY_BLOCK);
-        let mut dropped = Dropped { hop_stride: stride, ..Dropped::NONE };
         if dropout.attention > 0.0 {
-            for (place, key) in row_keys.iter_mut().enumerate().take(q_len) {
+            for (place, key) in workspace.row_keys.iter_mut().enumerate().take(q_len) {
                 *key = dropout::row_key(dropout.seed, Dropout::ATTENTION, item, number(place));
             }
-            (dropped.threshold, dropped.keep) = (dropout::threshold(dropout.attention), dropout::scale(dropout.attention));
-            dropped.row_keys = Pointer::to(row_keys);
         }
         if dropout.hop > 0.0 {
-            for (hop, keys) in hop_keys.chunks_mut(stride.max(1)).enumerate() {
+            for (hop, keys) in workspace.hop_keys.chunks_mut(self.hop_stride().max(1)).enumerate() {
                 for (place, key) in keys.iter_mut().enumerate().take(q_len) {
                     *key = dropout::row_key(dropout.seed, Dropout::hop_stream(hop), item, number(place));
                 }
             }
+        }
+    }
+
+    /// Row keys of a hop.
+    fn hop_stride(&self) -> usize {
+        self.inner.kernel.plan().shape.q_len.next_multiple_of(QUERY_BLOCK)
+    }
+
+    /// What kernels take of dropout, with the keys that [`Self::name_rows`] wrote.
+    fn dropped<'w>(&self, row_keys: &'w mut [u32], hop_keys: &'w mut [u32]) -> Dropped<'w> {
+        let Some(dropout) = self.dropout else { return Dropped::NONE };
+        let mut dropped = Dropped { hop_stride: self.hop_stride(), ..Dropped::NONE };
+        if dropout.attention > 0.0 {
+            (dropped.threshold, dropped.keep) = (dropout::threshold(dropout.attention), dropout::scale(dropout.attention));
+            dropped.row_keys = Pointer::to(row_keys);
+        }
+        if dropout.hop > 0.0 {
             (dropped.hop_threshold, dropped.hop_keep) = (dropout::threshold(dropout.hop), dropout::scale(dropout.hop));
             dropped.hop_keys = Pointer::to(hop_keys);
         }
@@ -496,7 +534,9 @@ impl<'a, T: Element> Call<'a, T> {
 struct Run<'a> {
     inner: &'a Inner,
     head: Head<'a>,
-    locals: &'a [Pointer<'a>],
+    /// The output in workspace.
+    own_out: HeadRows<'a>,
+    locals: Pointers<'a>,
     sums: &'a mut [Vec<f32>],
     stretches: usize,
 }
@@ -522,7 +562,7 @@ impl Run<'_> {
 
     /// Puts a saved log-sum-exp where rows keep their maxima and 1 / sums, if it is exact enough for P to be made again
     /// from it.
-    fn take_log_sums(&self, lse: &ndarray::ArrayView1<'_, f32>, _: [&[f32]; 2]) -> bool {
+    fn take_log_sums(&self, lse: &ndarray::ArrayView1<'_, f32>) -> bool {
         let serves = |lse: &f32| lse.abs() <= LARGEST_LOG_SUM || *lse == f32::NEG_INFINITY;
         if !lse.iter().all(serves) {
             return false;
@@ -550,7 +590,7 @@ impl Run<'_> {
             if adds {
                 return self.head.run_loop(of_loop, self.locals[0], own);
             }
-            return self.head.share_loop(of_loop, &self.inner.threads, self.locals, unit);
+            return self.head.share_loop(of_loop, &self.inner.threads, &self.locals, unit);
         }
         self.head.clear_sums(of_loop);
         // The first stretch adds to the sums themselves, every other to its own.
@@ -571,7 +611,7 @@ impl Run<'_> {
             lists.push(input_list(&sizes, base.at((at * size_of::<f32>()) as isize)));
             instead.push(places);
         }
-        let (head, locals) = (&self.head, self.locals);
+        let (head, locals) = (&self.head, &self.locals);
         let range = |stretch: usize| -> Range<usize> { (stretch * unit).min(rows)..((stretch + 1) * unit).min(rows) };
         spread(&self.inner.threads, locals.len(), self.stretches, |worker, stretch| {
             let rows = range(stretch);

@@ -1,6 +1,6 @@
 //! The `diffusion` key: four forms, one recurrence.
 
-use super::parse::LARGEST_FACTOR;
+use super::keys::LARGEST_FACTOR;
 use super::{Diffusion, Fields, HopFactors, Source, Value};
 use crate::dtype::Dtype;
 use crate::error::{Result, Span};

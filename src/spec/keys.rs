@@ -1,4 +1,12 @@
-//! The keys of a spec as a table: for their reader, for listings and for the schema.
+//! The keys of a spec as a table: for their reader, for listings and for the schema. And how large their numbers may be.
+
+/// Largest width of a query, key or value vector.
+pub const MAX_DIM: u64 = 512;
+
+/// Largest factor of a spec: scale, slope or coefficient. Kernels compute in f32, where anything beyond 3.4e38 is infinite
+/// and makes not-a-number of every 0 that it meets; this leaves room for what it is multiplied with before it meets data,
+/// such as log2 e, a softcap's 1 / cap or a distance.
+pub const LARGEST_FACTOR: f64 = 1e30;
 
 /// A key at the top of a spec.
 #[derive(Debug)]

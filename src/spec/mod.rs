@@ -10,6 +10,7 @@ use crate::error::Span;
 mod diffusion;
 pub mod expr;
 mod keys;
+mod nearest;
 mod parse;
 mod print;
 mod read;
@@ -20,12 +21,11 @@ mod yaml;
 
 pub use crate::dtype::Dtype;
 pub use diffusion::MAX_HOPS;
-pub use keys::{KEYS, KeyDef};
-pub use parse::{
-    CheckLeaf, LARGEST_FACTOR, MAX_DIM, parse, parse_checked, parse_node, parse_source, parse_with, read_value,
-};
+pub use keys::{KEYS, KeyDef, LARGEST_FACTOR, MAX_DIM};
+pub use nearest::nearest;
+pub use parse::{CheckLeaf, parse, parse_checked, parse_node, parse_source, parse_with, read_value};
 pub use print::{flow, quoted};
-pub use read::{Fields, nearest};
+pub use read::Fields;
 pub use score::Inputs;
 pub use source::Source;
 

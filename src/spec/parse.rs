@@ -6,20 +6,12 @@
 use std::sync::Arc;
 
 use super::{
-    Align, Data, Diffusion, Fields, HeadsNode, KEYS, Node, PatternSpec, Source, Value, diffusion, nearest, score, set,
-    yaml,
+    Align, Data, Diffusion, Fields, HeadsNode, KEYS, LARGEST_FACTOR, MAX_DIM, Node, PatternSpec, Source, Value,
+    diffusion, nearest, score, set, yaml,
 };
 use crate::dtype::Dtype;
 use crate::error::{Faults, Result, Span};
 use crate::limits::Limit;
-
-/// Largest width of a query, key or value vector.
-pub const MAX_DIM: u64 = 512;
-
-/// Largest factor of a spec: scale, slope or coefficient. Kernels compute in f32, where anything beyond 3.4e38 is infinite
-/// and makes not-a-number of every 0 that it meets; this leaves room for what it is multiplied with before it meets data,
-/// such as log2 e, a softcap's 1 / cap or a distance.
-pub const LARGEST_FACTOR: f64 = 1e30;
 
 /// What is checked of a leaf by whoever knows the leaves: its name, the place of that, and its arguments.
 pub type CheckLeaf = fn(&Source, &str, Span, &Value) -> Result<()>;

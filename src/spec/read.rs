@@ -1,20 +1,10 @@
 //! Reading typed values out of a [`Value`] tree, with messages that say what stands there and what belongs.
 
 use super::expr::{Expr, Fault, Var};
+use super::nearest::nearest;
 use super::{Data, Source, Value};
 use crate::error::{Error, Faults, Result, Span};
 use crate::limits::Limit;
-
-/// The candidate that `word` was probably meant to be, if one is near.
-pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let score = |c: &str| strsim::jaro_winkler(word, c).max(1.0 - strsim::damerau_levenshtein(word, c) as f64 / 3.0);
-    candidates
-        .into_iter()
-        .map(|c| (score(c), c))
-        .filter(|(score, _)| *score > 0.75 || word.is_empty())
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, c)| c)
-}
 
 /// Names as a sentence lists them.
 fn listed(names: &[&str]) -> String {

@@ -10,29 +10,14 @@
 #![allow(clippy::needless_range_loop)]
 
 use std::arch::x86_64::*;
-use std::sync::OnceLock;
 
 use super::split::{self, SCORE_KEYS, ScoreKernel, ScoreTile};
 use super::stored::{StoredCall, record};
-use super::{LANES, PackCall, ScoreCall, peak};
-
-/// How much faster dot products must be: less is within what a disturbed measurement errs by.
-const LEAST_GAIN: f64 = 1.2;
+use super::{LANES, PackCall, ScoreCall};
 
 /// Whether this CPU has the instructions.
 pub(super) fn available() -> bool {
     is_x86_feature_detected!("avx512bf16") && crate::target::Isa::Avx512.available()
-}
-
-/// Whether dot products are faster here than f32 multiply-adds: on some CPUs twice as fast, on others half as fast.
-/// Measured once, in some microseconds.
-pub(super) fn pay() -> bool {
-    static PAY: OnceLock<bool> = OnceLock::new();
-    *PAY.get_or_init(|| {
-        const SECONDS: f64 = 50e-6;
-        let fma = peak::fma_peak(crate::target::Isa::Avx512, SECONDS);
-        available() && peak::bf16_dot_peak(SECONDS) > LEAST_GAIN * fma
-    })
 }
 
 /// Packs queries as `[group][pairs + 1][16]` words: word `p` of a query holds its columns 2p (low half) and 2p + 1 (0

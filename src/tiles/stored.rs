@@ -84,18 +84,8 @@ pub fn stored_family(isa: Isa, dtype: Dtype) -> Option<StoredFamily> {
     }
 }
 
-/// Whether scores of bf16 by dot products of pairs ([`with_dots`](StoredFamily::with_dots)) are faster here than by
-/// widening, measured once.
-pub fn dots_pay(isa: Isa, dtype: Dtype, d: usize) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    if dots_serve(isa, dtype, d) {
-        return super::dots::pay();
-    }
-    let _ = (isa, dtype, d);
-    false
-}
-
-/// Whether this CPU has them for this family and storage type, and they serve queries of width `d`.
+/// Whether scores of bf16 can be dot products of pairs ([`with_dots`](StoredFamily::with_dots)): this CPU has them for this
+/// family and storage type, and they serve queries of width `d`.
 pub fn dots_serve(isa: Isa, dtype: Dtype, d: usize) -> bool {
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Avx512 && dtype == Dtype::Bf16 {

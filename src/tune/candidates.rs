@@ -2,13 +2,14 @@
 
 use super::{Search, plain};
 use crate::dtype::Dtype;
-use crate::plan::{CHUNK_KEYS, Choice, JOINT_KEYS, Strategy, Tuning};
+use crate::passes::Strategy;
+use crate::plan::{CHUNK_KEYS, Choice, JOINT_KEYS, Tuning};
 
 /// Every strategy, with P stored as the spec has it and in f32. What is not legal the compiler refuses, with the reason.
 pub(super) fn strategies(search: &Search<'_>, model: Choice) -> Vec<Choice> {
     let allowed = search.spec.diffusion.store;
     let mut choices = Vec::new();
-    for strategy in Strategy::ALL {
+    for &strategy in Strategy::ALL {
         choices.push(plain(strategy, Dtype::F32, model.tuning));
         if strategy.stores_p() && !allowed.is_f32() {
             choices.push(plain(strategy, allowed, model.tuning));
@@ -29,7 +30,7 @@ pub(super) fn units(search: &Search<'_>, best: Choice) -> Vec<Choice> {
     let rows = search.q_len.div_ceil(crate::mask::QUERY_BLOCK) as u32;
     let threads = search.options.threads as u32;
     // Sweeps cut a head into a stretch a thread, and where there are heads enough they are dealt out whole.
-    let whole = best.strategy != Strategy::Flash && search.batch * search.spec.heads >= threads as usize;
+    let whole = best.strategy != Strategy::FLASH && search.batch * search.spec.heads >= threads as usize;
     if threads == 1 || best.strategy.sweeps() || whole {
         return Vec::new();
     }

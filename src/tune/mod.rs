@@ -12,7 +12,8 @@ use crate::compiler::{self, Compiled, Options, TuningSource};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::measure::{Contender, in_turn};
-use crate::plan::{Choice, Strategy, Tuning};
+use crate::passes::Strategy;
+use crate::plan::{Choice, Tuning};
 use crate::spec::PatternSpec;
 
 mod candidates;

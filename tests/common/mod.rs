@@ -1,5 +1,5 @@
 //! What several test files share: inputs, the oracle with its error bound, tile families, golden files.
-// Every test file is a crate of its own and uses a part of this.
+// Every binary of tests, the soak and a fuzz target use a part of this.
 #![allow(dead_code)]
 
 pub mod bound;
@@ -340,4 +340,17 @@ fn diff(old: &str, new: &str) -> String {
         }
     }
     out
+}
+
+/// Inputs that score mods of tests may read.
+pub const MOD_INPUTS: &str =
+    "{rel: {shape: [heads, \"2*n - 1\"]}, key: {shape: [n]}, table: {shape: [m, n]}, small: {shape: [8]}}";
+
+/// The names in a folder, sorted.
+pub fn names_in(folder: &std::path::Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).expect("the folder");
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into()).collect();
+    names.sort();
+    names
 }

@@ -6,9 +6,9 @@ use ndarray::{Array4, ArrayView4};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::inputs::Inputs;
 use crate::analysis;
 use crate::baselines::{Baseline, Prepared, Problem};
+use crate::cli::case_inputs::Inputs;
 use crate::cli::table::{significant, thousands};
 use crate::cli::tensors::{Extents, Tensors};
 use crate::compiler::{Compiled, Options};

@@ -8,9 +8,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use ndarray::Array4;
 use serde_json::json;
 
-use super::options::Global;
+use super::case_inputs::Inputs;
+use super::files;
+use super::options::{Global, seconds};
+use super::say::{print, progress, warn_of};
 use super::tensors::{AXES, Extents, Files, fits};
-use super::{files, print, progress, warn_of};
 use crate::baselines::{BASELINES, Baseline};
 use crate::compiler;
 use crate::dtype::Dtype;
@@ -19,13 +21,11 @@ use crate::spec::PatternSpec;
 use crate::{machine, npy};
 
 mod case;
-pub(super) mod inputs;
 mod page;
 mod report;
 mod strategies;
 
 use case::{Case, Row};
-use inputs::Inputs;
 use strategies::Compared;
 
 /// Arguments.
@@ -226,15 +226,4 @@ fn write_json(path: &Path, rows: &[Row], options: &Global) -> Result<()> {
     }
     let text = format!("{:#}\n", json!({ "machine": machine, "rows": rows }));
     files::write(path, text.as_bytes())
-}
-
-/// Reads a number of seconds.
-///
-/// # Errors
-/// What was expected.
-pub(super) fn seconds(text: &str) -> Result<Duration, String> {
-    match text.parse::<f64>() {
-        Ok(seconds) if (0.0..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
-        _ => Err("expected seconds from 0 to 3600".into()),
-    }
 }

@@ -9,7 +9,7 @@ use crate::cli::table::{Align, Table, significant, thousands};
 use crate::compiler::{self, Compiled, Options, TuningSource};
 use crate::error::{Bytes, Error, Result};
 use crate::measure::{Contender, in_turn};
-use crate::plan::Strategy;
+use crate::passes::Strategy;
 use crate::tune::Callable;
 
 /// How long a strategy runs before the next has its turn.
@@ -43,7 +43,7 @@ pub fn compare(case: &Case<'_>, budget: Duration, progress: &dyn Fn(&str)) -> Re
     let options = Options { tuning: TuningSource::Nothing, ..case.options.clone() };
     let mut rows = Vec::new();
     let mut entrants = Vec::new();
-    for strategy in Strategy::ALL {
+    for &strategy in Strategy::ALL {
         progress(&format!("{strategy}, compiling"));
         let mut row = case.row("hopweave", nnz, &[], None);
         row.strategy = Some(strategy.to_string());

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::analysis;
-use crate::cli::bench::inputs::Inputs;
+use crate::cli::case_inputs::Inputs;
 use crate::cli::table::{significant, thousands};
 use crate::cli::tensors::Extents;
 use crate::compiler::{self, Compiled, Options, TuningSource};

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::files;
 use super::options::{Global, Lengths, SpecArg};
-use super::{files, print};
+use super::say::{print, warn_of};
 use crate::analysis::{self, Analysis};
 use crate::compiler::{self, Compiled, Options};
 use crate::error::{Error, Result};
@@ -69,7 +70,7 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     let spec = options.parse(&args.spec.spec, &text)?;
     let compiler_options = options.predicting_compiler()?;
     let compiled = compiler::compile(&spec, q_len, kv_len, &compiler_options)?;
-    super::warn_of(&compiled);
+    warn_of(&compiled);
     let compile_time = start.elapsed();
     let pool = options.pool()?;
     let (analysis, distance) = look(&spec, &compiled, &compiler_options, &pool)?;

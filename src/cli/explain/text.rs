@@ -34,7 +34,7 @@ pub fn lines(explained: &Explained<'_>) -> Vec<(String, String)> {
             thousands(blocks.scattered_edges)
         ),
     );
-    if let Some(border) = border_of_edges(&compiled.schedule.neighbors) {
+    if let Some(border) = border_of_edges(&compiled.program.neighbors) {
         add("", border);
     }
     add("empty rows", thousands(analysis.empty_rows));

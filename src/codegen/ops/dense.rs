@@ -11,7 +11,7 @@ use crate::mask::QUERY_BLOCK;
 use crate::plan::{Dense, DenseKind, Lanes, RowOp};
 
 /// An operation row by row.
-pub(super) struct DenseRows {
+pub(in crate::codegen) struct DenseRows {
     dense: Dense,
     record: RowsRecord,
 }
@@ -116,7 +116,7 @@ impl DenseRows {
 }
 
 /// Joins the outputs of a head's parts, for the queries (not places) `64 first_row .. 64 end_row` of a call.
-pub(super) fn join(cx: &mut Context, op: &RowOp) {
+pub(in crate::codegen) fn join(cx: &mut Context, op: &RowOp) {
     let &RowOp::Join { x, out, max, sum } = op else { return };
     let record = JoinRecord::new(cx);
     let (q_len, parts) = (cx.plan.shape.q_len, cx.plan.parts);

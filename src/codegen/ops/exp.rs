@@ -10,7 +10,7 @@ use crate::codegen::{KernelArgs, TileFn};
 use crate::plan::{Kept, Lanes, Panel, RowOp};
 
 /// `p = 2^(s − m)` and row sums.
-pub(super) struct Exp {
+pub(in crate::codegen) struct Exp {
     s: Panel,
     m: Option<Kept>,
     masked: bool,
@@ -95,7 +95,7 @@ impl Exp {
 }
 
 /// The way between the worker's panel and one that is kept in bf16.
-pub(super) struct Half {
+pub(in crate::codegen) struct Half {
     panel: Panel,
     record: HalfRecord,
 }
@@ -124,7 +124,7 @@ impl Half {
 }
 
 /// The gradient of a softmax, or dropout of weights alone.
-pub(super) struct Weights {
+pub(in crate::codegen) struct Weights {
     p: Panel,
     dp: Option<Panel>,
     delta: Lanes,

@@ -14,7 +14,7 @@ use crate::plan::{ModsBy, Panel, RowOp};
 use crate::spec::score::ScoreMod;
 
 /// `s = factor · mods(s)`.
-pub(super) struct Mods {
+pub(in crate::codegen) struct Mods {
     s: Panel,
     masked: bool,
     max: bool,
@@ -107,7 +107,7 @@ impl Mods {
 }
 
 /// `ds = factor · mods'(raw) ∘ ds`.
-pub(super) struct ModsGradient {
+pub(in crate::codegen) struct ModsGradient {
     raw: Panel,
     ds: Panel,
     positions: Value,

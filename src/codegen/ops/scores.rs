@@ -16,7 +16,7 @@ use crate::tiles::{LANES, softcap_scale};
 const VECTORS: [i32; 4] = [0, 16, 32, 48];
 
 /// `out = factor · x`, packed.
-pub(super) struct Pack {
+pub(in crate::codegen) struct Pack {
     x: Rows,
     out: Packed,
     record: PackRecord,
@@ -58,7 +58,7 @@ impl Pack {
 }
 
 /// Scores on the neighbor pairs.
-pub(super) struct Sddmm {
+pub(in crate::codegen) struct Sddmm {
     x: Packed,
     queries: Rows,
     y: Rows,

@@ -15,7 +15,7 @@ use crate::plan::{Lanes, Panel, RowOp, Rows};
 use crate::tiles::{BLOCK, ValueCall};
 
 /// `out = factor · (P z) / l + plus`.
-pub(super) struct Spmm {
+pub(in crate::codegen) struct Spmm {
     p: Panel,
     z: Rows,
     l: Lanes,
@@ -165,7 +165,7 @@ impl Spmm {
     }
 
     /// The whole row, from weights that are there.
-    pub fn row(&self, cx: &mut Context, row: Row, steps: Steps<'_>) {
+    pub fn row<'p>(&self, cx: &mut Context<'_, 'p>, row: Row, steps: Steps<'p>) {
         let fused = self.fuses_output(steps);
         let redo = self.may_redo(steps);
         self.redo_if_not_finite(cx, redo, |cx| {
@@ -190,7 +190,12 @@ impl Spmm {
 
     /// Runs `body`, which writes the row's output, and once more pair by pair where the value tile's flag says that a result
     /// is not finite: a NaN or Inf value of a forbidden pair may have met its probability 0.
-    pub fn redo_if_not_finite(&self, cx: &mut Context, redo: bool, body: impl FnOnce(&mut Context)) {
+    pub fn redo_if_not_finite<'a, 'p>(
+        &self,
+        cx: &mut Context<'a, 'p>,
+        redo: bool,
+        body: impl FnOnce(&mut Context<'a, 'p>),
+    ) {
         if self.of_gradient {
             return body(cx);
         }
@@ -247,11 +252,11 @@ impl Spmm {
     ///
     /// Runs go across masked pieces, where probabilities are 0; the exact redo goes piece by piece and leaves
     /// masked pairs out.
-    pub fn joint(&self, cx: &mut Context, row: Row, source: Source<'_>, redo: bool, output: bool) {
+    pub fn joint<'p>(&self, cx: &mut Context<'_, 'p>, row: Row, source: Source<'p>, redo: bool, output: bool) {
         if !self.applies {
             return;
         }
-        let runs = |cx: &mut Context| {
+        let runs = |cx: &mut Context<'_, 'p>| {
             cx.for_runs(row, source, &|cx, run, last| {
                 if output && last {
                     self.begin_output(cx, row);
@@ -443,7 +448,7 @@ impl Spmm {
 }
 
 /// `out += Pᵀ x`.
-pub(super) struct SpmmT {
+pub(in crate::codegen) struct SpmmT {
     p: Panel,
     x: Rows,
     out: Rows,

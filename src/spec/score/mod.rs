@@ -6,7 +6,7 @@
 //! leave their tensor, with the range found.
 
 use super::expr::{Expr, Var};
-use super::parse::LARGEST_FACTOR;
+use super::keys::LARGEST_FACTOR;
 use super::{Data, Fields, PatternSpec, Source, Value, nearest};
 use crate::error::{Result, Span};
 

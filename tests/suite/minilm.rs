@@ -1,10 +1,8 @@
 //! The tensors of a trained encoder in `examples/`, against outputs that another library computed in f64.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 
-use common::{Oracle, Tensors, compile, families, options, spec_with, strategies};
+use crate::common::{Oracle, Tensors, compile, families, options, spec_with, strategies};
 use hopweave::{npy, pattern};
 use ndarray::{Array4, Ix4};
 

@@ -1,12 +1,10 @@
 //! Kernels that many threads share, compile at once, misuse, or leave in a panic.
 
-mod common;
-
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Barrier};
 use std::thread;
 
-use common::{Tensors, compile, families, options, oracle, spec_of};
+use crate::common::{Tensors, compile, families, options, oracle, spec_of};
 use hopweave::compiler::{self, Compiled, Options};
 use hopweave::half::bf16;
 use hopweave::limits::Limit;

@@ -9,6 +9,8 @@ use ndarray::{Array1, Array2, Array3, Array4, s};
 use ndarray_npy::{read_npy, write_npy};
 use tempfile::TempDir;
 
+use crate::common::names_in;
+
 const WINDOW: &str = "name: window\nheads: 2\nhead_dim: 4\npattern: {window: {radius: 3}}\n";
 
 fn command(args: &[&str]) -> Command {
@@ -77,11 +79,7 @@ impl Folder {
     }
 
     fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.dir.path()).expect("the folder");
-        let mut names: Vec<String> =
-            entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into()).collect();
-        names.sort();
-        names
+        names_in(self.dir.path())
     }
 }
 

@@ -5,10 +5,8 @@
 //! An output element may be farther from the interpreter's by 1.1 times half the spacing of stored numbers than an f32
 //! kernel's, and no more: nothing is rounded but the output, once.
 
-mod common;
-
-use common::guarded::{Place, forward};
-use common::{
+use crate::common::guarded::{Place, forward};
+use crate::common::{
     Oracle, Tensors, compile, families, fitting_length, options, pattern_files, small_spec, spec_of, strategies,
 };
 use hopweave::compiler::{self, Compiled, Options};

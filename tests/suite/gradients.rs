@@ -1,9 +1,7 @@
 //! Gradients of every pattern, form and family against the interpreter's, in f64 and edge by edge.
 
-mod common;
-
-use common::guarded::{Guarded, Place};
-use common::{Tensors, families, fitting_length, options, pattern_files, small_spec, spec_of, spec_with, ways};
+use crate::common::guarded::{Guarded, Place};
+use crate::common::{Tensors, families, fitting_length, options, pattern_files, small_spec, spec_of, spec_with, ways};
 use half::{bf16, f16};
 use hopweave::compiler::{self, Options};
 use hopweave::dropout::Dropout;
@@ -30,7 +28,7 @@ impl Case {
     fn new(spec: &PatternSpec, lengths: (usize, usize), dropout: Option<Dropout>) -> Self {
         let pattern = pattern::resolve(spec, lengths.0, lengths.1).unwrap_or_else(|error| panic!("{error}"));
         let t = Tensors::at(spec, 2, lengths, 7);
-        let mut numbers = common::Numbers(8);
+        let mut numbers = crate::common::Numbers(8);
         let grad = Array4::from_shape_simple_fn((2, spec.heads, lengths.0, spec.value_dim), || numbers.normal());
         let mods = hopweave::spec::score::resolve(spec, lengths.0, lengths.1).expect("score mods");
         let inputs: Vec<(String, ArrayD<f32>)> = mods
@@ -255,7 +253,7 @@ fn results_do_not_depend_on_threads_and_what_is_saved_serves() {
             let found = case.run(&case.kernel(&Options { threads, ..options(isa, None) }));
             assert_eq!((found.q, found.k, found.v), (first.q.clone(), first.k.clone(), first.v.clone()), "{threads}");
         }
-        let output = case.t.run(&common::compile(&spec, 700, &options(isa, None)));
+        let output = case.t.run(&crate::common::compile(&spec, 700, &options(isa, None)));
         let saved = Saved { out: output.out.view(), lse: output.lse.view() };
         let Tensors { q, k, v } = &case.t;
         let kernel = case.kernel(&options(isa, None));
@@ -278,7 +276,7 @@ fn sixteen_bit_tensors_have_gradients() {
             case.ask();
             let text = spec.print();
             let spec = spec_with(&text, &[&format!("dtype={dtype}")]);
-            let kernel = common::compile(&spec, 100, &options(Isa::best(), None)).kernel;
+            let kernel = crate::common::compile(&spec, 100, &options(Isa::best(), None)).kernel;
             let found = kernel.backward(q.view(), k.view(), v.view(), grad.view()).expect("gradients");
             let found = Gradients { q: wide(&found.q), k: wide(&found.k), v: wide(&found.v), inputs: Vec::new() };
             case.check_found(&found, tolerance, dtype);
@@ -316,7 +314,7 @@ fn padding_and_segments_have_gradients_element_by_element() {
         // Padding is never read.
         t.k.slice_mut(s![1, .., 37.., ..]).fill(f32::NAN);
         t.v.slice_mut(s![1, .., 37.., ..]).fill(f32::NAN);
-        let mut numbers = common::Numbers(8);
+        let mut numbers = crate::common::Numbers(8);
         let grad = Array4::from_shape_simple_fn((2, 2, n, 8), || numbers.normal());
         let ids = Array2::from_shape_fn((2, n), |(b, k)| (k / (20 + 7 * b)) as i32);
         let lengths = [n as i64, 37];
@@ -444,7 +442,7 @@ fn empty_problems_have_empty_gradients() {
 #[test]
 fn wrong_tensors_are_named() {
     let spec = spec_of("full", 8, 8, "{hops: 1, alpha: 0}");
-    let kernel = common::compile(&spec, 20, &options(Isa::best(), None)).kernel;
+    let kernel = crate::common::compile(&spec, 20, &options(Isa::best(), None)).kernel;
     let x = |n| Array4::<f32>::zeros((1, 2, n, 8));
     for (k, grad, name) in [(x(19), x(20), "k"), (x(20), x(19), "grad_out")] {
         let error = kernel.backward(x(20).view(), k.view(), x(20).view(), grad.view()).expect_err("a wrong shape");

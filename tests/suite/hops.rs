@@ -1,9 +1,7 @@
 //! Strategies: when each is legal and what is said of it, that those which store P agree bit for bit, P in bf16,
 //! sequences of a million tokens.
 
-mod common;
-
-use common::{Numbers, Oracle, Tensors, compile, families, options, spec_of, spec_with, strategies};
+use crate::common::{Numbers, Oracle, Tensors, compile, families, options, spec_of, spec_with, strategies};
 use hopweave::compiler::{self, Compiled, Options};
 use hopweave::plan::Strategy;
 use hopweave::spec::{Inputs, PatternSpec};

@@ -1,9 +1,7 @@
 //! From the text of a spec to the plan of its kernel, without any machine code: small enough for Miri, which runs it as
 //! CONTRIBUTING.md says.
 
-mod common;
-
-use common::{fitting_length, options, pattern_files, small_spec};
+use crate::common::{fitting_length, options, pattern_files, small_spec};
 use hopweave::compiler::{self, Stage};
 use hopweave::target::Isa;
 use hopweave::{mask, pattern, plan, schedule};

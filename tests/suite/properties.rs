@@ -2,10 +2,8 @@
 //!
 //! `PROPTEST_CASES` sets the number of cases.
 
-mod common;
-
-use common::specs::spec_text;
-use common::{Oracle, Tensors, families, options, spec_with, strategies};
+use crate::common::specs::spec_text;
+use crate::common::{Oracle, Tensors, families, options, spec_with, strategies};
 use hopweave::compiler::{self, Options, Stage};
 use hopweave::{mask, pattern, plan, schedule};
 use proptest::prelude::*;
@@ -63,7 +61,7 @@ proptest! {
             }
             let printed = emit(Stage::Mask);
             let read = mask::parse(&printed).unwrap_or_else(|error| panic!("{printed}\n{error}"));
-            let compiled = common::compile(&spec, n, &options(isa, None));
+            let compiled = crate::common::compile(&spec, n, &options(isa, None));
             prop_assert_eq!(&read, &compiled.mask);
             prop_assert_eq!(read.print(), printed);
             for stage in [Stage::Schedule, Stage::Fused] {

@@ -1,9 +1,7 @@
 //! What must hold whatever the oracle says: rows of A sum to 1, reachability, permutations, threads, passes,
 //! strategies; NaN and infinities along allowed edges only; and one case that was computed on paper.
 
-mod common;
-
-use common::{Numbers, Oracle, Tensors, compile, families, options, oracle, spec_of, spec_with, strategies};
+use crate::common::{Numbers, Oracle, Tensors, compile, families, options, oracle, spec_of, spec_with, strategies};
 use hopweave::compiler::{self, Options};
 use hopweave::plan::Strategy;
 use hopweave::spec::PatternSpec;

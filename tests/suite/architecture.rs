@@ -201,7 +201,7 @@ fn read(file: &str) -> String {
 }
 
 /// Every source of the library by its path from the root, comments taken out.
-fn sources() -> BTreeMap<PathBuf, String> {
+pub fn sources() -> BTreeMap<PathBuf, String> {
     let mut sources = BTreeMap::new();
     for path in rust_files(&root().join("src")) {
         let text = fs::read_to_string(&path).expect("a text");

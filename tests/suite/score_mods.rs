@@ -1,10 +1,8 @@
 //! Score mods through the whole compiler against the interpreter: every kind, alone and together, on patterns with
 //! runs, gathered keys, permuted rows and scattered edges, by every tile family and strategy.
 
-mod common;
-
-use common::guarded::{Place, forward_with};
-use common::{Numbers, Tensors, compile, families, options, spec_with, strategies};
+use crate::common::guarded::{Place, forward_with};
+use crate::common::{MOD_INPUTS, Numbers, Tensors, compile, families, options, spec_with, strategies};
 use hopweave::compiler::{self, Options, Stage};
 use hopweave::plan::ModsBy;
 use hopweave::spec::score::{self, SCORE_MODS};
@@ -23,10 +21,6 @@ const PATTERNS: [&str; 5] = [
     // A row with edges and blocks, and rows without keys.
     "{all: [{any: [{window: {radius: 9}}, {random_cells: {count: 300, seed: 4}}]}, {not: {where: \"q % 50 == 7\"}}]}",
 ];
-
-/// Inputs that any of the mods below may read.
-const INPUTS: &str =
-    "{rel: {shape: [heads, \"2*n - 1\"]}, key: {shape: [n]}, table: {shape: [m, n]}, small: {shape: [8]}}";
 
 const MODS: [&str; 14] = [
     "{softcap: 2}",
@@ -47,7 +41,7 @@ const MODS: [&str; 14] = [
 
 fn spec(pattern: &str, mods: &str, diffusion: &str) -> PatternSpec {
     let text = format!(
-        "name: mods\nheads: 2\nhead_dim: 8\nvalue_dim: 5\ninputs: {INPUTS}\npattern: {pattern}\n\
+        "name: mods\nheads: 2\nhead_dim: 8\nvalue_dim: 5\ninputs: {MOD_INPUTS}\npattern: {pattern}\n\
          score: {{mods: [{mods}]}}\ndiffusion: {diffusion}\n"
     );
     spec_with(&text, &[])

@@ -2,9 +2,7 @@
 //!
 //! `HOPWEAVE_BLESS=1` shows what changed and writes the files anew.
 
-mod common;
-
-use common::{golden, options, spec_with};
+use crate::common::{golden, options, spec_with};
 use hopweave::compiler::{self, Stage};
 use hopweave::passes::PASSES;
 use hopweave::plan::{self, Strategy, Wishes};

@@ -1,9 +1,7 @@
 //! Gradients through score mods, where they meet what else a call may have: every form of index, dropout, threads and
 //! stretches, 16-bit tensors, key lengths, guard pages, NaN behind the mask.
 
-mod common;
-
-use common::{Numbers, Tensors, families, options, spec_with};
+use crate::common::{MOD_INPUTS, Numbers, Tensors, families, options, spec_with};
 use half::bf16;
 use hopweave::compiler::{self, Options};
 use hopweave::dropout::Dropout;
@@ -31,10 +29,7 @@ const PATTERNS: [&str; 5] = [
     "{window: {radius: 9, dilation: 3}}",
 ];
 
-const INPUTS: &str =
-    "{rel: {shape: [heads, \"2*n - 1\"]}, key: {shape: [n]}, table: {shape: [m, n]}, small: {shape: [8]}}";
-
-/// Without the first ones of `tests/gradients.rs`. What turns with the score, turns where no score comes near.
+/// Without the first ones of `tests/suite/gradients.rs`. What turns with the score, turns where no score comes near.
 const MODS: [&str; 12] = [
     "{alibi: {slopes: [0.3, -0.2]}}",
     "{bias: {input: rel, index: [\"1 - h\", \"k - q + n - 1\"]}}",
@@ -52,7 +47,7 @@ const MODS: [&str; 12] = [
 
 fn spec(pattern: &str, mods: &str, diffusion: &str) -> PatternSpec {
     let text = format!(
-        "name: mods\nheads: 2\nkv_heads: 1\nhead_dim: 8\nvalue_dim: 5\ninputs: {INPUTS}\npattern: {pattern}\n\
+        "name: mods\nheads: 2\nkv_heads: 1\nhead_dim: 8\nvalue_dim: 5\ninputs: {MOD_INPUTS}\npattern: {pattern}\n\
          score: {{mods: [{mods}]}}\ndiffusion: {diffusion}\n"
     );
     spec_with(&text, &[])

@@ -1,9 +1,7 @@
 //! The interpreter's gradients against central differences of its own forward pass, and against what is known without
 //! computing: the judge of backward kernels is judged first.
 
-mod common;
-
-use common::{Numbers, spec_with};
+use crate::common::{Numbers, spec_with};
 use hopweave::dropout::Dropout;
 use hopweave::interpreter::{self, Gradients};
 use hopweave::pattern::{self, Pattern, RunTime};

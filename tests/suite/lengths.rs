@@ -1,10 +1,8 @@
 //! Lengths that differ: another number of queries than keys, decoding, sequences with padding, segments known at run
 //! time. Everything against the interpreter, on every tile family.
 
-mod common;
-
-use common::guarded::{Guarded, Place};
-use common::{
+use crate::common::guarded::{Guarded, Place};
+use crate::common::{
     Oracle, Tensors, families, fitting_length, options, pattern_files, small_spec, spec_of, spec_with, strategies_at,
 };
 use hopweave::compiler;
@@ -72,7 +70,9 @@ fn edges_of_more_than_one_batch_conform() {
 fn hops_need_as_many_queries_as_keys() {
     for diffusion in ["{hops: 2, alpha: 0}", "{hops: 1, alpha: 0.1}", "{hops: 0}"] {
         let spec = spec_of("full", 4, 4, diffusion);
-        assert!(compiler::compile(&spec, 3, 5, &common::options(hopweave::target::Isa::Portable, None)).is_err());
+        assert!(
+            compiler::compile(&spec, 3, 5, &crate::common::options(hopweave::target::Isa::Portable, None)).is_err()
+        );
     }
 }
 

@@ -1,10 +1,8 @@
 //! Extreme numbers, forward: every tile family and strategy against f64, within a bound computed from the data.
 
-mod common;
-
-use common::bound::Bound;
-use common::extremes::{KINDS, specs, tensors};
-use common::{Tensors, compile, families, options, spec_of, spec_with, strategies};
+use crate::common::bound::Bound;
+use crate::common::extremes::{KINDS, specs, tensors};
+use crate::common::{Tensors, compile, families, options, spec_of, spec_with, strategies};
 use half::{bf16, f16};
 use hopweave::compiler::Options;
 use hopweave::interpreter::{self, Output};
@@ -54,7 +52,7 @@ fn sixteen_bit_extremes_are_as_near_as_their_format_allows() {
         let n = 75;
         for spec in specs(DIFFUSION) {
             let pattern = pattern::resolve(&spec, n, n).expect("a pattern");
-            let mut numbers = common::Numbers(3);
+            let mut numbers = crate::common::Numbers(3);
             let mut t = Tensors::random(&spec, 1, n, 1);
             for x in t.q.iter_mut().chain(&mut t.k).chain(&mut t.v) {
                 *x = T::nearest(choices[(numbers.bits() % 6) as usize]).widen();

@@ -6,6 +6,8 @@ use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
+use crate::common::names_in;
+
 const SPEC: &str = "\
 name: two-hops
 heads: 2
@@ -68,11 +70,7 @@ impl Folder {
     }
 
     fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.dir.path()).expect("the folder");
-        let mut names: Vec<String> =
-            entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into()).collect();
-        names.sort();
-        names
+        names_in(self.dir.path())
     }
 }
 

@@ -1,11 +1,9 @@
 //! Kernels against the interpreter: every tile family × every pattern file × odd lengths × hops × every legal
 //! strategy, and sweeps over widths, batch sizes and strides. The bound is that of [`common::Oracle`].
 
-mod common;
-
 use std::collections::BTreeSet;
 
-use common::{
+use crate::common::{
     Oracle, Tensors, compile, families, fitting_length, options, oracle, pattern_files, small_spec, spec_of, spec_with,
     strategies,
 };

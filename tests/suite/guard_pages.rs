@@ -1,9 +1,7 @@
 //! Tensors that end, or start, at a page that may not be touched: one float too far is a fault, and the test dies.
 
-mod common;
-
-use common::guarded::{Place, forward};
-use common::{Tensors, compile, families, options, oracle, spec_of, strategies};
+use crate::common::guarded::{Place, forward};
+use crate::common::{Tensors, compile, families, options, oracle, spec_of, strategies};
 use hopweave::compiler::{Compiled, Options};
 use hopweave::runtime::Output;
 use hopweave::tiles::guard::GuardedBuffer;

@@ -1,10 +1,8 @@
 //! Extreme numbers, backward: every tile family and way to gradients against f64, within a bound computed from the data.
 
-mod common;
-
-use common::bound::{EPS, GradientBound};
-use common::extremes::{KINDS, specs, tensors};
-use common::{Numbers, Tensors, compile, families, options, spec_of, ways};
+use crate::common::bound::{EPS, GradientBound};
+use crate::common::extremes::{KINDS, specs, tensors};
+use crate::common::{Numbers, Tensors, compile, families, options, spec_of, ways};
 use hopweave::compiler;
 use hopweave::interpreter;
 use hopweave::pattern::{self, Pattern};
@@ -51,7 +49,7 @@ fn gradients_of_extreme_numbers_are_as_near_to_f64_as_f32_allows() {
             .map(|(isa, way, options)| {
                 ways_seen.insert(way);
                 let training = compiler::compile_training(&spec, &pattern, &options, false).expect("a kernel");
-                (isa, way, training, compile(&spec, n, &common::options(isa, None)))
+                (isa, way, training, compile(&spec, n, &crate::common::options(isa, None)))
             })
             .collect();
         for kind in KINDS {
