@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use guarded::Place;
 use hopweave::compiler::{self, Compiled, Options};
 use hopweave::pattern::Pattern;
-use hopweave::plan::Strategy;
+use hopweave::passes::Strategy;
 use hopweave::runtime;
 use hopweave::spec::{self, PatternSpec};
 use hopweave::target::Isa;
@@ -108,14 +108,14 @@ pub fn ways(isa: Isa, spec: &PatternSpec, pattern: &Pattern) -> Vec<(&'static st
     if spec.diffusion.hops.len() <= 1 {
         return vec![("one hop", stored)];
     }
-    let again = options(isa, Some(Strategy::Recompute));
+    let again = options(isa, Some(Strategy::RECOMPUTE));
     // Just too little for the Z of all hops.
     let kernel = compiler::compile_training(spec, pattern, &again, false).expect("a kernel");
     let single = Options { memory_limit: kernel.scratch_bytes(1) - 1, ..again.clone() };
     let least = compiler::compile_training(spec, pattern, &single, false);
     let mut ways = vec![("stored", stored), ("again", again)];
     // With few hops or long values two Z in turn may take no less.
-    if least.is_ok_and(|kernel| kernel.plan().training.is_some_and(|training| training.hops_per_pass == 1)) {
+    if least.is_ok_and(|kernel| kernel.plan().strategy == Strategy::FRUGAL) {
         ways.push(("hop by hop", single));
     }
     ways

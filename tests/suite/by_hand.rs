@@ -2,7 +2,7 @@
 
 use hopweave::compiler::{self, Options};
 use hopweave::interpreter;
-use hopweave::plan::Strategy;
+use hopweave::passes::Strategy;
 use hopweave::spec;
 use hopweave::target::Isa;
 use ndarray::Array4;
@@ -34,7 +34,7 @@ fn six_tokens_and_two_hops_are_as_on_paper() {
     let zeros = Array4::<f32>::zeros((1, 1, 6, 2));
     let v = Array4::from_shape_fn((1, 1, 6, 2), |(_, _, i, _)| i as f32);
     for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
-        for strategy in [Strategy::Resident, Strategy::Recompute, Strategy::Wavefront, Strategy::Triangular] {
+        for strategy in [Strategy::RESIDENT, Strategy::RECOMPUTE, Strategy::WAVEFRONT, Strategy::TRIANGULAR] {
             let options = Options { isa, strategy: Some(strategy), ..Options::reproducible() };
             let kernel = compiler::compile(&spec, 6, 6, &options).unwrap().kernel;
             assert_eq!(kernel.plan().strategy, strategy);

@@ -8,7 +8,7 @@ use crate::common::{
     strategies,
 };
 use hopweave::pattern;
-use hopweave::plan::Strategy;
+use hopweave::passes::Strategy;
 use hopweave::target::Isa;
 use ndarray::{Array3, Array4, ArrayView4, s};
 
@@ -40,11 +40,11 @@ fn conform(lengths: &[usize], hops: &[usize]) {
     }
     let cases = pattern_files().len() * lengths.len() * families.len();
     let of = |strategy: Strategy| covered.iter().filter(|case| case.4 == strategy.name()).count();
-    assert_eq!(of(Strategy::Flash), cases);
-    assert_eq!([of(Strategy::Resident), of(Strategy::Recompute)], [cases * hops.len(); 2]);
+    assert_eq!(of(Strategy::FLASH), cases);
+    assert_eq!([of(Strategy::RESIDENT), of(Strategy::RECOMPUTE)], [cases * hops.len(); 2]);
     // Most patterns are bands at no length but the shortest; windows, chunks, grids and what is causal are.
-    assert!(of(Strategy::Wavefront) > cases, "{} of {cases}", of(Strategy::Wavefront));
-    assert!(of(Strategy::Triangular) > cases, "{} of {cases}", of(Strategy::Triangular));
+    assert!(of(Strategy::WAVEFRONT) > cases, "{} of {cases}", of(Strategy::WAVEFRONT));
+    assert!(of(Strategy::TRIANGULAR) > cases, "{} of {cases}", of(Strategy::TRIANGULAR));
     let skipped = Isa::ALL.len() - families.len();
     println!("{} cases; {} skipped with {skipped} families", covered.len(), covered.len() / families.len() * skipped);
 }
@@ -227,7 +227,7 @@ fn strides_make_no_difference() {
 #[test]
 fn wrong_shapes_are_refused() {
     let spec = spec_of("causal", 4, 3, "{hops: 1}");
-    let compiled = compile(&spec, 10, &options(Isa::Portable, Some(Strategy::Flash)));
+    let compiled = compile(&spec, 10, &options(Isa::Portable, Some(Strategy::FLASH)));
     let tensor = |heads, n, width| Array4::<f32>::zeros((1, heads, n, width));
     let run = |q: &Array4<f32>, k: &Array4<f32>, v: &Array4<f32>| {
         compiled.kernel.forward(q.view(), k.view(), v.view()).map(drop)

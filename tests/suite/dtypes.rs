@@ -11,7 +11,7 @@ use crate::common::{
 };
 use hopweave::compiler::{self, Compiled, Options};
 use hopweave::half::{bf16, f16};
-use hopweave::plan::Strategy;
+use hopweave::passes::Strategy;
 use hopweave::runtime::Output;
 use hopweave::spec::PatternSpec;
 use hopweave::target::Isa;

@@ -75,7 +75,7 @@ fn texts_of_training_are_read_back() {
                 let wished = Strategy::ALL.map(Some);
                 for strategy in wished.into_iter().chain([None]) {
                     let wishes = Wishes { strategy, ..Wishes::default() };
-                    let serves = strategy.is_none_or(|s| matches!(s, Strategy::Recompute | Strategy::Resident));
+                    let serves = strategy.is_none_or(|s| matches!(s, Strategy::RECOMPUTE | Strategy::RESIDENT));
                     match plan::build(&schedule, Isa::Avx512, wishes) {
                         // Reading a plan verifies it.
                         Ok(plan) if serves => {

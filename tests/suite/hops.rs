@@ -3,7 +3,7 @@
 
 use crate::common::{Numbers, Oracle, Tensors, compile, families, options, spec_of, spec_with, strategies};
 use hopweave::compiler::{self, Compiled, Options};
-use hopweave::plan::Strategy;
+use hopweave::passes::Strategy;
 use hopweave::spec::{Inputs, PatternSpec};
 use hopweave::target::Isa;
 use hopweave::{interpreter, pattern};
@@ -31,12 +31,12 @@ fn how_far_rows_reach_decides_which_strategies_are_legal() {
             let legal = strategies(&spec, n);
             // A ring that would hold all of P is no ring.
             let fits = (hops - 1) * ahead < 12;
-            assert_eq!(legal.contains(&Strategy::Wavefront), fits, "{pattern} {hops}");
-            assert_eq!(legal.contains(&Strategy::Triangular), ahead == 0, "{pattern} {hops}");
-            assert!(legal.contains(&Strategy::Resident) && legal.contains(&Strategy::Recompute));
-            assert!(!legal.contains(&Strategy::Flash));
+            assert_eq!(legal.contains(&Strategy::WAVEFRONT), fits, "{pattern} {hops}");
+            assert_eq!(legal.contains(&Strategy::TRIANGULAR), ahead == 0, "{pattern} {hops}");
+            assert!(legal.contains(&Strategy::RESIDENT) && legal.contains(&Strategy::RECOMPUTE));
+            assert!(!legal.contains(&Strategy::FLASH));
             if fits {
-                let compiled = compile(&spec, n, &options(Isa::Portable, Some(Strategy::Wavefront)));
+                let compiled = compile(&spec, n, &options(Isa::Portable, Some(Strategy::WAVEFRONT)));
                 let reach = compiled.kernel.plan().reach.expect("a sweep goes by its reach");
                 assert_eq!((reach.behind, reach.ahead), (behind, ahead), "{pattern}");
             }
@@ -54,19 +54,19 @@ fn an_illegal_strategy_is_refused_with_the_rows_that_forbid_it() {
         }
     };
     let global = "{any: [{window: {radius: 8}}, {global: {tokens: {first: 64}}}]}";
-    let said = refusal(global, Strategy::Wavefront);
+    let said = refusal(global, Strategy::WAVEFRONT);
     assert!(said.contains("rows 0..63 reach 7 block rows ahead") && said.contains("legal here: resident"), "{said}");
     let few = "{any: [{window: {radius: 8}}, {global: {tokens: [40, 41, 77, 300]}}]}";
-    let said = refusal(few, Strategy::Wavefront);
+    let said = refusal(few, Strategy::WAVEFRONT);
     assert!(said.contains("4 global rows among 40..300 reach every row"), "{said}");
-    let said = refusal("{window: {radius: 8}}", Strategy::Triangular);
+    let said = refusal("{window: {radius: 8}}", Strategy::TRIANGULAR);
     assert!(said.contains("reach 1 block rows ahead"), "{said}");
-    let said = refusal("full", Strategy::Wavefront);
+    let said = refusal("full", Strategy::WAVEFRONT);
     assert!(said.contains("rows 0..63 reach 7 block rows ahead"), "{said}");
     // One global query among many ordinary ones is edges.
     let spec = spec_of("{any: [{window: {radius: 8}}, {global: {tokens: [77]}}]}", 4, 4, "{hops: 5, alpha: 0.1}");
     for n in [512, 4096] {
-        let Err(error) = compiler::compile(&spec, n, n, &options(Isa::Portable, Some(Strategy::Wavefront))) else {
+        let Err(error) = compiler::compile(&spec, n, n, &options(Isa::Portable, Some(Strategy::WAVEFRONT))) else {
             panic!("wavefront was accepted");
         };
         assert!(error.to_string().contains("global row 77 reaches every row"), "{error}");
@@ -91,7 +91,7 @@ fn strategies_that_store_p_agree_bit_for_bit() {
                 let tensors = Tensors::random(&spec, 1, n, n as u64);
                 let legal = strategies(&spec, n);
                 for isa in families() {
-                    let resident = tensors.run(&compile(&spec, n, &options(isa, Some(Strategy::Resident))));
+                    let resident = tensors.run(&compile(&spec, n, &options(isa, Some(Strategy::RESIDENT))));
                     for &strategy in legal.iter().filter(|strategy| strategy.sweeps()) {
                         for threads in [1, 2, 3, 5] {
                             let compiled = compile(&spec, n, &Options { threads, ..options(isa, Some(strategy)) });
@@ -147,7 +147,7 @@ fn p_in_bf16_errs_by_its_rounding_and_its_rows_still_sum_to_one() {
 fn p_in_bf16_takes_half_the_scratch() {
     let scratch = |store: &str| {
         let spec = spec_of("full", 64, 64, &format!("{{hops: 3, alpha: 0.1, store: {store}}}"));
-        compile(&spec, 4096, &options(Isa::Portable, Some(Strategy::Resident))).kernel.scratch_bytes(1) as f64
+        compile(&spec, 4096, &options(Isa::Portable, Some(Strategy::RESIDENT))).kernel.scratch_bytes(1) as f64
     };
     let share = scratch("bf16") / scratch("f32");
     assert!((0.5..0.6).contains(&share), "{share}");
@@ -188,7 +188,7 @@ fn sampled_rows_conform(compiled: &Compiled, spec: &PatternSpec, n: usize) {
 fn a_million_tokens_run_in_scratch_that_does_not_grow() {
     let n = 1_000_000;
     for (pattern, strategy) in
-        [("{window: {radius: 128}}", Strategy::Wavefront), ("{window: {left: 128, right: 0}}", Strategy::Triangular)]
+        [("{window: {radius: 128}}", Strategy::WAVEFRONT), ("{window: {left: 128, right: 0}}", Strategy::TRIANGULAR)]
     {
         let diffusion = "{hops: 5, alpha: 0.1}";
         let wide = spec_with(&spec_of(pattern, 64, 64, diffusion).print(), &["heads=1", "kv_heads=1"]);

@@ -3,7 +3,7 @@
 
 use crate::common::{Numbers, Oracle, Tensors, compile, families, options, oracle, spec_of, spec_with, strategies};
 use hopweave::compiler::{self, Options};
-use hopweave::plan::Strategy;
+use hopweave::passes::Strategy;
 use hopweave::spec::PatternSpec;
 use hopweave::target::Isa;
 use hopweave::{Error, passes, pattern};
@@ -190,14 +190,14 @@ fn passes_change_nothing_beyond_rounding() {
 fn flash_is_refused_for_more_hops_with_a_reason() {
     let spec = spec_of("causal", 4, 4, "{hops: 5, alpha: 0.1}");
     for isa in families() {
-        let Err(error) = compiler::compile(&spec, 70, 70, &options(isa, Some(Strategy::Flash))) else {
+        let Err(error) = compiler::compile(&spec, 70, 70, &options(isa, Some(Strategy::FLASH))) else {
             panic!("flash was accepted");
         };
         let text = error.to_string();
         assert!(matches!(error, Error::Unsupported { .. }), "{text}");
         assert!(text.contains("strategy flash") && text.contains("hop") && text.contains("resident"), "{text}");
         let chosen = compile(&spec, 70, &options(isa, None));
-        assert_ne!(chosen.kernel.plan().strategy, Strategy::Flash);
+        assert_ne!(chosen.kernel.plan().strategy, Strategy::FLASH);
         assert!(chosen.kernel.plan().reasons.iter().any(|reason| reason.contains("flash")));
     }
 }

@@ -8,7 +8,7 @@ use crate::common::{
 use hopweave::compiler;
 use hopweave::operator::{Arguments, Facts, Operator};
 use hopweave::pattern;
-use hopweave::plan::Strategy;
+use hopweave::passes::Strategy;
 use hopweave::spec::PatternSpec;
 use ndarray::{Array2, Array4, s};
 
@@ -84,12 +84,12 @@ fn check_elements(spec: &PatternSpec, tensors: &Tensors, arguments: &Arguments<'
     let [q, k, v] = [&tensors.q, &tensors.k, &tensors.v].map(|tensor| Guarded::new(tensor, Place::End));
     for isa in families() {
         let mut served = 0;
-        for strategy in Strategy::ALL {
+        for &strategy in Strategy::ALL {
             let operator = Operator::new(spec.clone(), q_len, kv_len, options(isa, Some(strategy)));
             let found = operator.and_then(|operator| operator.forward(q.view(), k.view(), v.view(), arguments));
             let found = match found {
                 // What is legal depends on the element that the pattern is bound to.
-                Err(hopweave::Error::Unsupported { .. }) if strategy != Strategy::Resident => continue,
+                Err(hopweave::Error::Unsupported { .. }) if strategy != Strategy::RESIDENT => continue,
                 found => found.unwrap_or_else(|error| panic!("{what}: {error}")),
             };
             served += 1;

@@ -8,7 +8,7 @@ use hopweave::dropout::Dropout;
 use hopweave::interpreter;
 use hopweave::operator::{Arguments, Operator};
 use hopweave::pattern::{self, Pattern};
-use hopweave::plan::Strategy;
+use hopweave::passes::Strategy;
 use hopweave::runtime::{Gradients, Step};
 use hopweave::spec::score::{self, ScoreMod};
 use hopweave::spec::{Inputs, PatternSpec};
@@ -159,7 +159,7 @@ fn all_together_with_dropout_at_odd_lengths_and_one_hop_at_a_time() {
             let case = Case::new(spec(pattern, &mods, diffusion), 2, (n, n), Some(dropout));
             let expected = case.expected();
             for isa in families() {
-                let again = options(isa, Some(Strategy::Recompute));
+                let again = options(isa, Some(Strategy::RECOMPUTE));
                 let again = if case.spec.diffusion.hops.len() > 1 { again } else { options(isa, None) };
                 let kernel = compiler::compile_training(&case.spec, &case.pattern, &again, true).expect("a kernel");
                 let single = Options { memory_limit: kernel.scratch_bytes(1) - 1, ..again.clone() };

@@ -6,7 +6,8 @@ use hopweave::cache::Cache;
 use hopweave::compiler::{Compiled, Options, TuningSource};
 use hopweave::half::bf16;
 use hopweave::machine::Facts;
-use hopweave::plan::{Choice, Strategy, Tuning};
+use hopweave::passes::Strategy;
+use hopweave::plan::{Choice, Tuning};
 use hopweave::spec::PatternSpec;
 
 use crate::common::{Tensors, compile, families, fitting_length, pattern_files, small_spec};
@@ -26,7 +27,7 @@ fn machines() -> Vec<Options> {
     facts.tiles.iter_mut().for_each(|tiles| (tiles.exp_ns, tiles.bf16_dots) = (50.0, 2.0));
     machines[2].facts = Some(facts);
     let tuning = Tuning { joint_keys: 64, chunk_keys: 64, unit_rows: 3 };
-    let choice = Choice { strategy: Strategy::Recompute, store: hopweave::Dtype::F32, tuning };
+    let choice = Choice { strategy: Strategy::RECOMPUTE, store: hopweave::Dtype::F32, tuning };
     machines[3].tuning = TuningSource::Given(choice);
     machines[4].tuning = TuningSource::Cache(Cache::at("nowhere".into()));
     machines

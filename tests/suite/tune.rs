@@ -8,7 +8,8 @@ use std::time::Duration;
 use hopweave::cache::Cache;
 use hopweave::compiler::{self, Options, TuningSource};
 use hopweave::dtype::Dtype;
-use hopweave::plan::{Choice, Strategy, Tuning};
+use hopweave::passes::Strategy;
+use hopweave::plan::{Choice, Tuning};
 use hopweave::spec::{self, PatternSpec};
 use hopweave::target::Isa;
 use hopweave::tune::{Call, Callable, Search, search};
@@ -297,7 +298,7 @@ fn libraries_use_the_cache_that_they_are_given_and_only_that() {
     let cache = Cache::at(folder.path().into());
     let spec = read("name: all\nhead_dim: 8\npattern: full\n");
     let tuning = Tuning { joint_keys: 128, chunk_keys: 64, unit_rows: 2 };
-    let choice = Choice { strategy: Strategy::Flash, store: Dtype::F32, tuning };
+    let choice = Choice { strategy: Strategy::FLASH, store: Dtype::F32, tuning };
     let path = problem(&spec, 300, Isa::Portable)
         .keep(&cache, Found { choice, model: choice, median_ms: 1.0, model_ms: 1.0 })
         .expect("an entry");
@@ -329,13 +330,13 @@ fn what_does_not_fit_is_computed_again() {
         compiler::compile(&spec, 2000, 2000, &options)
     };
     let chosen = |memory_limit| compile(memory_limit, None).map(|compiled| compiled.kernel.plan().strategy);
-    assert_eq!(chosen(1 << 30).expect("a kernel"), Strategy::Resident);
-    assert_eq!(chosen(4 << 20).expect("a kernel"), Strategy::Recompute);
+    assert_eq!(chosen(1 << 30).expect("a kernel"), Strategy::RESIDENT);
+    assert_eq!(chosen(4 << 20).expect("a kernel"), Strategy::RECOMPUTE);
     let reasons = compile(4 << 20, None).expect("a kernel").kernel.plan().reasons.join("\n");
     assert!(reasons.contains("recompute: chosen, since scratch of the resident kernel needs"), "{reasons}");
     let refused = |strategy| compile(1 << 16, strategy).expect_err("no memory").to_string();
     assert!(refused(None).contains("resident"), "{}", refused(None));
-    let asked = compile(4 << 20, Some(Strategy::Resident)).expect_err("no memory").to_string();
+    let asked = compile(4 << 20, Some(Strategy::RESIDENT)).expect_err("no memory").to_string();
     assert!(asked.contains("resident"), "{asked}");
 }
 
@@ -375,7 +376,7 @@ fn every_strategy_is_measured_or_refused_with_a_reason() {
             assert!(candidate.median_ms.is_some() || candidate.remark.is_some(), "{candidate:?}");
             assert!(candidates[..i].iter().all(|earlier| earlier.choice != candidate.choice), "{candidate:?}");
         }
-        for strategy in Strategy::ALL {
+        for &strategy in Strategy::ALL {
             assert!(candidates.iter().any(|candidate| candidate.choice.strategy == strategy), "{strategy}");
         }
         let stages = candidates.iter().filter(|candidate| candidate.choice.tuning == Tuning::default());
@@ -394,7 +395,7 @@ fn every_strategy_is_measured_or_refused_with_a_reason() {
             .to_string()
     };
     assert!(refused(&options, Duration::ZERO).contains("budget of 0"));
-    let forced = Options { strategy: Some(Strategy::Flash), ..options };
+    let forced = Options { strategy: Some(Strategy::FLASH), ..options };
     assert!(refused(&forced, Duration::from_secs(1)).contains("leave out --strategy"));
 }
 
@@ -423,7 +424,7 @@ fn every_tuning_computes_the_same() {
                 Some(compiled.kernel.forward(q.view(), k.view(), v.view()).expect("an output").out)
             };
             let mut legal = 0;
-            for strategy in Strategy::ALL {
+            for &strategy in Strategy::ALL {
                 let Some(plain) = run(strategy, Tuning::default(), 1) else { continue };
                 legal += 1;
                 for (joint_keys, chunk_keys, unit_rows) in [(64, 64, 1), (100, 97, 3), (2048, 256, 1000), (128, 640, 0)]

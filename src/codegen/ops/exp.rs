@@ -34,6 +34,8 @@ impl Exp {
             let keys = cx.section(Section::EdgeKeys);
             let sum = cx.local(cx.layout().local.sum);
             edge.edge_keys(cx, keys);
+            // Rows are what tells how far edges reach, and there are none.
+            edge.kv_stride(cx, 0_i64);
             edge.max(cx, reference);
             edge.sum(cx, sum);
             edge
