@@ -81,6 +81,7 @@ fn portable() -> Family {
             scatter: hopweave::tiles::transposed::scatter,
             gradient: hopweave::tiles::gradient::gradient,
             edge_gradient: hopweave::tiles::gradient::edge_gradient,
+            rows: hopweave::tiles::rows::PLAIN,
         }
     }
 }

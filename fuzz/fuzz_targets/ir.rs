@@ -1,10 +1,12 @@
-//! Any text as an IR: pattern, mask, schedule or plan, by the first byte. What is read prints the same again, and goes
+//! Any text as an IR: pattern, mask, program or plan, by the first byte. What is read prints the same again, and goes
 //! through the stages behind it.
 #![no_main]
 
-use hopweave::plan::{self, Wishes};
+use hopweave::passes::{self, Candidate};
+use hopweave::plan::{self, PlanOptions, VerifiedPlan};
+use hopweave::program::{self, Program, VerifiedProgram};
 use hopweave::target::Isa;
-use hopweave::{Error, codegen, jit, mask, passes, pattern, schedule};
+use hopweave::{Error, codegen, jit, mask, pattern};
 use libfuzzer_sys::{Corpus, fuzz_target};
 
 /// Bytes of masks.
@@ -22,11 +24,16 @@ fn same(first: &str, again: &str) {
     assert_eq!(first, again);
 }
 
-fn compile(schedule: &schedule::VerifiedSchedule) -> Option<()> {
-    let plan = stage(plan::build(schedule, Isa::best(), Wishes::default()))?;
-    plan::verify(&plan).unwrap_or_else(|error| panic!("{error}"));
+fn compile(program: &VerifiedProgram) -> Option<()> {
+    let plan = stage(plan::build(program, Isa::best(), PlanOptions::default()))?;
+    let again = plan::verify((*plan).clone()).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(again, plan);
+    lower(plan)
+}
+
+fn lower(plan: VerifiedPlan) -> Option<()> {
     let isa = stage(jit::target_isa())?;
-    codegen::lower(&plan, &*isa);
+    codegen::lower(plan, &*isa);
     Some(())
 }
 
@@ -52,20 +59,24 @@ fn read(which: u8, text: &str) -> Option<()> {
             same(&printed, &again.print());
         }
         2 => {
-            let schedule = schedule::parse(text).ok()?;
-            let printed = schedule.print();
-            let again = schedule::parse(&printed).unwrap_or_else(|error| panic!("{printed}\n{error}"));
+            let program = program::parse(text).ok()?;
+            let printed = program.print();
+            let again = program::parse(&printed).unwrap_or_else(|error| panic!("{printed}\n{error}"));
             same(&printed, &again.print());
-            let verified = schedule::verify(schedule).ok()?;
+            let verified = program::verify(program).ok()?;
             compile(&verified)?;
             let fused = stage(passes::run(verified.into_inner(), &[]))?;
-            compile(&stage(schedule::verify(fused))?)?;
+            for Candidate { nest, .. } in passes::candidates(&fused, &[], None, None) {
+                let Ok((body, _)) = nest else { continue };
+                compile(&stage(program::verify(Program { body, ..fused.clone() }))?)?;
+            }
         }
         _ => {
             let plan = plan::parse(text).ok()?;
             let printed = plan.print();
             let again = plan::parse(&printed).unwrap_or_else(|error| panic!("{printed}\n{error}"));
             same(&printed, &again.print());
+            lower(plan::verify(plan).ok()?)?;
         }
     }
     Some(())

@@ -132,7 +132,7 @@ record!(
 record!(
     /// Of the gradient of a softmax, and of dropout, over a panel.
     GradientRecord: GradientCall {
-        p, dp, stride, nkeys, groups, delta, scale,
+        p, dp, stride, dp_stride, leaves, nkeys, groups, delta, scale,
         row_keys = dropped + Dropped, keys = dropped + Dropped, first_key = dropped + Dropped,
         key_step = dropped + Dropped, threshold = dropped + Dropped, keep = dropped + Dropped,
     }
@@ -140,7 +140,7 @@ record!(
 record!(
     /// The same over scattered edges.
     EdgeGradientRecord: EdgeGradientCall {
-        p, dp, rows, offsets, edge_keys, delta, scale,
+        p, dp, leaves, rows, offsets, edge_keys, delta, scale,
         row_keys = dropped + Dropped, threshold = dropped + Dropped, keep = dropped + Dropped,
     }
 );

@@ -1,5 +1,8 @@
 //! Every recipe makes nests that the verifier accepts, over patterns, hops, mods, dropout and passes left out.
 
+mod simulation;
+mod verifier;
+
 use super::*;
 use crate::program::{derive_gradient, parse, verify};
 use crate::{mask, pattern, spec};
@@ -82,35 +85,6 @@ fn every_pass_may_be_left_out() {
                     assert!(!nests.is_empty(), "{without:?}");
                 }
             }
-        }
-    }
-}
-
-#[test]
-fn zz_time() {
-    let hops = format!("{{hops: 1000, alpha: 0.1}}");
-    let built = program(&text(PATTERNS[0], &hops, "").replace("dtype: bf16\n", ""), 100_000);
-    for built in [built.clone(), derive_gradient(built, true).unwrap()] {
-        let now = std::time::Instant::now();
-        let fused = run(built, &[]).unwrap();
-        println!("run {:?}", now.elapsed());
-        for &strategy in Strategy::ALL.iter().chain(Strategy::TRAINING) {
-            let now = std::time::Instant::now();
-            let reach = KnownReach::new(&fused.neighbors);
-            let nest = apply(&fused, strategy, &[], None, &reach);
-            let applied = now.elapsed();
-            if let Ok((body, _)) = nest {
-                let ops = body.ops().count();
-                let now = std::time::Instant::now();
-                let v = verify(Program { body, ..fused.clone() }).unwrap();
-                let t = now.elapsed();
-                let now = std::time::Instant::now();
-                let text = v.print();
-                let p = now.elapsed();
-                let now = std::time::Instant::now();
-                parse(&text).unwrap();
-                println!("{strategy} {ops} ops: apply {applied:?} verify {t:?} print {p:?} parse {:?}", now.elapsed());
-            } else if let Err(why) = nest { println!("{strategy}: {why}") }
         }
     }
 }

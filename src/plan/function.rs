@@ -266,6 +266,8 @@ pub enum RowOp {
         factor: f32,
         /// Whether weights were dropped.
         dropout: bool,
+        /// Whether what dropout left of them is wanted, in their place.
+        leaves: bool,
     },
     /// Gradients of scores, back through the mods.
     ModsGradient {
@@ -746,7 +748,8 @@ impl Resolver<'_> {
                 let behind = if self.chains.has_mods_gradient(self.body, root) { 1.0 } else { self.chains.scales[root.0 as usize] };
                 let (p, dp, delta) = (self.panel(*p), self.panel(*dp), self.lanes(*delta));
                 let factor = (factor * behind) as f32;
-                ops.push(RowOp::SoftmaxGradient { p, dp, delta, factor, dropout: *dropout });
+                let leaves = operation.results.len() > 1;
+                ops.push(RowOp::SoftmaxGradient { p, dp, delta, factor, dropout: *dropout, leaves });
             }
             Op::ModsGradient { s, factor, .. } => {
                 let root = self.chains.root(result);

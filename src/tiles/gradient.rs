@@ -27,17 +27,21 @@ pub struct Dropped {
     pub keep: f32,
 }
 
-/// A panel, in place: `p = m ∘ p`, with m what [`Dropped`] says, and, where `dp` is given,
+/// A panel, in place: `p = m ∘ p`, with m what [`Dropped`] says, where that is wanted, and, where `dp` is given,
 /// `dp = scale · p ∘ (m ∘ dp − delta)`, with the p from before and 0 where that is 0.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct GradientCall {
     /// Probabilities: where the segment's first key stands in group 0 of the panel.
     pub p: *mut f32,
-    /// Their gradient, in a panel of the same shape; null where only weights are dropped.
+    /// Their gradient, in another panel; null where only weights are dropped.
     pub dp: *mut f32,
     /// Floats from one group's panel to the next.
     pub stride: usize,
+    /// The same in the panel of `dp`.
+    pub dp_stride: usize,
+    /// Not 0: what dropout leaves of p is written in its place.
+    pub leaves: usize,
     /// Keys, at least 1.
     pub nkeys: usize,
     /// Groups of 16 queries, 1 to 4.
@@ -58,6 +62,8 @@ pub struct EdgeGradientCall {
     pub p: *mut f32,
     /// Their gradient, or null.
     pub dp: *mut f32,
+    /// As in [`GradientCall`].
+    pub leaves: usize,
     /// Queries, 1 to 64.
     pub rows: usize,
     /// `[rows + 1]` offsets of the block's queries into the head's edge list.
@@ -86,7 +92,7 @@ unsafe fn panel(c: &GradientCall) {
     for group in 0..c.groups {
         // SAFETY: `group < groups`, keys stay below `nkeys`.
         unsafe {
-            let (p, dp) = (c.p.add(group * c.stride), c.dp.wrapping_add(group * c.stride));
+            let (p, dp) = (c.p.add(group * c.stride), c.dp.wrapping_add(group * c.dp_stride));
             let delta =
                 if c.dp.is_null() { [0.0; LANES] } else { c.delta.add(group * LANES).cast::<Lanes>().read_unaligned() };
             if d.row_keys.is_null() {
@@ -117,6 +123,9 @@ unsafe fn panel(c: &GradientCall) {
                     }
                     dp.write_unaligned(grads);
                 }
+                if c.leaves == 0 {
+                    continue;
+                }
                 for i in 0..LANES {
                     // Selected: what is dropped is 0, whatever it was.
                     weights[i] = if factors[i] == 0.0 { 0.0 } else { weights[i] * factors[i] };
@@ -145,7 +154,9 @@ unsafe fn edges(c: &EdgeGradientCall) {
                     let dp = c.dp.add(edge - base);
                     *dp = gradient_of(*p, *dp, factor, *c.delta.add(r), c.scale);
                 }
-                *p = if factor == 0.0 { 0.0 } else { *p * factor };
+                if c.leaves != 0 {
+                    *p = if factor == 0.0 { 0.0 } else { *p * factor };
+                }
             }
         }
     }
@@ -188,7 +199,7 @@ macro_rules! vectorised {
                     for part in 0..c.groups * (LANES / $width) {
                         let (group, lane) = (part * $width / LANES, part * $width % LANES);
                         let (mut p, mut dp) =
-                            (c.p.add(group * c.stride + lane), c.dp.wrapping_add(group * c.stride + lane));
+                            (c.p.add(group * c.stride + lane), c.dp.wrapping_add(group * c.dp_stride + lane));
                         let at = group * LANES + lane;
                         let minus = if c.dp.is_null() { zero() } else { mul(load(c.delta.add(at)), splat(-1.0)) };
                         let row_keys = d.row_keys.wrapping_add(at);
@@ -207,7 +218,7 @@ macro_rules! vectorised {
                                 let inner = fma(load(dp), factors, minus);
                                 store(dp, where_some(weights, mul(mul(weights, scale), inner)));
                             }
-                            if !d.row_keys.is_null() {
+                            if c.leaves != 0 && !d.row_keys.is_null() {
                                 store(p, where_some(factors, mul(weights, factors)));
                             }
                             p = p.wrapping_add(LANES);

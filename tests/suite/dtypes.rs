@@ -370,15 +370,15 @@ fn texts_carry_the_type() {
     let again = hopweave::spec::parse(&spec.print(), "<text>").expect("a spec");
     assert!(again.same(&spec) && !again.same(&PatternSpec { dtype: Dtype::Bf16, ..again.clone() }));
     let compiled = compile(&spec, 9, &options(Isa::Portable, None));
-    let text = compiled.schedule.print();
+    let text = compiled.program.print();
     assert!(
-        text.starts_with("schedule heads 2 kv_heads 2 q_len 9 kv_len 9 head_dim 4 value_dim 4 dtype f16\n"),
+        text.starts_with("program heads 2 kv_heads 2 q_len 9 kv_len 9 head_dim 4 value_dim 4 dtype f16\n"),
         "{text}"
     );
-    assert_eq!(hopweave::schedule::parse(&text).expect("a schedule").dtype, Dtype::F16);
+    assert_eq!(hopweave::program::parse(&text).expect("a program").shape.dtype, Dtype::F16);
     let plan = compiled.kernel.plan();
-    assert_eq!(&hopweave::plan::parse(&plan.print()).expect("a plan"), plan);
-    assert_eq!(plan.dtype, Dtype::F16);
+    assert_eq!(hopweave::plan::parse(&plan.print()).expect("a plan"), **plan);
+    assert_eq!(plan.shape.dtype, Dtype::F16);
 }
 
 #[test]

@@ -4,9 +4,9 @@
 
 use crate::common::{golden, options, spec_with};
 use hopweave::compiler::{self, Stage};
-use hopweave::passes::PASSES;
-use hopweave::plan::{self, Strategy, Wishes};
-use hopweave::schedule::{self, Op, Schedule, VerifiedSchedule};
+use hopweave::passes::{self, PASSES, Strategy};
+use hopweave::plan::{self, Model, PlanOptions};
+use hopweave::program::{self, KnownReach, Operation, Program};
 use hopweave::spec::PatternSpec;
 use hopweave::target::Isa;
 use hopweave::{codegen, mask, pattern};
@@ -27,7 +27,7 @@ const MODS: &str = "name: mods\nheads: 2\nhead_dim: 8\ninputs: {rel: {shape: [he
 const CASES: [(&str, usize); 5] = [(WINDOW, 200), (CAUSAL, 130), (GLOBALS, 150), (DIFFUSER, 100), (MODS, 70)];
 
 /// Which spec each pass has something to do on.
-const PASS_CASES: [(&str, &str, usize); 7] = [
+const PASS_CASES: [(&str, &str, usize); 6] = [
     // Between the two edges of this band stand 9 keys that every query of the block may see.
     ("coalesce_adjacent_blocks", "name: band\nhead_dim: 4\npattern: {window: {radius: 36}}\n", 200),
     ("gather_isolated_keys", GLOBALS, 150),
@@ -35,7 +35,6 @@ const PASS_CASES: [(&str, &str, usize); 7] = [
     ("fold_scale_into_queries", CAUSAL, 130),
     ("fuse_mask_and_rowmax_into_sddmm", CAUSAL, 130),
     ("fold_restart_into_spmm", DIFFUSER, 100),
-    ("drop_single_hop_loop", CAUSAL, 130),
 ];
 
 #[test]
@@ -68,49 +67,53 @@ fn texts_of_training_are_read_back() {
     for (text, n) in CASES {
         let spec = spec_with(text, &[]);
         for dropout in [false, true] {
-            let derived = hopweave::passes::derive_gradient(built(&spec, n), dropout);
-            for schedule in [derived.clone(), hopweave::passes::run(derived, &[]).expect("passes")] {
-                let schedule = schedule::verify(schedule).unwrap_or_else(|error| panic!("{error}"));
-                assert_eq!(schedule::parse(&schedule.print()).expect("a schedule"), *schedule, "{}", spec.name);
-                let wished = Strategy::ALL.map(Some);
-                for strategy in wished.into_iter().chain([None]) {
-                    let wishes = Wishes { strategy, ..Wishes::default() };
-                    let serves = strategy.is_none_or(|s| matches!(s, Strategy::RECOMPUTE | Strategy::RESIDENT));
-                    match plan::build(&schedule, Isa::Avx512, wishes) {
-                        // Reading a plan verifies it.
-                        Ok(plan) if serves => {
-                            assert_eq!(plan::parse(&plan.print()).expect("a plan"), plan, "{} {strategy:?}", spec.name);
-                        }
-                        Err(hopweave::Error::Unsupported { .. }) if !serves => {}
-                        other => panic!("{} {strategy:?}: {other:?}", spec.name),
-                    }
+            let derived = program::derive_gradient(built(&spec, n), dropout).expect("a gradient");
+            for program in [derived.clone(), passes::run(derived, &[]).expect("passes")] {
+                let program = program::verify(program).unwrap_or_else(|error| panic!("{error}"));
+                assert_eq!(program::parse(&program.print()).expect("a program"), *program, "{}", spec.name);
+                for &strategy in Strategy::ALL.iter().chain(Strategy::TRAINING) {
+                    let reach = KnownReach::new(&program.neighbors);
+                    let nest = passes::apply(&program, strategy, &[], None, &reach);
+                    let serves = Strategy::TRAINING.contains(&strategy);
+                    assert_eq!(nest.is_ok(), serves, "{} {strategy}", spec.name);
+                    let Ok((body, _)) = nest else { continue };
+                    let nested = program::verify(Program { body, ..(*program).clone() });
+                    let nested = nested.unwrap_or_else(|error| panic!("{} {strategy}: {error}", spec.name));
+                    let options = PlanOptions { strategy, ..PlanOptions::default() };
+                    let plan = plan::build(&nested, Isa::Avx512, options).unwrap_or_else(|error| panic!("{error}"));
+                    let read = plan::parse(&plan.print()).and_then(plan::verify).expect("a plan");
+                    assert_eq!(read, plan, "{} {strategy}", spec.name);
                 }
             }
         }
     }
 }
 
-/// What the verifier says when an operation of the gradient is left out, doubled or moved.
+/// What the verifier says when an operation of the gradient is left out, doubled, or done before one that it reads.
 #[test]
 fn broken_gradients_are_refused() {
-    let schedule = hopweave::passes::derive_gradient(built(&spec_with(MODS, &[]), 70), true);
-    schedule::verify(schedule.clone()).expect("a right schedule");
-    let first = schedule.body.iter().position(|op| *op == Op::Dropout).expect("dropout");
-    for at in first..schedule.body.len() {
-        let mut doubled = schedule.clone();
-        doubled.body.insert(at, schedule.body[at].clone());
-        assert!(schedule::verify(doubled).is_err(), "operation {at} twice");
-        if schedule.body[at] != Op::Dropout {
-            let mut without = schedule.clone();
-            without.body.remove(at);
-            assert!(schedule::verify(without).is_err(), "without operation {at}");
-        }
-        if at > first {
-            let mut moved = schedule.clone();
-            moved.body.swap(at - 1, at);
-            assert!(schedule::verify(moved).is_err(), "operations {} and {at} swapped", at - 1);
+    let derived = program::derive_gradient(built(&spec_with(MODS, &[]), 70), true).expect("a gradient");
+    program::verify(derived.clone()).expect("a right program");
+    let reads = |operation: &Operation, of: &Operation| {
+        operation.op.reads().iter().any(|(id, _)| of.results.contains(id))
+    };
+    let mut refused = 0;
+    for at in 0..derived.body.loops.len() {
+        let mut doubled = derived.clone();
+        doubled.body.loops.insert(at, derived.body.loops[at].clone());
+        assert!(program::verify(doubled).is_err(), "operation {at} twice");
+        let mut without = derived.clone();
+        without.body.loops.remove(at);
+        assert!(program::verify(without).is_err(), "without operation {at}");
+        let operation = |at: usize| &derived.body.loops[at].stages[0].ops[0];
+        if at > 0 && reads(operation(at), operation(at - 1)) {
+            let mut moved = derived.clone();
+            moved.body.loops.swap(at - 1, at);
+            assert!(program::verify(moved).is_err(), "operations {} and {at} swapped", at - 1);
+            refused += 1;
         }
     }
+    assert!(refused > 10, "{refused} operations read the one before");
 }
 
 #[test]
@@ -127,9 +130,9 @@ fn kernels_have_their_clif() {
     // One of each strategy: every change of code generation rewrites them.
     for (text, n) in [(WINDOW, 200), (DIFFUSER, 100)] {
         let spec = spec_with(text, &[]);
-        let plan = plan::build(&fused(&spec, n), Isa::Avx512, Wishes::default()).expect("a plan");
-        let functions = codegen::lower(&plan, &*isa);
-        let printed: String = functions.iter().map(|lowered| format!("{}\n", lowered.function.display())).collect();
+        let lowered = codegen::lower(planned(&spec, n), &*isa);
+        let functions = lowered.functions().iter();
+        let printed: String = functions.map(|lowered| format!("{}\n", lowered.function.display())).collect();
         golden(&format!("goldens/{}.clif", spec.name), &printed);
     }
 }
@@ -140,25 +143,29 @@ fn every_pass_has_its_before_and_after() {
     assert!(PASSES.iter().all(|pass| cases.contains(&pass.name)), "a pass without a case in PASS_CASES");
     for (name, text, n) in PASS_CASES {
         let index = PASSES.iter().position(|pass| pass.name == name).expect("a pass of this name");
-        let mut schedule = built(&spec_with(text, &[]), n);
-        PASSES[..index].iter().for_each(|pass| (pass.run)(&mut schedule));
-        let before = schedule.print();
-        (PASSES[index].run)(&mut schedule);
-        let after = schedule.print();
+        let mut program = built(&spec_with(text, &[]), n);
+        PASSES[..index].iter().for_each(|pass| (pass.run)(&mut program));
+        let before = program.print();
+        (PASSES[index].run)(&mut program);
+        let after = program.print();
         assert_ne!(before, after, "{name} changes nothing here");
-        schedule = schedule::verify(schedule).unwrap_or_else(|error| panic!("{error}")).into_inner();
-        (PASSES[index].run)(&mut schedule);
-        assert_eq!(schedule.print(), after, "{name} twice is {name} once");
+        program = program::verify(program).unwrap_or_else(|error| panic!("{error}")).into_inner();
+        (PASSES[index].run)(&mut program);
+        assert_eq!(program.print(), after, "{name} twice is {name} once");
         golden(&format!("goldens/passes/{name}.txt"), &format!("before\n{before}\nafter\n{after}"));
     }
 }
 
-fn built(spec: &PatternSpec, n: usize) -> Schedule {
+fn built(spec: &PatternSpec, n: usize) -> Program {
     let pattern = pattern::resolve(spec, n, n).expect("a pattern");
-    schedule::build(spec, mask::build(&pattern, u64::MAX).expect("a mask")).expect("a schedule")
+    program::build(spec, mask::build(&pattern, u64::MAX).expect("a mask")).expect("a program")
 }
 
-fn fused(spec: &PatternSpec, n: usize) -> VerifiedSchedule {
-    let schedule = hopweave::passes::run(built(spec, n), &[]).expect("passes");
-    schedule::verify(schedule).expect("a schedule that keeps the rules")
+fn planned(spec: &PatternSpec, n: usize) -> plan::VerifiedPlan {
+    let fused = passes::run(built(spec, n), &[]).expect("passes");
+    let model = Model::new(&fused, Isa::Avx512, 1, None);
+    let chosen = plan::choose(&fused, &[], None, None, &model).expect("a nest");
+    let nested = program::verify(Program { body: chosen.body, ..fused }).expect("a program that keeps the rules");
+    let options = PlanOptions { strategy: chosen.strategy, reasons: chosen.reasons, ..PlanOptions::default() };
+    plan::build(&nested, Isa::Avx512, options).expect("a plan")
 }

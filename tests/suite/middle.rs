@@ -4,7 +4,7 @@
 use crate::common::{fitting_length, options, pattern_files, small_spec};
 use hopweave::compiler::{self, Stage};
 use hopweave::target::Isa;
-use hopweave::{mask, pattern, plan, schedule};
+use hopweave::{mask, pattern, plan, program};
 
 #[test]
 fn every_pattern_becomes_a_plan_and_every_text_reads_back() {
@@ -28,7 +28,7 @@ fn every_pattern_becomes_a_plan_and_every_text_reads_back() {
             let again = |stage, text: &str| match stage {
                 Stage::Pattern => pattern::parse_text(text).map(|pattern| pattern.print()),
                 Stage::Mask => mask::parse(text).map(|mask| mask.print()),
-                Stage::Schedule | Stage::Fused => schedule::parse(text).map(|schedule| schedule.print()),
+                Stage::Schedule | Stage::Fused => program::parse(text).map(|program| program.print()),
                 Stage::Plan => plan::parse(text).map(|plan| plan.print()),
                 Stage::Clif | Stage::Asm => unreachable!("code is not made here"),
             };

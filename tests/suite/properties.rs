@@ -5,7 +5,7 @@
 use crate::common::specs::spec_text;
 use crate::common::{Oracle, Tensors, families, options, spec_with, strategies};
 use hopweave::compiler::{self, Options, Stage};
-use hopweave::{mask, pattern, plan, schedule};
+use hopweave::{mask, pattern, plan, program};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
@@ -66,14 +66,14 @@ proptest! {
             prop_assert_eq!(read.print(), printed);
             for stage in [Stage::Schedule, Stage::Fused] {
                 let printed = emit(stage);
-                let read = schedule::parse(&printed).unwrap_or_else(|error| panic!("{printed}\n{error}"));
+                let read = program::parse(&printed).unwrap_or_else(|error| panic!("{printed}\n{error}"));
                 prop_assert_eq!(read.print(), printed);
             }
-            let read = schedule::parse(&compiled.schedule.print()).expect("a schedule");
-            prop_assert_eq!(&read, &*compiled.schedule);
+            let read = program::parse(&compiled.program.print()).expect("a program");
+            prop_assert_eq!(&read, &*compiled.program);
             let printed = emit(Stage::Plan);
             let read = plan::parse(&printed).unwrap_or_else(|error| panic!("{printed}\n{error}"));
-            prop_assert_eq!(&read, compiled.kernel.plan());
+            prop_assert_eq!(&read, &**compiled.kernel.plan());
             prop_assert_eq!(read.print(), printed);
             let printed = emit(Stage::Clif);
             let read = cranelift_reader::parse_functions(&printed).unwrap_or_else(|error| panic!("{error}"));

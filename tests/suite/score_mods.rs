@@ -8,7 +8,7 @@ use hopweave::plan::ModsBy;
 use hopweave::spec::score::{self, SCORE_MODS};
 use hopweave::spec::{Inputs, PatternSpec};
 use hopweave::target::Isa;
-use hopweave::{Error, interpreter, pattern, plan, schedule};
+use hopweave::{Error, interpreter, pattern, plan, program};
 use ndarray::{Array4, ArrayD, ArrayViewD, IxDyn};
 use proptest::prelude::*;
 
@@ -133,8 +133,8 @@ fn all_mods_together_conform_at_odd_lengths_and_without_passes() {
 #[test]
 fn common_mods_have_tiles_and_others_code() {
     let by = |mods: &str, isa| {
-        let schedule = compile(&spec("causal", mods, "{hops: 1}"), 100, &options(isa, None)).schedule;
-        plan::build(&schedule, isa, plan::Wishes::default()).expect("a plan").mods.expect("mods").by
+        let compiled = compile(&spec("causal", mods, "{hops: 1}"), 100, &options(isa, None));
+        compiled.kernel.plan().mods.as_ref().expect("mods").by
     };
     for isa in families() {
         let (cap, slopes) = match isa {
@@ -292,13 +292,13 @@ proptest! {
         let emit = |stage| compiler::emit(&spec, n, n, &options(Isa::Portable, None), (stage, false)).expect("a text");
         for stage in [Stage::Schedule, Stage::Fused] {
             let printed = emit(stage);
-            let read = schedule::parse(&printed).unwrap_or_else(|error| panic!("{printed}\n{error}"));
+            let read = program::parse(&printed).unwrap_or_else(|error| panic!("{printed}\n{error}"));
             prop_assert_eq!(read.print(), printed);
         }
         let printed = emit(Stage::Plan);
         let read = plan::parse(&printed).unwrap_or_else(|error| panic!("{printed}\n{error}"));
         let compiled = compile(&spec, n, &options(Isa::Portable, None));
-        prop_assert_eq!(&read, compiled.kernel.plan());
+        prop_assert_eq!(&read, &**compiled.kernel.plan());
         prop_assert_eq!(read.print(), printed);
         let again = hopweave::spec::parse(&spec.print(), "<printed>").unwrap_or_else(|error| panic!("{error}"));
         prop_assert!(spec.same(&again));

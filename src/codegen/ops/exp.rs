@@ -137,9 +137,11 @@ pub(in crate::codegen) struct Weights {
 
 impl Weights {
     pub fn new(cx: &mut Context, op: &RowOp) -> Option<Self> {
-        let (p, dp, delta, factor, dropout) = match *op {
-            RowOp::SoftmaxGradient { p, dp, delta, factor, dropout } => (p, Some(dp), delta, factor, dropout),
-            RowOp::DropPanel { p } => (p, None, Lanes::One, 1.0, true),
+        let (p, dp, delta, factor, dropout, leaves) = match *op {
+            RowOp::SoftmaxGradient { p, dp, delta, factor, dropout, leaves } => {
+                (p, Some(dp), delta, factor, dropout, leaves)
+            }
+            RowOp::DropPanel { p } => (p, None, Lanes::One, 1.0, true, true),
             _ => return None,
         };
         let record = GradientRecord::new(cx);
@@ -150,6 +152,7 @@ impl Weights {
         record.keep(cx, keep);
         record.key_step(cx, key_step);
         record.scale(cx, factor);
+        record.leaves(cx, i64::from(leaves));
         let edge = cx.has_edges().then(|| {
             let edge = EdgeGradientRecord::new(cx);
             let keys = cx.section(Section::EdgeKeys);
@@ -157,6 +160,7 @@ impl Weights {
             edge.threshold(cx, threshold);
             edge.keep(cx, keep);
             edge.scale(cx, factor);
+            edge.leaves(cx, i64::from(leaves));
             edge
         });
         Some(Self { p, dp, delta, dropout, record, edge })
@@ -186,17 +190,17 @@ impl Weights {
             let record = this.record;
             let panel = cx.panel(row, this.p);
             let p = cx.panel_at(panel.base, piece.at);
-            // Both panels have one shape.
-            let dp = match this.dp {
+            let (dp, dp_stride) = match this.dp {
                 Some(dp) => {
-                    let base = cx.panel(row, dp).base;
-                    cx.panel_at(base, piece.at)
+                    let panel = cx.panel(row, dp);
+                    (cx.panel_at(panel.base, piece.at), panel.stride)
                 }
-                None => cx.e.int(0),
+                None => (cx.e.int(0), cx.e.int(0)),
             };
             record.p(cx, p);
             record.dp(cx, dp);
             record.stride(cx, panel.stride);
+            record.dp_stride(cx, dp_stride);
             record.nkeys(cx, piece.len);
             record.keys(cx, piece.list);
             record.first_key(cx, piece.start);

@@ -12,12 +12,8 @@
 
 mod meaning;
 mod order;
-#[cfg(test)]
-mod simulation;
 mod sites;
 mod stages;
-#[cfg(test)]
-mod tests;
 mod types;
 
 use super::{Body, Program, Reach, Reaches, Shape, reaches};

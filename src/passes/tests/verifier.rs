@@ -6,10 +6,12 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::simulation::{self, Meets};
-use super::*;
 use crate::passes::{self, Strategy};
-use crate::program::{Extent, KnownReach, Loop, Stage, Value, build, derive_gradient, parse};
-use crate::{pattern, spec};
+use crate::program::{
+    Body, Extent, KnownReach, Loop, Program, Reach, Reaches, Stage, Value, build, check_nest, derive_gradient, parse, reaches,
+    verify,
+};
+use crate::{mask, pattern, spec};
 
 /// Block rows of 64 queries.
 const ROWS: usize = 12;

@@ -14,15 +14,20 @@ pub(super) type Meets = Vec<BTreeSet<usize>>;
 /// What one block row of a buffer holds: the values of its chain that have been written so far.
 type Written = BTreeSet<u32>;
 
-/// Runs all loops.
+/// Runs all loops; those with a halo in one stretch, and in two.
 ///
 /// # Errors
 /// The first read that does not find what it should.
 pub(super) fn run(body: &Body, meets: &Meets) -> Result<(), String> {
+    run_cut(body, meets, false)?;
+    if body.loops.iter().any(|one| one.halo) { run_cut(body, meets, true) } else { Ok(()) }
+}
+
+fn run_cut(body: &Body, meets: &Meets, cut: bool) -> Result<(), String> {
     let mut machine = Machine::new(body, meets);
     for one in 0..body.loops.len() {
-        if body.loops[one].halo {
-            // Two stretches, each with buffers of its own for what is not shared, in either order.
+        if body.loops[one].halo && cut {
+            // Each with buffers of its own for what is not shared.
             let middle = meets.len() / 2;
             let before = machine.buffers.clone();
             machine.run_stretch(one, 0..middle)?;
@@ -239,7 +244,7 @@ impl<'a> Machine<'a> {
                 let first = self.first[result.0 as usize];
                 if self.scattered.contains(&result.0) {
                     let all = self.buffers.entry(first).or_default();
-                    all.values_mut().for_each(|written| drop(written.insert(result.0)));
+                    all.values_mut().for_each(|written| _ = written.insert(result.0));
                 }
             }
         }
