@@ -115,6 +115,17 @@ record!(
         q, q_stride, q_rows, scale, rows, d, dv, offsets, edge_keys, kv, kv_stride, s, max, sum, acc, acc_stride, accumulate,
     }
 );
+impl EdgeRecord {
+    /// Reserves it with strides of 0: whatever a tile reads, the wrappers form addresses from all of them.
+    pub fn at_rest(cx: &mut Context) -> Self {
+        let edge = Self::new(cx);
+        edge.q_stride(cx, 0_i64);
+        edge.kv_stride(cx, 0_i64);
+        edge.acc_stride(cx, 0_i64);
+        edge
+    }
+}
+
 record!(
     /// Of score mods over a panel.
     ModRecord: ModCall {

@@ -30,12 +30,10 @@ impl Exp {
         record.max(cx, reference);
         record.sum(cx, sum);
         let edge = cx.has_edges().then(|| {
-            let edge = EdgeRecord::new(cx);
+            let edge = EdgeRecord::at_rest(cx);
             let keys = cx.section(Section::EdgeKeys);
             let sum = cx.local(cx.layout().local.sum);
             edge.edge_keys(cx, keys);
-            // Rows are what tells how far edges reach, and there are none.
-            edge.kv_stride(cx, 0_i64);
             edge.max(cx, reference);
             edge.sum(cx, sum);
             edge

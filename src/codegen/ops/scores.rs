@@ -80,7 +80,7 @@ impl Sddmm {
         record.max(cx, found);
         Hints::of_score(record).clear(cx);
         let edge = cx.has_edges().then(|| {
-            let edge = EdgeRecord::new(cx);
+            let edge = EdgeRecord::at_rest(cx);
             let (_, stride) = cx.all_rows(queries);
             let keys = cx.section(Section::EdgeKeys);
             edge.q_stride(cx, stride);

@@ -73,7 +73,7 @@ impl Spmm {
             cx.e.store(known, exact, 0);
         }
         let edge = cx.has_edges().then(|| {
-            let edge = EdgeRecord::new(cx);
+            let edge = EdgeRecord::at_rest(cx);
             let keys = cx.section(Section::EdgeKeys);
             edge.dv(cx, z.width);
             edge.edge_keys(cx, keys);
