@@ -18,7 +18,6 @@ use crate::program::{Program, VerifiedProgram};
 use crate::runtime::{Kernel, Train, TrainingKernel};
 use crate::spec::PatternSpec;
 use crate::target::Isa;
-use crate::tiles::stored::dots_serve;
 use crate::tuned::Problem;
 use crate::{codegen, jit, machine, mask, passes, pattern, plan, program};
 
@@ -112,7 +111,7 @@ fn compile_with(spec: &PatternSpec, pattern: Pattern, options: &Options, advice:
         Ok::<_, Error>((reasons, chosen.strategy, advice.facts.map(|_| chosen.forecast)))
     })?;
     let program = clock.time("verify", || program::verify(program))?;
-    let plan_options = advice.plan_options(options, &program, strategy, reasons);
+    let plan_options = advice.plan_options(options, strategy, reasons);
     let plan = clock.time("plan", || plan::build(&program, options.isa, plan_options))?;
     allowance.check_time()?;
     let isa = jit::target_isa()?;
@@ -223,7 +222,7 @@ pub fn emit(
     let plan_options = if training {
         PlanOptions { strategy: chosen.strategy, reasons: chosen.reasons, ..PlanOptions::default() }
     } else {
-        advice.plan_options(options, &program, chosen.strategy, chosen.reasons)
+        advice.plan_options(options, chosen.strategy, chosen.reasons)
     };
     let plan = plan::build(&program, options.isa, plan_options)?;
     if stage == Stage::Plan {
@@ -432,20 +431,9 @@ impl Advice {
         options.strategy.or(self.choice.map(|choice| choice.strategy))
     }
 
-    fn plan_options(
-        &self,
-        options: &Options,
-        program: &VerifiedProgram,
-        strategy: Strategy,
-        reasons: Vec<String>,
-    ) -> PlanOptions {
-        let shape = &program.shape;
-        let dots = options.bf16_dots.unwrap_or_else(|| {
-            dots_serve(options.isa, shape.dtype, shape.head_dim)
-                && self.facts.unwrap_or(Facts::TYPICAL).bf16_dots_pay(options.isa)
-        });
+    fn plan_options(&self, options: &Options, strategy: Strategy, reasons: Vec<String>) -> PlanOptions {
         let tuning = self.choice.map_or(Tuning::default(), |choice| choice.tuning);
-        PlanOptions { bf16_dots: Some(dots), tuning, strategy, reasons }
+        PlanOptions { bf16_dots: options.bf16_dots, facts: self.facts, tuning, strategy, reasons }
     }
 }
 

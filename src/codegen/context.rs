@@ -9,9 +9,8 @@ use cranelift_codegen::isa::{CallConv, TargetIsa};
 use cranelift_frontend::FunctionBuilderContext;
 
 use super::emit::{Emit, signature};
-use super::records::{Setting, StoredRecord};
+use super::records::StoredRecord;
 use super::tables::{Section, Starts};
-use super::walk::Around;
 use super::{KernelArgs, OperandArgs, TileFn};
 use crate::mask::QUERY_BLOCK;
 use crate::plan::{Kept, Layout, MaskPlan, Packed, Panel, RowFunction, Rows, RowsAt, VerifiedPlan};
@@ -69,6 +68,21 @@ pub(super) struct RowsOf {
     pub base: Value,
     pub stride: Value,
     pub numbers: Value,
+}
+
+/// The rows around a function's tiles, for prefetches.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Around {
+    pub queries: Option<Rows>,
+    pub keys: Option<Rows>,
+    pub values: Option<Rows>,
+    pub outputs: Option<Rows>,
+}
+
+impl<'a> AsMut<Emit<'a>> for Context<'a, '_> {
+    fn as_mut(&mut self) -> &mut Emit<'a> {
+        &mut self.e
+    }
 }
 
 impl<'a, 'p> Context<'a, 'p> {
@@ -199,16 +213,6 @@ impl<'a, 'p> Context<'a, 'p> {
         let found = function.import_function(ExtFuncData { name, signature, colocated: false, patchable: false });
         self.tiles[index] = Some(found);
         found
-    }
-
-    /// Writes a field of a record.
-    pub fn set(&mut self, record: Value, offset: usize, setting: Setting) {
-        let value = match setting {
-            Setting::Value(value) => value,
-            Setting::Int(number) => self.e.int(number),
-            Setting::Float(number) => self.e.b.ins().f32const(number),
-        };
-        self.e.store(value, record, offset as i32);
     }
 
     /// The address of row `index` of rows with elements of so many bytes.

@@ -6,9 +6,9 @@
 
 use cranelift_codegen::ir::{InstBuilder, Value};
 
-use super::context::{Context, Row};
+use super::context::{Around, Context, Row};
 use super::ops::{Code, Spmm, join};
-use super::walk::{Around, Source, StepKind, Steps};
+use super::walk::{Source, StepKind, Steps};
 use crate::mask::QUERY_BLOCK;
 use crate::plan::{EDGE_STATISTICS, RowOp};
 

@@ -5,9 +5,9 @@
 
 use std::mem::offset_of;
 
-use cranelift_codegen::ir::Value;
+use cranelift_codegen::ir::{InstBuilder, Value};
 
-use super::context::Context;
+use super::emit::Emit;
 use crate::tiles::exact::ExactCall;
 use crate::tiles::gradient::{Dropped, EdgeGradientCall, GradientCall};
 use crate::tiles::half_panel::PanelCall;
@@ -53,6 +53,16 @@ impl From<f32> for Setting {
     }
 }
 
+/// Writes a field of a record.
+fn set(e: &mut Emit<'_>, record: Value, offset: usize, setting: Setting) {
+    let value = match setting {
+        Setting::Value(value) => value,
+        Setting::Int(number) => e.int(number),
+        Setting::Float(number) => e.b.ins().f32const(number),
+    };
+    e.store(value, record, offset as i32);
+}
+
 /// A record of type `$call`: `$field` sets the field of that name, `$name = $path` one within another.
 macro_rules! record {
     ($(#[$doc:meta])* $record:ident: $call:ty { $($field:ident $(= $base:ident + $inner:ty)?),* $(,)? }) => {
@@ -62,8 +72,8 @@ macro_rules! record {
 
         impl $record {
             /// Reserves it on the stack.
-            pub fn new(cx: &mut Context) -> Self {
-                Self(cx.e.stack(size_of::<$call>() as u32))
+            pub fn new<'e>(cx: &mut impl AsMut<Emit<'e>>) -> Self {
+                Self(cx.as_mut().stack(size_of::<$call>() as u32))
             }
 
             /// Where it is.
@@ -73,9 +83,9 @@ macro_rules! record {
             }
 
             $(
-                pub fn $field(self, cx: &mut Context, setting: impl Into<Setting>) {
+                pub fn $field<'e>(self, cx: &mut impl AsMut<Emit<'e>>, setting: impl Into<Setting>) {
                     let offset = record!(@offset $call, $field $(, $base, $inner)?);
-                    cx.set(self.0, offset, setting.into());
+                    set(cx.as_mut(), self.0, offset, setting.into());
                 }
             )*
         }
@@ -117,7 +127,7 @@ record!(
 );
 impl EdgeRecord {
     /// Reserves it with strides of 0: whatever a tile reads, the wrappers form addresses from all of them.
-    pub fn at_rest(cx: &mut Context) -> Self {
+    pub fn at_rest<'e>(cx: &mut impl AsMut<Emit<'e>>) -> Self {
         let edge = Self::new(cx);
         edge.q_stride(cx, 0_i64);
         edge.kv_stride(cx, 0_i64);
@@ -221,18 +231,24 @@ impl Hints {
     }
 
     /// Asks the next call to prefetch: by hint `slot`, from `start` on, `count` pieces `step` bytes apart.
-    pub fn set(self, cx: &mut Context, slot: usize, (start, count, step): (Value, Value, Value)) {
+    pub fn set<'e>(
+        self,
+        cx: &mut impl AsMut<Emit<'e>>,
+        slot: usize,
+        (start, count, step): (Value, Value, Value),
+    ) {
+        let e = cx.as_mut();
         let at = self.offset + slot * size_of::<Ahead>();
-        cx.set(self.record, at + offset_of!(Ahead, start), start.into());
-        cx.set(self.record, at + offset_of!(Ahead, count), count.into());
-        cx.set(self.record, at + offset_of!(Ahead, step), step.into());
+        set(e, self.record, at + offset_of!(Ahead, start), start.into());
+        set(e, self.record, at + offset_of!(Ahead, count), count.into());
+        set(e, self.record, at + offset_of!(Ahead, step), step.into());
     }
 
     /// Takes back what was asked for.
-    pub fn clear(self, cx: &mut Context) {
+    pub fn clear<'e>(self, cx: &mut impl AsMut<Emit<'e>>) {
         for slot in 0..self.count {
             let at = self.offset + slot * size_of::<Ahead>() + offset_of!(Ahead, count);
-            cx.set(self.record, at, Setting::Int(0));
+            set(cx.as_mut(), self.record, at, Setting::Int(0));
         }
     }
 }

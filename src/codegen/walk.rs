@@ -6,7 +6,7 @@ use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value, types};
 
 use super::KernelArgs;
-use super::context::{Context, Row};
+use super::context::{Around, Context, Row};
 use super::records::Hints;
 use super::tables::{EDGE_STEP, ENTRY_WORDS, NONE, Section};
 use crate::mask::QUERY_BLOCK;
@@ -466,13 +466,4 @@ impl<'p> Context<'_, 'p> {
             self.prefetch_rows(hints, next(), outputs, row, false);
         }
     }
-}
-
-/// The rows around a function's tiles, for prefetches.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Around {
-    pub queries: Option<Rows>,
-    pub keys: Option<Rows>,
-    pub values: Option<Rows>,
-    pub outputs: Option<Rows>,
 }

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use super::function::{Chains, padded_width};
+use super::chains::Chains;
 use super::{MaskPlan, Walk};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -16,7 +16,7 @@ use crate::tiles::stored::buffer_floats;
 use crate::tiles::{BLOCK, LANES};
 
 /// Rows of sums are padded to so many floats.
-pub(super) const ACC_LANES: usize = LANES;
+const ACC_LANES: usize = LANES;
 
 /// Arrays over the queries of a block row that its scattered edges leave to its other keys: maximum, maximum at the last
 /// update, what was subtracted, sum.
@@ -103,8 +103,13 @@ pub const fn padded_keys(keys: u64) -> u64 {
 }
 
 /// Floats of a kept panel of so many keys.
-pub(super) const fn stored_floats(keys: u64) -> u64 {
+const fn stored_floats(keys: u64) -> u64 {
     padded_keys(keys) * BLOCK as u64
+}
+
+/// Floats from one row of sums to the next.
+const fn padded_width(width: usize) -> usize {
+    width.next_multiple_of(ACC_LANES)
 }
 
 struct Space64(usize);

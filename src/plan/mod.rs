@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::cost::Sweep;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::machine::Facts;
 use crate::mask::{BlockMask, Edges, HeadMask, QUERY_BLOCK, RowOrder};
 use crate::passes::Strategy;
 use crate::program::{Base, BlockTest, Body, Extent, Op, Reach, Shape, Space, VerifiedProgram};
@@ -18,11 +19,13 @@ use crate::target::Isa;
 use crate::tiles::stored::dots_serve;
 use crate::tiles::{LANES, ROW_BLOCKS};
 
+mod chains;
 mod choose;
 mod function;
 mod layout;
 mod predict;
 mod prefetch;
+mod resolve;
 mod rows;
 mod text;
 mod tuning;
@@ -252,8 +255,10 @@ impl KernelPlan {
 /// What a caller may insist on.
 #[derive(Debug, Clone, Default)]
 pub struct PlanOptions {
-    /// Scores of bf16 by dot products of pairs; where nothing is said, they are not taken.
+    /// Scores of bf16 by dot products of pairs; where nothing is said, they are taken if `facts` say that they pay.
     pub bf16_dots: Option<bool>,
+    /// The machine; a typical one where it is not given.
+    pub facts: Option<Facts>,
     /// Sizes to cut by.
     pub tuning: Tuning,
     /// The recipe that the nest comes from.
@@ -265,12 +270,15 @@ pub struct PlanOptions {
 /// Plans a kernel.
 ///
 /// # Errors
-/// [`Error::Unsupported`] when the machine has no dot products that are asked for, or a stage has too many operands.
+/// [`Error::Unsupported`] when the machine has no dot products that are asked for, or the code of a function has no place
+/// for a stage.
 pub fn build(program: &VerifiedProgram, isa: Isa, options: PlanOptions) -> Result<VerifiedPlan> {
-    let PlanOptions { bf16_dots, tuning, strategy, mut reasons } = options;
+    let PlanOptions { bf16_dots, facts, tuning, strategy, mut reasons } = options;
     let (shape, body, neighbors) = (program.shape, &program.body, &program.neighbors);
-    let bf16_dots = bf16_dots.unwrap_or(false);
-    if bf16_dots && !dots_serve(isa, shape.dtype, shape.head_dim) {
+    let dots_serve = dots_serve(isa, shape.dtype, shape.head_dim);
+    let bf16_dots =
+        bf16_dots.unwrap_or_else(|| dots_serve && facts.unwrap_or(Facts::TYPICAL).bf16_dots_pay(isa));
+    if bf16_dots && !dots_serve {
         return Err(Error::unsupported(
             format!("dot products of bf16 pairs for {} of width {} on {isa}", shape.dtype, shape.head_dim),
             "they need bf16, a width of at least 2, and the avx512 family on a CPU with AVX512-BF16",

@@ -3,7 +3,8 @@
 
 use std::ops::Deref;
 
-use super::function::{self, Functions};
+use super::function::Functions;
+use super::resolve::resolve;
 use super::{KernelPlan, Layout, MaskPlan, ModsBy, PieceKeys, RowPlan, Step, Stretch};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -59,7 +60,7 @@ pub fn verify(plan: KernelPlan) -> Result<VerifiedPlan> {
     }
     let layout = Layout::new(&plan.shape, &plan.body, &plan.walks, plan.parts)?;
     let walk_of = |by_keys: bool| plan.walks.iter().position(|walk| walk.by_keys == by_keys).unwrap_or(0);
-    let functions = function::resolve(&plan.shape, &plan.body, &layout, walk_of)?;
+    let functions = resolve(&plan.shape, &plan.body, &layout, walk_of)?;
     Ok(VerifiedPlan { functions, layout, plan })
 }
 

@@ -1,5 +1,6 @@
 //! The nest of a plan, interpreted for one head: loops one after the other, stages at their shifts, operands out of
-//! tensors and workspace.
+//! tensors and workspace. What is done with addresses of workspace is done here, and nowhere else.
+#![allow(unsafe_code)]
 
 use std::ops::Range;
 
@@ -238,7 +239,6 @@ impl<'a> Head<'a> {
         // SAFETY: whoever made the head checked every shape, stride and input against the plan of this kernel and keeps the
         // tensors borrowed until all units are done; tables and sizes of workspace come from the same plan; a head's
         // workspace and a worker's are used by one unit at a time, or by units that write different rows.
-        #[allow(unsafe_code)]
         unsafe {
             enter(self.site.kernel, call.function, &args);
         }
@@ -338,14 +338,12 @@ impl<'a> Head<'a> {
                 for row in 0..if buffer.stride == width { 0 } else { buffer.size } {
                     let at = self.workspace.at((buffer.offset + row * buffer.stride * float) as isize);
                     // SAFETY: the row is one of the buffer, and the head's workspace is this unit's.
-                    #[allow(unsafe_code)]
                     unsafe {
                         clear(at, width * float);
                     }
                 }
                 if buffer.stride == width {
                     // SAFETY: as above, of all rows at once.
-                    #[allow(unsafe_code)]
                     unsafe {
                         clear(self.workspace.at(buffer.offset as isize), buffer.size * width * float);
                     }
@@ -465,7 +463,6 @@ impl<'a> Head<'a> {
         let kept = self.kept(id).min(row);
         let first = ((row - kept) * bytes) as isize;
         // SAFETY: the rows lie in the ring's buffer by either address, and the workspace is this unit's.
-        #[allow(unsafe_code)]
         unsafe {
             slide(before.at(first), after.at(first), kept * bytes);
         }
@@ -480,7 +477,6 @@ impl<'a> Head<'a> {
         };
         // SAFETY: the rows are as many floats as a stretch's own sums ([`super::training`] sizes them alike), and all
         // stretches have ended.
-        #[allow(unsafe_code)]
         let to = unsafe { floats(to.base, sums.len()) };
         to.iter_mut().zip(sums).for_each(|(sum, x)| *sum += x);
     }
@@ -494,7 +490,6 @@ impl<'a> Head<'a> {
         let Some(buffer) = plan.layout().buffer(id) else { return false };
         let base = self.workspace.at(buffer.offset as isize);
         // SAFETY: the buffer has a float for every place, and the workspace is this unit's.
-        #[allow(unsafe_code)]
         let lanes = unsafe { floats(base.get(), count.min(buffer.bytes / size_of::<f32>())) };
         lanes.iter_mut().enumerate().for_each(|(place, lane)| *lane = of(place));
         true
