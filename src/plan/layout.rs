@@ -5,6 +5,7 @@
 //! offsets are in bytes and multiples of 64. This is the only place that knows them: code, runtime and limits ask here.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::chains::Chains;
 use super::{MaskPlan, Walk};
@@ -122,6 +123,53 @@ impl Space64 {
     }
 }
 
+/// Space that buffers share where no loop needs both.
+#[derive(Default)]
+struct Shelf {
+    /// Loops, and bytes from where to where.
+    taken: Vec<(Range<usize>, Range<usize>)>,
+    bytes: usize,
+}
+
+impl Shelf {
+    /// The lowest place that is free in all these loops.
+    fn take(&mut self, loops: &Range<usize>, bytes: usize) -> usize {
+        let bytes = bytes.next_multiple_of(64);
+        let meets = |other: &Range<usize>| other.start < loops.end && loops.start < other.end;
+        let mut others: Vec<&Range<usize>> =
+            self.taken.iter().filter(|(of, _)| meets(of)).map(|(_, place)| place).collect();
+        others.sort_unstable_by_key(|place| place.start);
+        let mut at = 0;
+        for other in others {
+            if other.start >= at + bytes {
+                break;
+            }
+            at = at.max(other.end);
+        }
+        self.taken.push((loops.clone(), at..at + bytes));
+        self.bytes = self.bytes.max(at + bytes);
+        at
+    }
+}
+
+/// For every root, the loops from the first that writes its buffer to the last that reads it. Numbers for every query may be
+/// given by the caller of a gradient: they are there from the start.
+fn alive(body: &Body, chains: &Chains) -> Vec<Range<usize>> {
+    let mut alive: Vec<Option<Range<usize>>> = vec![None; body.values.len()];
+    for (i, one) in body.loops.iter().enumerate() {
+        for operation in one.ops() {
+            let ids = operation.op.reads().into_iter().map(|(id, _)| id).chain(operation.results.iter().copied());
+            for id in ids {
+                let known = &mut alive[chains.root(id).0 as usize];
+                let first = known.as_ref().map_or(i, |loops| loops.start);
+                let first = if body.value(id).space == Space::Query { 0 } else { first };
+                *known = Some(first..i + 1);
+            }
+        }
+    }
+    alive.into_iter().map(Option::unwrap_or_default).collect()
+}
+
 impl Layout {
     /// Lays out the values of a body. `walks` are the ways of walking its block rows, whole rows and by keys.
     ///
@@ -203,9 +251,10 @@ impl Layout {
             bytes: space.0,
         };
 
-        let mut head = Space64(0);
+        let alive = alive(body, &chains);
+        let mut head = Shelf::default();
         let mut buffers = vec![None; body.values.len()];
-        for (root, buffer) in side_by_side(shape, body, &chains, &mut head)? {
+        for (root, buffer) in side_by_side(shape, body, &chains, &alive, &mut head)? {
             buffers[root.0 as usize] = Some(buffer);
         }
         let rows = shape.q_len.div_ceil(QUERY_BLOCK);
@@ -247,9 +296,9 @@ impl Layout {
                     (0, panels, panels + edges * float)
                 }
             };
-            buffers[at] = Some(Buffer { offset: head.take(bytes), stride, size, bytes });
+            buffers[at] = Some(Buffer { offset: head.take(&alive[at], bytes), stride, size, bytes });
         }
-        Ok(Self { local, panel_stride, ring_stride, edge_slot: block_edges, buffers, places: places.of, head: head.0 })
+        Ok(Self { local, panel_stride, ring_stride, edge_slot: block_edges, buffers, places: places.of, head: head.bytes })
     }
 
     /// The buffer of a value that is kept.
@@ -372,7 +421,8 @@ fn side_by_side(
     shape: &Shape,
     body: &Body,
     chains: &Chains,
-    head: &mut Space64,
+    alive: &[Range<usize>],
+    head: &mut Shelf,
 ) -> Result<Vec<(ValueId, Buffer)>> {
     let mut groups: HashMap<Vec<ValueId>, Vec<(ValueId, Buffer)>> = HashMap::new();
     let mut order = Vec::new();
@@ -394,7 +444,9 @@ fn side_by_side(
         let stride: usize = roots.iter().map(|&root| width_of(body, root)).sum();
         let rows = shape.q_len.max(shape.kv_len);
         let bytes = rows * stride * size_of::<f32>();
-        let start = head.take(bytes);
+        let loops = roots.iter().map(|root| alive[root.0 as usize].clone());
+        let loops = loops.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or_default();
+        let start = head.take(&loops, bytes);
         let mut column = 0;
         let mut members = Vec::new();
         for &root in &roots {

@@ -2,9 +2,11 @@
 //!
 //! `HOPWEAVE_BLESS=1` shows what changed and writes the files anew.
 
+use std::collections::BTreeSet;
+
 use crate::common::{golden, options, spec_with};
 use hopweave::compiler::{self, Stage};
-use hopweave::passes::{self, PASSES, Strategy};
+use hopweave::passes::{self, PASSES, RECIPES, Strategy};
 use hopweave::plan::{self, Model, PlanOptions};
 use hopweave::program::{self, KnownReach, Operation, Program};
 use hopweave::spec::PatternSpec;
@@ -154,6 +156,56 @@ fn every_pass_has_its_before_and_after() {
         assert_eq!(program.print(), after, "{name} twice is {name} once");
         golden(&format!("goldens/passes/{name}.txt"), &format!("before\n{before}\nafter\n{after}"));
     }
+}
+
+/// What each recipe is applied to: two hops over a window, causal where hops are taken at once.
+const RECIPE_CASES: [(&str, &str, &str); 8] = [
+    ("flash", "{any: [{window: {radius: 8}}, {random: {keys_per_query: 2, seed: 1}}]}", "{hops: 1, alpha: 0.1}"),
+    ("resident", "{window: {radius: 8}}", "{hops: 2, alpha: 0.1, store: bf16}"),
+    ("recompute", "{window: {radius: 8}}", "{hops: 2, alpha: 0.1}"),
+    ("wavefront", "{window: {radius: 8}}", "{hops: 2, alpha: 0.1, store: bf16}"),
+    ("triangular", "{window: {left: 8, right: 0}}", "{hops: 2, alpha: 0.1}"),
+    ("stored", "{window: {radius: 8}}", "{hops: 2, alpha: 0.1}"),
+    ("again", "{window: {radius: 8}}", "{hops: 2, alpha: 0.1}"),
+    ("frugal", "{window: {radius: 8}}", "{hops: 2, alpha: 0.1}"),
+];
+
+#[test]
+fn every_nest_pass_has_its_before_and_after() {
+    let mut seen = BTreeSet::new();
+    assert_eq!(RECIPES.len(), RECIPE_CASES.len());
+    for (recipe, (name, pattern, diffusion)) in RECIPES.iter().zip(RECIPE_CASES) {
+        assert_eq!(recipe.name, name);
+        let strategy: Strategy = name.parse().expect("a strategy");
+        let text = format!("name: {name}\nhead_dim: 8\npattern: {pattern}\ndiffusion: {diffusion}\n");
+        // The combination of an output and its restart in an operation of its own shows what is done behind a hop.
+        let mut program = built(&spec_with(&text, &[]), 400);
+        if recipe.training {
+            program = program::derive_gradient(program, true).expect("a gradient");
+        }
+        let program = passes::run(program, &["fold_restart_into_spmm".to_owned()]).expect("passes");
+        let reach = KnownReach::new(&program.neighbors);
+        let nest = |passes: usize| {
+            let without: Vec<String> = recipe.passes[passes..].iter().map(|pass| pass.name.to_owned()).collect();
+            let (body, _) = passes::apply(&program, strategy, &without, None, &reach).expect("a nest");
+            let nested = program::verify(Program { body, ..program.clone() }).unwrap_or_else(|error| panic!("{error}"));
+            nested.print_nest()
+        };
+        let mut before = nest(0);
+        let mut found = before.clone();
+        for (index, pass) in recipe.passes.iter().enumerate() {
+            let after = nest(index + 1);
+            if after != before {
+                seen.insert(pass.name);
+                found += &format!("\n{}: {}\n{after}", pass.name, pass.rewrite);
+            }
+            before = after;
+        }
+        golden(&format!("goldens/nests/{name}.txt"), &found);
+    }
+    let idle: Vec<&str> =
+        passes::nest_passes().iter().map(|pass| pass.name).filter(|name| !seen.contains(name)).collect();
+    assert!(idle.is_empty(), "{idle:?} change nothing here");
 }
 
 fn built(spec: &PatternSpec, n: usize) -> Program {
