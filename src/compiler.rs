@@ -148,11 +148,7 @@ pub fn compile_training(
     for chosen in plan::choose_training(&program, &options.without, options.strategy)? {
         program.body = chosen.body;
         let verified = program::verify(program)?;
-        let plan_options = PlanOptions {
-            strategy: chosen.strategy,
-            reasons: chosen.reasons,
-            ..PlanOptions::default()
-        };
+        let plan_options = PlanOptions { strategy: chosen.strategy, reasons: chosen.reasons, ..PlanOptions::default() };
         let plan = plan::build(&verified, options.isa, plan_options)?;
         let linked = jit::link(codegen::lower(plan, &*isa), &isa, &allowance)?;
         let kernel = TrainingKernel::new(spec.dtype, linked, options.threads)?;

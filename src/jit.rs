@@ -336,7 +336,9 @@ fn portable_tiles(
     });
     let (wide, wide_edges) = match (depth, width) {
         (None, None) => (symbols, edges),
-        (depth, width) => tiles_of(depth.unwrap_or(plan.shape.head_dim), width.unwrap_or(plan.shape.value_dim), "gradient")?,
+        (depth, width) => {
+            tiles_of(depth.unwrap_or(plan.shape.head_dim), width.unwrap_or(plan.shape.value_dim), "gradient")?
+        }
     };
     let mut found = [symbols.pack; TileFn::ALL.len()];
     for (found, tile) in found.iter_mut().zip(TileFn::ALL) {

@@ -477,7 +477,8 @@ impl<'a> Task<'a> {
     /// One part of a head: its rows into the head's workspace, or the output, its maxima and sums beside them.
     fn part(&self, head: &Head<'a>, part: usize, worker: usize, rows: Range<usize>) {
         let plan = self.inner.kernel.plan();
-        let Some(&Op::Join { x, m, l }) = plan.body.ops().map(|operation| &operation.op).find(|op| matches!(op, Op::Join { .. }))
+        let Some(&Op::Join { x, m, l }) =
+            plan.body.ops().map(|operation| &operation.op).find(|op| matches!(op, Op::Join { .. }))
         else {
             return;
         };

@@ -49,7 +49,9 @@ fn around(cx: &Context<'_, '_>) -> Around {
     let mut around = Around { values: cx.function.values, ..Around::default() };
     for op in &cx.function.ops {
         match *op {
-            RowOp::Sddmm { of_queries: true, y, queries, .. } => (around.keys, around.queries) = (Some(y), Some(queries)),
+            RowOp::Sddmm { of_queries: true, y, queries, .. } => {
+                (around.keys, around.queries) = (Some(y), Some(queries))
+            }
             RowOp::Spmm { of_gradient: false, out, .. } => around.outputs = Some(out),
             _ => {}
         }

@@ -231,12 +231,7 @@ impl Hints {
     }
 
     /// Asks the next call to prefetch: by hint `slot`, from `start` on, `count` pieces `step` bytes apart.
-    pub fn set<'e>(
-        self,
-        cx: &mut impl AsMut<Emit<'e>>,
-        slot: usize,
-        (start, count, step): (Value, Value, Value),
-    ) {
+    pub fn set<'e>(self, cx: &mut impl AsMut<Emit<'e>>, slot: usize, (start, count, step): (Value, Value, Value)) {
         let e = cx.as_mut();
         let at = self.offset + slot * size_of::<Ahead>();
         set(e, self.record, at + offset_of!(Ahead, start), start.into());

@@ -23,11 +23,10 @@ impl Context<'_, '_> {
     /// up to 2^8 are as exact as those up to 1, and most steps then correct nothing. A row that has met no allowed
     /// key yet has maximum −inf; 0 is subtracted there instead, so that nothing becomes −inf − (−inf).
     pub fn update(&mut self, row: Row) {
-        let [max, old, reference, sum, correction] =
-            {
-                let local = &self.layout().local;
-                [local.max, local.old, local.reference, local.sum, local.correction].map(|offset| self.local(offset))
-            };
+        let [max, old, reference, sum, correction] = {
+            let local = &self.layout().local;
+            [local.max, local.old, local.reference, local.sum, local.correction].map(|offset| self.local(offset))
+        };
         let lowest = self.e.constant(f32::NEG_INFINITY);
         let one = self.e.constant(1.0);
         let slack = self.e.constant(SLACK);
@@ -72,11 +71,10 @@ impl Context<'_, '_> {
 
     /// [`Self::update`] at a row's first step: nothing was summed that could shrink.
     pub fn first_update(&mut self, row: Row) {
-        let [max, old, reference] =
-            {
-                let local = &self.layout().local;
-                [local.max, local.old, local.reference].map(|offset| self.local(offset))
-            };
+        let [max, old, reference] = {
+            let local = &self.layout().local;
+            [local.max, local.old, local.reference].map(|offset| self.local(offset))
+        };
         let lowest = self.e.constant(f32::NEG_INFINITY);
         self.for_groups(row, |cx, at| {
             let e = &mut cx.e;

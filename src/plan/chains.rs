@@ -59,8 +59,10 @@ impl Chains {
 
     /// Whether the gradient of scores that begins at `root` goes back through mods.
     pub fn has_mods_gradient(&self, body: &Body, root: ValueId) -> bool {
-        body.loops.iter().flat_map(|l| &l.stages).flat_map(|stage| &stage.ops).any(|operation| {
-            matches!(operation.op, Op::ModsGradient { ds, .. } if self.root(ds) == root)
-        })
+        body.loops
+            .iter()
+            .flat_map(|l| &l.stages)
+            .flat_map(|stage| &stage.ops)
+            .any(|operation| matches!(operation.op, Op::ModsGradient { ds, .. } if self.root(ds) == root))
     }
 }

@@ -192,9 +192,11 @@ impl Layout {
             for stage in &of_loop.stages {
                 let own = stage.ops.iter().flat_map(|operation| &operation.results);
                 let has_local = own.clone().any(|&id| places.of_panels(body, chains.root(id)));
-                let reads_local = stage.ops.iter().flat_map(|operation| operation.op.reads()).any(|(id, _)| {
-                    places.of_panels(body, chains.root(id))
-                });
+                let reads_local = stage
+                    .ops
+                    .iter()
+                    .flat_map(|operation| operation.op.reads())
+                    .any(|(id, _)| places.of_panels(body, chains.root(id)));
                 if has_local || reads_local {
                     panel_keys = panel_keys.max(most(stage.by_keys, |mask| mask.panel_keys));
                 }
@@ -284,7 +286,9 @@ impl Layout {
                 Space::Query if parted => (0, 0, parts * shape.q_len * float),
                 Space::Query => (0, 0, slots * LANE_BYTES),
                 Space::Pairs => {
-                    let all = |mask: &MaskPlan| mask.stored_panels().last().map_or(0, |(start, keys)| start + stored_floats(keys));
+                    let all = |mask: &MaskPlan| {
+                        mask.stored_panels().last().map_or(0, |(start, keys)| start + stored_floats(keys))
+                    };
                     let whole = walks.iter().filter(|walk| !walk.by_keys).flat_map(|walk| &walk.masks);
                     let (floats, edges) = if ring == 0 {
                         let floats = whole.clone().map(all).max().unwrap_or(0) as usize;
@@ -298,7 +302,15 @@ impl Layout {
             };
             buffers[at] = Some(Buffer { offset: head.take(&alive[at], bytes), stride, size, bytes });
         }
-        Ok(Self { local, panel_stride, ring_stride, edge_slot: block_edges, buffers, places: places.of, head: head.bytes })
+        Ok(Self {
+            local,
+            panel_stride,
+            ring_stride,
+            edge_slot: block_edges,
+            buffers,
+            places: places.of,
+            head: head.bytes,
+        })
     }
 
     /// The buffer of a value that is kept.
@@ -356,7 +368,8 @@ impl Places {
             for stage in &stages {
                 let mut here: Vec<ValueId> = Vec::new();
                 for operation in &stage.ops {
-                    let ids = operation.op.reads().into_iter().map(|(id, _)| id).chain(operation.results.iter().copied());
+                    let ids =
+                        operation.op.reads().into_iter().map(|(id, _)| id).chain(operation.results.iter().copied());
                     for id in ids {
                         let root = chains.root(id);
                         if Self::is_local(body, root) && !here.contains(&root) {

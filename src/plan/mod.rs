@@ -173,7 +173,11 @@ impl KernelPlan {
             if let Op::Spmm { .. } = operation.op {
                 hops += 1;
             }
-            if operation.results.iter().any(|&id| self.body.value(id).extent == Extent::Tensor(crate::program::Tensor::Out)) {
+            if operation
+                .results
+                .iter()
+                .any(|&id| self.body.value(id).extent == Extent::Tensor(crate::program::Tensor::Out))
+            {
                 return hops;
             }
         }
@@ -276,8 +280,7 @@ pub fn build(program: &VerifiedProgram, isa: Isa, options: PlanOptions) -> Resul
     let PlanOptions { bf16_dots, facts, tuning, strategy, mut reasons } = options;
     let (shape, body, neighbors) = (program.shape, &program.body, &program.neighbors);
     let dots_serve = dots_serve(isa, shape.dtype, shape.head_dim);
-    let bf16_dots =
-        bf16_dots.unwrap_or_else(|| dots_serve && facts.unwrap_or(Facts::TYPICAL).bf16_dots_pay(isa));
+    let bf16_dots = bf16_dots.unwrap_or_else(|| dots_serve && facts.unwrap_or(Facts::TYPICAL).bf16_dots_pay(isa));
     if bf16_dots && !dots_serve {
         return Err(Error::unsupported(
             format!("dot products of bf16 pairs for {} of width {} on {isa}", shape.dtype, shape.head_dim),

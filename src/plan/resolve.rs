@@ -7,8 +7,8 @@
 
 use super::chains::Chains;
 use super::function::{
-    Dense, DenseKind, Functions, Kept, Lanes, MOST_FACTORS, MOST_OPERANDS, Operand, Packed, Panel, RowFunction, RowOp, Rows,
-    RowsAt, StageCall, Statistics,
+    Dense, DenseKind, Functions, Kept, Lanes, MOST_FACTORS, MOST_OPERANDS, Operand, Packed, Panel, RowFunction, RowOp,
+    Rows, RowsAt, StageCall, Statistics,
 };
 use super::layout::Layout;
 use crate::dtype::Dtype;
@@ -51,7 +51,11 @@ pub fn resolve(shape: &Shape, body: &Body, layout: &Layout, walk_of: impl Fn(boo
                 _ => None,
             });
             let values = match (scores, own, body.tensor(Tensor::V)) {
-                (true, None, Some(v)) if !stage.ops.iter().any(|operation| matches!(operation.op, Op::SoftmaxGradient { .. })) => Some(resolver.rows(v)),
+                (true, None, Some(v))
+                    if !stage.ops.iter().any(|operation| matches!(operation.op, Op::SoftmaxGradient { .. })) =>
+                {
+                    Some(resolver.rows(v))
+                }
                 (true, own, _) => own,
                 (false, ..) => None,
             };
@@ -93,7 +97,8 @@ fn refusal(stage: &Stage, ops: &[RowOp]) -> Option<(&'static str, &'static str)>
     let count = |what: fn(&RowOp) -> bool| ops.iter().filter(|op| what(op)).count();
     // Maxima and sums of a row stand in one place.
     let exponentials = count(|op| matches!(op, RowOp::Exp { .. }));
-    let maxima = count(|op| matches!(op, RowOp::Sddmm { max: true, .. } | RowOp::Mods { max: true, .. } | RowOp::RowMax { .. }));
+    let maxima =
+        count(|op| matches!(op, RowOp::Sddmm { max: true, .. } | RowOp::Mods { max: true, .. } | RowOp::RowMax { .. }));
     if exponentials > 1 || maxima > 1 {
         return Some(("a stage of two softmaxes", "a stage has at most one; cut it in two"));
     }
@@ -108,9 +113,7 @@ fn refusal(stage: &Stage, ops: &[RowOp]) -> Option<(&'static str, &'static str)>
     if !ops.iter().all(is_wide) {
         return Some(("rows of 16 bits that are added to", "sums are f32; fold what is added into the product"));
     }
-    let twice = |operation: &Operation| {
-        matches!(&operation.op, Op::Spmm { onto: Some(_), plus: Some((_, factor)), .. } if *factor != 0.0)
-    };
+    let twice = |operation: &Operation| matches!(&operation.op, Op::Spmm { onto: Some(_), plus: Some((_, factor)), .. } if *factor != 0.0);
     if stage.ops.iter().any(twice) {
         return Some(("a product that is added to two values", "add one of them in an operation of its own"));
     }
@@ -365,7 +368,11 @@ impl Resolver<'_> {
             Op::SoftmaxGradient { p, dp, delta, factor, dropout } => {
                 let root = self.chains.root(result);
                 // A factor that stands apart goes in here, before any mods take it back.
-                let behind = if self.chains.has_mods_gradient(self.body, root) { 1.0 } else { self.chains.scales[root.0 as usize] };
+                let behind = if self.chains.has_mods_gradient(self.body, root) {
+                    1.0
+                } else {
+                    self.chains.scales[root.0 as usize]
+                };
                 let (p, dp, delta) = (self.panel(*p), self.panel(*dp), self.lanes(*delta));
                 let factor = (factor * behind) as f32;
                 let leaves = operation.results.len() > 1;

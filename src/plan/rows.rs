@@ -164,7 +164,8 @@ impl RowPlan {
         let widest = self.steps.iter().map(|step| match step {
             Step::Edges => 0,
             Step::Joint { pieces, .. } => {
-                let keys = pieces.iter().map(|piece| u64::from(piece.keys.len()) + last * u64::from(piece.keys.len_step()));
+                let keys =
+                    pieces.iter().map(|piece| u64::from(piece.keys.len()) + last * u64::from(piece.keys.len_step()));
                 keys.sum()
             }
             Step::Stream(_) => u64::from(tuning.chunk_keys),

@@ -113,7 +113,8 @@ fn check(plan: &KernelPlan) -> Result<(), String> {
             return broken("no tile computes these score mods");
         }
     }
-    if plan.mods != super::mods_of(&plan.body, plan.isa).map(|mods| super::ModsPlan { by: plan.mods_by(mods.by), ..mods })
+    if plan.mods
+        != super::mods_of(&plan.body, plan.isa).map(|mods| super::ModsPlan { by: plan.mods_by(mods.by), ..mods })
     {
         return broken("the score mods are not those of the nest");
     }
@@ -142,7 +143,8 @@ fn check_mask(plan: &KernelPlan, mask: &MaskPlan, by_keys: bool) -> Result<(), S
     let (q_len, kv_len) = (plan.shape.q_len, plan.shape.kv_len);
     if let Some(order) = &mask.order {
         let mut seen = vec![false; q_len];
-        let fits = order.iter().all(|&query| seen.get_mut(query as usize).is_some_and(|seen| !std::mem::replace(seen, true)));
+        let fits =
+            order.iter().all(|&query| seen.get_mut(query as usize).is_some_and(|seen| !std::mem::replace(seen, true)));
         if order.len() != q_len || !fits {
             return Err("the order of rows does not hold every query once".to_owned());
         }

@@ -468,7 +468,8 @@ impl<'a, T: Element> Call<'a, T> {
         let plan = self.inner.kernel.plan();
         let (batch, head) = self.head_of(at);
         let out_given = site.tensors.has(Tensor::Out);
-        let Workspace { local, head: of_head, row_max, row_sum, out, row_keys, hop_keys, sums, stretches, .. } = workspace;
+        let Workspace { local, head: of_head, row_max, row_sum, out, row_keys, hop_keys, sums, stretches, .. } =
+            workspace;
         let dropout = self.dropped(row_keys, hop_keys);
         let own_out = HeadRows { base: Pointer::to(out), stride: plan.shape.value_dim };
         let statistics = [Pointer::to(row_max), Pointer::to(row_sum)];
@@ -519,7 +520,8 @@ impl<'a, T: Element> Call<'a, T> {
         let Some(dropout) = self.dropout else { return Dropped::NONE };
         let mut dropped = Dropped { hop_stride: self.hop_stride(), ..Dropped::NONE };
         if dropout.attention > 0.0 {
-            (dropped.threshold, dropped.keep) = (dropout::threshold(dropout.attention), dropout::scale(dropout.attention));
+            (dropped.threshold, dropped.keep) =
+                (dropout::threshold(dropout.attention), dropout::scale(dropout.attention));
             dropped.row_keys = Pointer::to(row_keys);
         }
         if dropout.hop > 0.0 {

@@ -272,7 +272,11 @@ impl<'a> Session<'a> {
         };
         // Another choice that makes the same plan would be measured twice.
         let plan = compiled.kernel.plan();
-        if self.ready.iter().any(|ready| ready.compiled.kernel.plan().does_the_same(plan)) {
+        if let Some(same) = self.ready.iter().find(|ready| ready.compiled.kernel.plan().does_the_same(plan)) {
+            let strategy = same.candidate.choice.strategy;
+            if strategy != choice.strategy {
+                self.refused.push(refuse(format!("does the same as {strategy}")));
+            }
             return Ok(());
         }
         // Kernels keep their scratch while they take turns.

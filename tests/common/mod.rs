@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use guarded::Place;
 use hopweave::compiler::{self, Compiled, Options};
-use hopweave::pattern::Pattern;
 use hopweave::passes::Strategy;
+use hopweave::pattern::Pattern;
 use hopweave::runtime;
 use hopweave::spec::{self, PatternSpec};
 use hopweave::target::Isa;

@@ -7,8 +7,8 @@ use crate::common::{
     Oracle, Tensors, compile, families, fitting_length, options, oracle, pattern_files, small_spec, spec_of, spec_with,
     strategies,
 };
-use hopweave::pattern;
 use hopweave::passes::Strategy;
+use hopweave::pattern;
 use hopweave::target::Isa;
 use ndarray::{Array3, Array4, ArrayView4, s};
 

@@ -96,9 +96,8 @@ fn texts_of_training_are_read_back() {
 fn broken_gradients_are_refused() {
     let derived = program::derive_gradient(built(&spec_with(MODS, &[]), 70), true).expect("a gradient");
     program::verify(derived.clone()).expect("a right program");
-    let reads = |operation: &Operation, of: &Operation| {
-        operation.op.reads().iter().any(|(id, _)| of.results.contains(id))
-    };
+    let reads =
+        |operation: &Operation, of: &Operation| operation.op.reads().iter().any(|(id, _)| of.results.contains(id));
     let mut refused = 0;
     for at in 0..derived.body.loops.len() {
         let mut doubled = derived.clone();

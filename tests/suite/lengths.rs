@@ -7,8 +7,8 @@ use crate::common::{
 };
 use hopweave::compiler;
 use hopweave::operator::{Arguments, Facts, Operator};
-use hopweave::pattern;
 use hopweave::passes::Strategy;
+use hopweave::pattern;
 use hopweave::spec::PatternSpec;
 use ndarray::{Array2, Array4, s};
 

@@ -81,7 +81,12 @@ impl Code {
             Self::Spmm(code) => code.begin(cx, row),
             Self::ModsGradient(code) => code.begin(cx, row),
             Self::SpmmT(code) => code.begin(cx, row),
-            Self::Pack(_) | Self::Dense(_) | Self::Scale(..) | Self::CopyPanel(..) | Self::Mask(_) | Self::RowMax(_) => {}
+            Self::Pack(_)
+            | Self::Dense(_)
+            | Self::Scale(..)
+            | Self::CopyPanel(..)
+            | Self::Mask(_)
+            | Self::RowMax(_) => {}
         }
     }
 

@@ -120,12 +120,9 @@ impl ModsGradient {
         let &RowOp::ModsGradient { raw, ds, factor } = op else { return None };
         let record = ModGradientRecord::new(cx);
         let positions = cx.e.stack((QUERY_BLOCK * size_of::<i32>()) as u32);
-        let [head, inputs, gradients] = [
-            offset_of!(KernelArgs, head),
-            offset_of!(KernelArgs, inputs),
-            offset_of!(KernelArgs, input_gradients),
-        ]
-        .map(|field| cx.arg(field));
+        let [head, inputs, gradients] =
+            [offset_of!(KernelArgs, head), offset_of!(KernelArgs, inputs), offset_of!(KernelArgs, input_gradients)]
+                .map(|field| cx.arg(field));
         let key_step = cx.key_step();
         record.positions(cx, positions);
         record.key_step(cx, key_step);

@@ -30,7 +30,8 @@ impl Pack {
         record.q_stride(cx, stride);
         record.d(cx, x.width);
         // What the softcap divides by goes into the queries.
-        let scores = cx.function.ops.iter().any(|op| matches!(op, RowOp::Sddmm { of_queries: true, x, .. } if *x == out));
+        let scores =
+            cx.function.ops.iter().any(|op| matches!(op, RowOp::Sddmm { of_queries: true, x, .. } if *x == out));
         let mods = cx.plan.mods.as_ref().filter(|_| scores || cx.function.ops.len() == 1);
         let by_mods = match mods.map(|plan| (plan.by, plan.mods.mods.as_slice())) {
             Some((ModsBy::Softcap, [ScoreMod::Softcap(cap)])) => softcap_scale(*cap) as f32,

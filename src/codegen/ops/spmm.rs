@@ -82,7 +82,8 @@ impl Spmm {
             edge
         });
         let half = widen.then(|| Half::new(cx, p));
-        let tiles = [TileFn::Value, TileFn::EdgeValue, TileFn::EdgeValueExact].map(|tile| tile.of_width(z.width, cx.plan));
+        let tiles =
+            [TileFn::Value, TileFn::EdgeValue, TileFn::EdgeValueExact].map(|tile| tile.of_width(z.width, cx.plan));
         Some(Self {
             p,
             z,
@@ -282,11 +283,9 @@ impl Spmm {
                         _ if self.of_gradient => self.pairs(cx, row, piece),
                         Masked::No => _ = self.run(cx, row, piece),
                         Masked::Yes => self.pairs(cx, row, piece),
-                        Masked::Perhaps => cx.if_else(
-                            piece.aux,
-                            |cx| self.pairs(cx, row, piece),
-                            |cx| _ = self.run(cx, row, piece),
-                        ),
+                        Masked::Perhaps => {
+                            cx.if_else(piece.aux, |cx| self.pairs(cx, row, piece), |cx| _ = self.run(cx, row, piece))
+                        }
                     }
                 });
                 if output {
@@ -322,11 +321,7 @@ impl Spmm {
         let (address, wide) = (edge.address(), self.z.dtype.is_f32());
         if self.of_gradient {
             let exact = self.is_exact(cx);
-            cx.if_else(
-                exact,
-                |cx| _ = cx.call(self.tiles[2], address),
-                |cx| _ = cx.call(self.tiles[1], address),
-            );
+            cx.if_else(exact, |cx| _ = cx.call(self.tiles[2], address), |cx| _ = cx.call(self.tiles[1], address));
         } else if wide {
             cx.call(self.tiles[1], address);
         } else {

@@ -157,7 +157,8 @@ impl<'a> Machine<'a> {
         // Sums over rows of queries begin with zeros.
         for operation in stages.iter().flat_map(|stage| &stage.ops) {
             if matches!(operation.op, Op::SpmmT { onto: None, .. }) {
-                self.buffers.insert(operation.results[0].0, (0..self.meets.len()).map(|t| (t, Written::new())).collect());
+                self.buffers
+                    .insert(operation.results[0].0, (0..self.meets.len()).map(|t| (t, Written::new())).collect());
             }
         }
         let last = stages.iter().map(|stage| stage.shift as usize).max().unwrap_or(0) + self.meets.len();
@@ -234,7 +235,11 @@ impl<'a> Machine<'a> {
             let other = found.iter().any(|of| !wanted.contains(of) && !self.adds.contains(of));
             return if here && !other { Ok(()) } else { Err(format!("row {row} of {name} is not what is added to")) };
         }
-        if found == wanted { Ok(()) } else { Err(format!("row {row} of {name} is another value: {found:?}, not {wanted:?}")) }
+        if found == wanted {
+            Ok(())
+        } else {
+            Err(format!("row {row} of {name} is another value: {found:?}, not {wanted:?}"))
+        }
     }
 
     fn end_loop(&mut self, one: usize) {

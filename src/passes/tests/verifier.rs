@@ -8,8 +8,8 @@ use proptest::sample::Index;
 use super::simulation::{self, Meets};
 use crate::passes::{self, Strategy};
 use crate::program::{
-    Body, Extent, KnownReach, Loop, Program, Reach, Reaches, Stage, Value, build, check_nest, derive_gradient, parse, reaches,
-    verify,
+    Body, Extent, KnownReach, Loop, Program, Reach, Reaches, Stage, Value, build, check_nest, derive_gradient, parse,
+    reaches, verify,
 };
 use crate::{mask, pattern, spec};
 
