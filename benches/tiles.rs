@@ -20,9 +20,7 @@ use hopweave::codegen::portable;
 use hopweave::plan::{ModsBy, ModsPlan};
 use hopweave::target::Isa;
 use hopweave::tiles::peak::fma_peak;
-use hopweave::tiles::{
-    Ahead, BLOCK, EdgeCall, ExpCall, Family, LANES, ModCall, PackCall, ScoreCall, Tile, ValueCall, family,
-};
+use hopweave::tiles::{Ahead, BLOCK, EdgeCall, ExpCall, Family, LANES, ModCall, ScoreCall, Tile, ValueCall, family};
 
 /// Width of keys and values.
 const D: usize = 64;
@@ -45,13 +43,30 @@ impl Buffer {
     }
 }
 
+/// The tiles under test.
+#[derive(Clone, Copy)]
+struct Tiles {
+    isa: Isa,
+    score: Tile<ScoreCall>,
+    exp: Tile<ExpCall>,
+    value: unsafe extern "C" fn(*const ValueCall) -> u64,
+    edge_score: Tile<EdgeCall>,
+    edge_value: Tile<EdgeCall>,
+    softcap: Tile<ModCall>,
+    alibi: Tile<ModCall>,
+}
+
 /// The emitted family for width [`D`], then those of this CPU.
-fn families() -> impl Iterator<Item = Family> {
-    std::iter::once(portable()).chain(Isa::ALL.into_iter().filter_map(family))
+fn families() -> impl Iterator<Item = Tiles> {
+    let of = |family: Family| {
+        let Family { isa, score, exp, value, edge_score, edge_value, softcap, alibi, .. } = family;
+        Tiles { isa, score, exp, value, edge_score, edge_value, softcap, alibi }
+    };
+    std::iter::once(portable()).chain(Isa::ALL.into_iter().filter_map(family).map(of))
 }
 
 /// The portable tiles as function pointers; their code stays until the process ends.
-fn portable() -> Family {
+fn portable() -> Tiles {
     let isa = hopweave::jit::target_isa().expect("a CPU that Cranelift knows");
     let mut module = JITModule::new(JITBuilder::with_isa(isa, default_libcall_names()));
     let shapes = portable::Shapes { d: D, dv: D };
@@ -63,25 +78,15 @@ fn portable() -> Family {
     let code = |id| module.get_finalized_function(id);
     // SAFETY: `define` promises these signatures, and the module is never freed.
     unsafe {
-        Family {
+        Tiles {
             isa: Isa::Portable,
-            pack: transmute::<*const u8, Tile<PackCall>>(code(symbols.pack)),
             score: transmute::<*const u8, Tile<ScoreCall>>(code(symbols.score)),
             exp: transmute::<*const u8, Tile<ExpCall>>(code(symbols.exp)),
             value: transmute::<*const u8, unsafe extern "C" fn(*const ValueCall) -> u64>(code(symbols.value)),
             edge_score: transmute::<*const u8, Tile<EdgeCall>>(code(edges.score)),
-            edge_exp: transmute::<*const u8, Tile<EdgeCall>>(code(edges.exp)),
             edge_value: transmute::<*const u8, Tile<EdgeCall>>(code(edges.value)),
-            join: hopweave::tiles::join::join,
-            narrow_panel: hopweave::tiles::half_panel::narrow,
-            widen_panel: hopweave::tiles::half_panel::widen,
             softcap: mods("softcap 30.0"),
             alibi: mods("alibi [0.5]"),
-            transposed: hopweave::tiles::transposed::transposed,
-            scatter: hopweave::tiles::transposed::scatter,
-            gradient: hopweave::tiles::gradient::gradient,
-            edge_gradient: hopweave::tiles::gradient::edge_gradient,
-            rows: hopweave::tiles::rows::PLAIN,
         }
     }
 }
@@ -102,7 +107,7 @@ fn mods(text: &str) -> Tile<ModCall> {
 
 /// The block tiles of one family over `nkeys` keys, on data that stays the same from call to call.
 struct Block {
-    family: Family,
+    family: Tiles,
     score: ScoreCall,
     exp: ExpCall,
     value: ValueCall,
@@ -112,7 +117,7 @@ struct Block {
 }
 
 impl Block {
-    fn new(family: Family, nkeys: usize) -> Self {
+    fn new(family: Tiles, nkeys: usize) -> Self {
         let mut qt = Buffer::new(BLOCK * D, 0.01);
         let mut kv = Buffer::new(nkeys * D, 0.5);
         let mut s = Buffer::new(BLOCK * nkeys, 0.25);

@@ -5,48 +5,68 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result};
 
-/// A tile family: who computes the 64-query blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Isa {
+/// The tile families, slowest first. A line names the family, the floats in its vectors, the architecture, its macro that
+/// asks the CPU, and every feature that tiles of the family are compiled with, those too that others imply.
+macro_rules! families {
+    ($($(#[$doc:meta])* $isa:ident $name:literal $lanes:literal
+        $(on $arch:literal $detected:ident [$($feature:tt)*])?;)*) => {
+        /// A tile family: who computes the 64-query blocks.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+        #[serde(rename_all = "lowercase")]
+        pub enum Isa {
+            $($(#[$doc])* $isa,)*
+        }
+
+        impl Isa {
+            /// Every family, slowest first.
+            pub const ALL: [Self; [$($lanes),*].len()] = [$(Self::$isa),*];
+
+            /// Name on the command line and in every text form.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$isa => $name,)*
+                }
+            }
+
+            /// Floats in a vector.
+            pub const fn lanes(self) -> usize {
+                match self {
+                    $(Self::$isa => $lanes,)*
+                }
+            }
+
+            /// Every feature that the family's tiles are compiled with.
+            pub const fn features(self) -> &'static [&'static str] {
+                match self {
+                    $(Self::$isa => &[$($($feature),*)?],)*
+                }
+            }
+
+            /// Whether this machine can run the family: it has every one of [`Self::features`].
+            pub fn available(self) -> bool {
+                match self {
+                    $(Self::$isa => true $(&& std::cfg_select! {
+                        target_arch = $arch => { true $(&& std::arch::$detected!($feature))* }
+                        _ => { false }
+                    })?,)*
+                }
+            }
+        }
+    };
+}
+
+families! {
     /// Everything in Cranelift IR, with its 128-bit vectors: any machine that Cranelift knows.
-    Portable,
-    /// `std::arch` tiles for AVX2 with FMA.
-    Avx2,
-    /// `std::arch` tiles for AVX-512 F, VL and DQ.
-    Avx512,
+    Portable "portable" 4;
+    /// `std::arch` tiles for AVX2 with FMA and F16C.
+    Avx2 "avx2" 8 on "x86_64" is_x86_feature_detected["avx2" "fma" "f16c"];
+    /// `std::arch` tiles for AVX-512 F, VL, DQ and BW.
+    Avx512 "avx512" 16 on "x86_64" is_x86_feature_detected[
+        "avx2" "fma" "f16c" "avx512f" "avx512vl" "avx512dq" "avx512bw"
+    ];
 }
 
 impl Isa {
-    /// Every family, slowest first.
-    pub const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
-
-    /// Name on the command line and in every text form.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Portable => "portable",
-            Self::Avx2 => "avx2",
-            Self::Avx512 => "avx512",
-        }
-    }
-
-    /// Whether this machine can run the family.
-    pub fn available(self) -> bool {
-        match self {
-            Self::Portable => true,
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => {
-                is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512vl")
-                    && is_x86_feature_detected!("avx512dq")
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 | Self::Avx512 => false,
-        }
-    }
-
     /// The fastest family that this machine can run.
     pub fn best() -> Self {
         Self::ALL.into_iter().rev().find(|isa| isa.available()).unwrap_or(Self::Portable)

@@ -42,7 +42,7 @@ pub struct Facts {
     /// The same of all threads together.
     pub read_gb_per_s_all: [f64; 4],
     /// Tile families, in the order of [`Isa::ALL`].
-    pub tiles: [TileFacts; 3],
+    pub tiles: [TileFacts; Isa::ALL.len()],
 }
 
 /// Numbers of a tile family.
@@ -71,8 +71,9 @@ struct Entry {
 }
 
 impl TileFacts {
-    /// Of a vector that is `lanes` floats wide, on a typical machine of two FMA ports at 2.75 GHz.
-    const fn typical(lanes: f64) -> Self {
+    /// Of a family's vectors, on a typical machine of two FMA ports at 2.75 GHz.
+    const fn typical(isa: Isa) -> Self {
+        let lanes = isa.lanes() as f64;
         Self {
             fma_gflops: 11.0 * lanes,
             fma_gflops_all: 22.0 * lanes,
@@ -93,7 +94,15 @@ impl Facts {
         level_3_reach: 64 << 20,
         read_gb_per_s: [250.0, 90.0, 16.0, 11.0],
         read_gb_per_s_all: [500.0, 180.0, 32.0, 22.0],
-        tiles: [TileFacts::typical(4.0), TileFacts::typical(8.0), TileFacts::typical(16.0)],
+        tiles: {
+            let mut tiles = [TileFacts::typical(Isa::Portable); Isa::ALL.len()];
+            let mut at = 0;
+            while at < tiles.len() {
+                tiles[at] = TileFacts::typical(Isa::ALL[at]);
+                at += 1;
+            }
+            tiles
+        },
     };
 
     /// The numbers of a family; typical ones where this machine does not run it.
@@ -259,10 +268,7 @@ fn tile_facts(isa: Isa, cores: usize) -> TileFacts {
         Some(times) => (times.exp_ns, times.call_ns),
         None => (typical.exp_ns * scale, typical.call_ns * scale),
     };
-    let bf16_dots = match isa {
-        Isa::Avx512 if fma_gflops > 0.0 => peak::bf16_dot_peak(SECONDS) / fma_gflops,
-        _ => 0.0,
-    };
+    let bf16_dots = if fma_gflops > 0.0 { peak::bf16_dot_peak(isa, SECONDS) / fma_gflops } else { 0.0 };
     let [fma_gflops, fma_gflops_all, exp_ns, call_ns, bf16_dots] =
         [fma_gflops, fma_peak(isa, cores, SECONDS), exp_ns, call_ns, bf16_dots].map(rounded);
     TileFacts { fma_gflops, fma_gflops_all, exp_ns, call_ns, bf16_dots }

@@ -11,19 +11,19 @@
 
 use std::arch::x86_64::*;
 
+use super::peak::CHAINS;
 use super::split::{self, SCORE_KEYS, ScoreKernel, ScoreTile};
-use super::stored::{StoredCall, record};
+use super::stored::{Dots, StoredCall, record};
 use super::{LANES, PackCall, ScoreCall};
 
-/// Whether this CPU has the instructions.
-pub(super) fn available() -> bool {
-    is_x86_feature_detected!("avx512bf16") && crate::target::Isa::Avx512.available()
-}
+/// What the family of AVX-512 has where the CPU has AVX512-BF16 too.
+pub(super) const DOTS: Dots =
+    Dots { available: || is_x86_feature_detected!("avx512bf16"), pack, score, chains, products: 32 };
 
 /// Packs queries as `[group][pairs + 1][16]` words: word `p` of a query holds its columns 2p (low half) and 2p + 1 (0
 /// beyond the last), and the vector behind them the factor. Lanes beyond the last query are 0.
 #[target_feature(enable = "avx512f,avx512vl,avx512dq")]
-pub(super) unsafe extern "C" fn pack(call: *const StoredCall) {
+unsafe extern "C" fn pack(call: *const StoredCall) {
     // SAFETY: contract of `super` for the record, with rows of bf16.
     let (_, c) = unsafe { record::<PackCall>(call) };
     let pairs = c.d.div_ceil(2);
@@ -81,7 +81,7 @@ pub(super) unsafe extern "C" fn pack(call: *const StoredCall) {
 }
 
 /// See [`ScoreCall`]; queries as [`pack`] leaves them, keys of bf16.
-pub(super) unsafe extern "C" fn score(call: *const StoredCall) {
+unsafe extern "C" fn score(call: *const StoredCall) {
     const EVEN: [ScoreKernel; SCORE_KEYS] = [
         score_row::<1, false>,
         score_row::<2, false>,
@@ -175,4 +175,22 @@ unsafe fn score_tile<const K: usize, const G: usize, const ODD: bool>(t: &ScoreT
 fn bf16_pairs(bits: __m512i) -> __m512bh {
     // SAFETY: both are 512 bits without an invalid pattern.
     unsafe { std::mem::transmute::<__m512i, __m512bh>(bits) }
+}
+
+/// As [`chains`](super::peak::chains), of dot products.
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn chains(steps: usize) -> f32 {
+    let ones = _mm512_set1_ps(std::hint::black_box(1.0));
+    let pairs = _mm512_cvtne2ps_pbh(ones, ones);
+    let mut sums = [ones; CHAINS];
+    for _ in 0..steps {
+        for sum in &mut sums {
+            *sum = _mm512_dpbf16_ps(*sum, pairs, pairs);
+        }
+    }
+    let mut total = sums[0];
+    for sum in &sums[1..] {
+        total = _mm512_add_ps(total, *sum);
+    }
+    _mm512_cvtss_f32(total)
 }

@@ -2,10 +2,9 @@
 //!
 //! A few operations an element, beside the tiles' multiply-adds for every column of a row.
 #![allow(unsafe_code)]
-// As in the families: lanes are indexed by constant-trip loops.
-#![allow(clippy::needless_range_loop)]
 
 use super::LANES;
+use super::lanes::{Array, Vectors, kept};
 use crate::dropout::hash;
 
 /// Which weights of a panel are dropped: those of key `j` and query `i` where
@@ -85,59 +84,52 @@ fn gradient_of(p: f32, dp: f32, factor: f32, delta: f32, scale: f32) -> f32 {
     if p == 0.0 { 0.0 } else { ds }
 }
 
+/// See [`GradientCall`], a vector of queries after the other.
+///
+/// # Safety
+/// Contract of [`super`], and the CPU has the instructions.
 #[inline(always)]
-unsafe fn panel(c: &GradientCall) {
-    type Lanes = [f32; LANES];
-    let d = &c.dropped;
-    for group in 0..c.groups {
-        // SAFETY: `group < groups`, keys stay below `nkeys`.
-        unsafe {
-            let (p, dp) = (c.p.add(group * c.stride), c.dp.wrapping_add(group * c.dp_stride));
-            let delta =
-                if c.dp.is_null() { [0.0; LANES] } else { c.delta.add(group * LANES).cast::<Lanes>().read_unaligned() };
-            if d.row_keys.is_null() {
-                for j in 0..c.nkeys {
-                    let (p, dp) = (p.add(j * LANES).cast::<Lanes>(), dp.add(j * LANES).cast::<Lanes>());
-                    let (weights, mut grads) = (p.read_unaligned(), dp.read_unaligned());
-                    for i in 0..LANES {
-                        grads[i] = gradient_of(weights[i], grads[i], 1.0, delta[i], c.scale);
-                    }
-                    dp.write_unaligned(grads);
-                }
-                continue;
-            }
-            let row_keys = d.row_keys.add(group * LANES).cast::<[u32; LANES]>().read_unaligned();
+pub(super) unsafe fn panel<V: Vectors>(c: &GradientCall) {
+    // SAFETY: `part` lies in one of the groups, keys stay below `nkeys`, vectors within a key's lanes.
+    unsafe {
+        let d = &c.dropped;
+        let (scale, zero) = (V::splat(c.scale), V::splat(0.0));
+        for part in 0..c.groups * (LANES / V::WIDTH) {
+            let first = part * V::WIDTH;
+            let (group, lane) = (first / LANES, first % LANES);
+            let (mut p, mut dp) =
+                (c.p.add(group * c.stride + lane), c.dp.wrapping_add(group * c.dp_stride + lane));
+            let minus = if c.dp.is_null() { zero } else { V::mul(V::load(c.delta.add(first)), V::splat(-1.0)) };
+            let row_keys = if d.row_keys.is_null() { V::splat_word(0) } else { V::load_words(d.row_keys.add(first)) };
             for j in 0..c.nkeys {
-                let key = if d.keys.is_null() { (d.first_key + j * d.key_step) as u32 } else { *d.keys.add(j) };
-                let mut factors = [0.0; LANES];
-                for i in 0..LANES {
-                    factors[i] = if hash(row_keys[i], key) >= d.threshold { d.keep } else { 0.0 };
+                let weights = V::load(p);
+                let mut factors = V::splat(1.0);
+                if !d.row_keys.is_null() {
+                    let key = if d.keys.is_null() { (d.first_key + j * d.key_step) as u32 } else { *d.keys.add(j) };
+                    factors = V::select(kept::<V>(row_keys, key, d.threshold), V::splat(d.keep));
                 }
-                let p = p.add(j * LANES).cast::<Lanes>();
-                let mut weights = p.read_unaligned();
                 if !c.dp.is_null() {
-                    let dp = dp.add(j * LANES).cast::<Lanes>();
-                    let mut grads = dp.read_unaligned();
-                    for i in 0..LANES {
-                        grads[i] = gradient_of(weights[i], grads[i], factors[i], delta[i], c.scale);
-                    }
-                    dp.write_unaligned(grads);
+                    let inner = V::fma(V::load(dp), factors, minus);
+                    // Whatever stands at a pair that is not allowed.
+                    V::store(dp, V::select(V::not_zero(weights), V::mul(V::mul(weights, scale), inner)));
                 }
-                if c.leaves == 0 {
-                    continue;
-                }
-                for i in 0..LANES {
+                if c.leaves != 0 && !d.row_keys.is_null() {
                     // Selected: what is dropped is 0, whatever it was.
-                    weights[i] = if factors[i] == 0.0 { 0.0 } else { weights[i] * factors[i] };
+                    V::store(p, V::select(V::not_zero(factors), V::mul(weights, factors)));
                 }
-                p.write_unaligned(weights);
+                p = p.wrapping_add(LANES);
+                dp = dp.wrapping_add(LANES);
             }
         }
     }
 }
 
+/// See [`EdgeGradientCall`].
+///
+/// # Safety
+/// Contract of [`super`].
 #[inline(always)]
-unsafe fn edges(c: &EdgeGradientCall) {
+pub(super) unsafe fn edges(c: &EdgeGradientCall) {
     let d = &c.dropped;
     // SAFETY: `r < rows`; edges lie between the row's offsets.
     unsafe {
@@ -168,7 +160,7 @@ unsafe fn edges(c: &EdgeGradientCall) {
 /// The record's pointers hold what its fields say (contract of [`super`]).
 pub unsafe extern "C" fn gradient(call: *const GradientCall) {
     // SAFETY: the caller's contract.
-    unsafe { panel(&*call) }
+    unsafe { panel::<Array<LANES>>(&*call) }
 }
 
 /// See [`EdgeGradientCall`]; for any CPU.
@@ -179,67 +171,3 @@ pub unsafe extern "C" fn edge_gradient(call: *const EdgeGradientCall) {
     // SAFETY: the caller's contract.
     unsafe { edges(&*call) }
 }
-
-#[cfg(target_arch = "x86_64")]
-macro_rules! vectorised {
-    ($gradient:ident, $edge_gradient:ident, $module:ident, $vector:ident, $features:literal, $width:literal) => {
-        mod $module {
-            use super::{EdgeGradientCall, GradientCall};
-            use crate::tiles::LANES;
-            use crate::tiles::lanes::$vector::*;
-
-            /// See [`GradientCall`].
-            #[target_feature(enable = $features)]
-            pub unsafe extern "C" fn $gradient(call: *const GradientCall) {
-                // SAFETY: contract of `tiles`; `group < groups`, keys stay below `nkeys`, vectors within a key's lanes.
-                unsafe {
-                    let c = &*call;
-                    let d = &c.dropped;
-                    let (one, scale) = (splat(1.0), splat(c.scale));
-                    for part in 0..c.groups * (LANES / $width) {
-                        let (group, lane) = (part * $width / LANES, part * $width % LANES);
-                        let (mut p, mut dp) =
-                            (c.p.add(group * c.stride + lane), c.dp.wrapping_add(group * c.dp_stride + lane));
-                        let at = group * LANES + lane;
-                        let minus = if c.dp.is_null() { zero() } else { mul(load(c.delta.add(at)), splat(-1.0)) };
-                        let row_keys = d.row_keys.wrapping_add(at);
-                        for j in 0..c.nkeys {
-                            let weights = load(p);
-                            let factors = if d.row_keys.is_null() {
-                                one
-                            } else {
-                                let key = match d.keys.is_null() {
-                                    true => (d.first_key + j * d.key_step) as u32,
-                                    false => *d.keys.add(j),
-                                };
-                                factors(row_keys, key, d.threshold, d.keep)
-                            };
-                            if !c.dp.is_null() {
-                                let inner = fma(load(dp), factors, minus);
-                                store(dp, where_some(weights, mul(mul(weights, scale), inner)));
-                            }
-                            if c.leaves != 0 && !d.row_keys.is_null() {
-                                store(p, where_some(factors, mul(weights, factors)));
-                            }
-                            p = p.wrapping_add(LANES);
-                            dp = dp.wrapping_add(LANES);
-                        }
-                    }
-                }
-            }
-
-            /// See [`EdgeGradientCall`].
-            #[target_feature(enable = $features)]
-            pub unsafe extern "C" fn $edge_gradient(call: *const EdgeGradientCall) {
-                // SAFETY: contract of `tiles`.
-                unsafe { super::edges(&*call) }
-            }
-        }
-        pub(super) use $module::{$edge_gradient, $gradient};
-    };
-}
-
-#[cfg(target_arch = "x86_64")]
-vectorised!(gradient_avx512, edge_gradient_avx512, avx512, f32x16, "avx512f,avx512vl,avx512dq", 16);
-#[cfg(target_arch = "x86_64")]
-vectorised!(gradient_avx2, edge_gradient_avx2, avx2, f32x8, "avx2,fma", 8);

@@ -46,29 +46,12 @@ pub unsafe extern "C" fn widen(call: *const PanelCall) {
     unsafe { widen_keys(&*call) }
 }
 
-macro_rules! with_features {
-    ($narrow:ident, $widen:ident, $features:literal) => {
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = $features)]
-        pub(super) unsafe extern "C" fn $narrow(call: *const PanelCall) {
-            // SAFETY: the caller's contract.
-            unsafe { narrow_keys(&*call) }
-        }
-
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = $features)]
-        pub(super) unsafe extern "C" fn $widen(call: *const PanelCall) {
-            // SAFETY: the caller's contract.
-            unsafe { widen_keys(&*call) }
-        }
-    };
-}
-
-with_features!(narrow_avx2, widen_avx2, "avx2,fma");
-with_features!(narrow_avx512, widen_avx512, "avx512f,avx512vl,avx512dq,avx512bw");
-
+/// See [`narrow`].
+///
+/// # Safety
+/// Contract of [`super`].
 #[inline(always)]
-unsafe fn narrow_keys(c: &PanelCall) {
+pub(super) unsafe fn narrow_keys(c: &PanelCall) {
     for group in 0..c.groups {
         // SAFETY: `group < groups`, keys stay below `nkeys`.
         unsafe {
@@ -92,8 +75,12 @@ unsafe fn narrow_keys(c: &PanelCall) {
     }
 }
 
+/// See [`widen`].
+///
+/// # Safety
+/// Contract of [`super`].
 #[inline(always)]
-unsafe fn widen_keys(c: &PanelCall) {
+pub(super) unsafe fn widen_keys(c: &PanelCall) {
     for group in 0..c.groups {
         for key in 0..c.nkeys {
             // SAFETY: `group < groups`, `key < nkeys`.
@@ -112,22 +99,15 @@ mod tests {
 
     use super::*;
     use crate::target::Isa;
+    use crate::tiles::tests::families;
 
     /// Both ways of every family, over panels with gaps between their groups.
     #[test]
     fn panels_round_to_nearest_and_sum_what_they_store() {
         type Way = unsafe extern "C" fn(*const PanelCall);
         let mut ways = vec![(narrow as Way, widen as Way, Isa::Portable)];
-        #[cfg(target_arch = "x86_64")]
-        ways.extend([
-            (narrow_avx2 as Way, widen_avx2 as Way, Isa::Avx2),
-            (narrow_avx512 as Way, widen_avx512 as Way, Isa::Avx512),
-        ]);
+        ways.extend(families().into_iter().map(|family| (family.narrow_panel, family.widen_panel, family.isa)));
         for (narrow, widen, isa) in ways {
-            if !isa.available() {
-                eprintln!("skipped: {isa}, which this CPU lacks");
-                continue;
-            }
             for (groups, nkeys) in [(1, 1), (4, 7), (3, 320)] {
                 let (wide_stride, half_stride) = ((nkeys + 2) * LANES, (nkeys | 1) * LANES);
                 let mut wide: Vec<f32> = (0..groups * wide_stride).map(|i| (i as f32 * 0.37).sin().abs()).collect();

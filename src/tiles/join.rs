@@ -57,30 +57,12 @@ pub unsafe extern "C" fn join(call: *const JoinCall) {
     unsafe { join_rows(&*call) }
 }
 
-/// [`join`] with 256-bit vectors.
+/// See [`JoinCall`].
 ///
 /// # Safety
-/// As [`join`]; the CPU has AVX2 and FMA.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-pub(super) unsafe extern "C" fn join_avx2(call: *const JoinCall) {
-    // SAFETY: the caller's contract.
-    unsafe { join_rows(&*call) }
-}
-
-/// [`join`] with the vectors of AVX-512.
-///
-/// # Safety
-/// As [`join`]; the CPU has AVX-512 F, VL and DQ.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vl,avx512dq")]
-pub(super) unsafe extern "C" fn join_avx512(call: *const JoinCall) {
-    // SAFETY: the caller's contract.
-    unsafe { join_rows(&*call) }
-}
-
+/// Contract of [`super`].
 #[inline(always)]
-unsafe fn join_rows(c: &JoinCall) {
+pub(super) unsafe fn join_rows(c: &JoinCall) {
     // SAFETY: the record's contract; rows stay below `rows`, parts below `parts`, columns below `dv`.
     unsafe {
         for first in (0..c.rows).step_by(LANES) {

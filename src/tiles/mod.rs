@@ -1,8 +1,14 @@
 //! Micro-kernels: what a kernel calls once per block.
 //!
-//! A tile is an `extern "C"` function that takes one pointer to a call record. Families written in
-//! `std::arch` stand in one table and are handed out by [`family`]; the portable family is emitted as CLIF with
-//! the same records. A [`Family`] value exists only where the CPU has the instructions.
+//! A tile is an `extern "C"` function that takes one pointer to a call record. Families written in `std::arch` stand in
+//! one table and are handed out by [`family`]; the portable family is emitted as CLIF with the same records. A
+//! [`Family`] value exists only where the CPU has every feature that a tile of it is compiled with.
+//!
+//! **A new family**, NEON say, is two files and two lines. `neon/lanes.rs` implements `lanes::Lanes`: its vectors and what
+//! is done with them. `neon.rs` has the micro-kernels of score and value, which `split` calls on register tiles, and
+//! names both, the vectors and the features in one `family_table!`. Of the lines, one stands in `FAMILIES`, the other in
+//! [`target`](crate::target): its name, its width and the features to ask the CPU for. All other tiles are generic over
+//! `lanes::Lanes`; tests and benches go over the families that the CPU has.
 //!
 //! **Panels.** Queries stand in the lanes. A block of up to 64 queries is cut into groups of 16; a panel is
 //! `[group][key][16]` (scores, probabilities; `key` counts within the block row) or `[group][d][16]` (packed
@@ -17,18 +23,26 @@
 //! arrays; what a field calls aligned is. A tile promises: of rows of q, k, v, out and rv it touches the columns
 //! below `d` or `dv` and nothing else; of panels and `acc`, which are padded to 16 floats, whole vectors; it never
 //! allocates, unwinds, or keeps a pointer.
+// Where no family is written for the architecture, nothing uses what families share.
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports, unused_macros))]
 
 mod convert;
-#[cfg(target_arch = "x86_64")]
-mod dots;
+mod edges;
+mod elementwise;
 pub mod exact;
+mod exp;
+mod family_table;
 pub mod gradient;
 #[doc(hidden)]
 pub mod guard;
 pub mod half_panel;
 pub mod join;
+mod lanes;
 pub mod mod_gradients;
+mod pack;
 pub mod peak;
+mod prefetch;
+mod split;
 pub mod rows;
 pub mod stored;
 pub mod transposed;
@@ -38,16 +52,14 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
-mod elementwise;
-#[cfg(target_arch = "x86_64")]
-mod lanes;
-#[cfg(target_arch = "x86_64")]
-mod split;
+mod dots;
 
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
 mod tests;
+
+pub use family_table::Family;
 
 /// Queries per group: the width of a panel.
 pub const LANES: usize = 16;
@@ -313,50 +325,6 @@ pub fn softcap_scale(cap: f64) -> f64 {
 
 /// A tile that returns nothing.
 pub type Tile<Call> = unsafe extern "C" fn(*const Call);
-
-/// The tiles of one instruction set.
-///
-/// A value of this type is proof that the CPU has the instructions.
-#[derive(Debug, Clone, Copy)]
-pub struct Family {
-    /// Which one.
-    pub isa: crate::target::Isa,
-    /// See [`PackCall`].
-    pub pack: Tile<PackCall>,
-    /// See [`ScoreCall`].
-    pub score: Tile<ScoreCall>,
-    /// See [`ExpCall`].
-    pub exp: Tile<ExpCall>,
-    /// See [`ValueCall`]. Returns 1 when `out` was given and a value written to it is not finite, else 0.
-    pub value: unsafe extern "C" fn(*const ValueCall) -> u64,
-    /// See [`EdgeCall`]: `s[e] = scale · q[r] · k[key(e)]`.
-    pub edge_score: Tile<EdgeCall>,
-    /// See [`EdgeCall`]: `s[e] = 2^(s[e] − max[r])`.
-    pub edge_exp: Tile<EdgeCall>,
-    /// See [`EdgeCall`].
-    pub edge_value: Tile<EdgeCall>,
-    /// See [`join::JoinCall`].
-    pub join: Tile<join::JoinCall>,
-    /// See [`half_panel::narrow`].
-    pub narrow_panel: Tile<half_panel::PanelCall>,
-    /// See [`half_panel::widen`].
-    pub widen_panel: Tile<half_panel::PanelCall>,
-    /// See [`ModCall`]: `factor · c · tanh(s / c)`, where the panel holds [`softcap_scale`] · s; reads no positions, head
-    /// or inputs.
-    pub softcap: Tile<ModCall>,
-    /// See [`ModCall`]: `factor · (s + slope · (k − q))`; reads no head or inputs.
-    pub alibi: Tile<ModCall>,
-    /// See [`transposed::TransposedCall`].
-    pub transposed: Tile<transposed::TransposedCall>,
-    /// See [`transposed::ScatterCall`].
-    pub scatter: Tile<transposed::ScatterCall>,
-    /// See [`gradient::GradientCall`].
-    pub gradient: Tile<gradient::GradientCall>,
-    /// See [`gradient::EdgeGradientCall`].
-    pub edge_gradient: Tile<gradient::EdgeGradientCall>,
-    /// See [`rows::RowsCall`]: copy, scale, add, dot, drop.
-    pub rows: rows::RowsTiles,
-}
 
 /// Families in `std::arch`. One line per family.
 const FAMILIES: &[Family] = &[

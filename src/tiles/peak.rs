@@ -3,11 +3,12 @@
 
 use std::time::Instant;
 
+use super::lanes::{Array, Vectors};
 use super::{Ahead, BLOCK, ExpCall, LANES, ScoreCall, family};
 use crate::target::Isa;
 
 /// Independent chains of multiply-adds: latency times ports on every machine we know, with room.
-const CHAINS: usize = 12;
+pub(super) const CHAINS: usize = 12;
 /// Steps between two looks at the clock: some microseconds.
 const STEPS: usize = 2000;
 
@@ -15,48 +16,36 @@ const STEPS: usize = 2000;
 /// for about `seconds`; the best of its slices, so that a disturbed slice does not count. 0 where this CPU lacks the
 /// instructions.
 pub fn fma_peak(isa: Isa, seconds: f64) -> f64 {
-    if !isa.available() {
-        return 0.0;
+    match family(isa) {
+        // SAFETY: a family exists only where the CPU has its instructions.
+        Some(family) => measured(isa.lanes(), seconds, || unsafe { (family.chains)(STEPS) }),
+        None if !isa.available() => 0.0,
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the CPU was asked.
+        None if is_x86_feature_detected!("fma") => measured(isa.lanes(), seconds, || unsafe { fma128(STEPS) }),
+        // SAFETY: plain vectors ask for nothing.
+        None => measured(isa.lanes(), seconds, || unsafe { chains::<Array<4>>(STEPS) }),
     }
-    let (lanes, run): (usize, unsafe fn(usize) -> f32) = match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => (16, avx512),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => (8, avx2),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Portable if is_x86_feature_detected!("fma") => (4, fma128),
-        _ => (4, plain),
-    };
-    let flops = (2 * lanes * CHAINS * STEPS) as f64;
-    let start = Instant::now();
-    let mut best = 0.0f64;
+}
+
+/// Peak of one thread in GF/s by dot products of bf16 pairs with the vectors of `isa`, measured as [`fma_peak`]. 0 where
+/// this CPU lacks the instructions.
+pub fn bf16_dot_peak(isa: Isa, seconds: f64) -> f64 {
+    let dots = family(isa).and_then(|family| family.bf16.dots());
+    // SAFETY: they exist only where the CPU has the instructions.
+    dots.map_or(0.0, |dots| measured(dots.products, seconds, || unsafe { (dots.chains)(STEPS) }))
+}
+
+/// GF/s of [`CHAINS`] chains of `products` multiply-adds each a step.
+fn measured(products: usize, seconds: f64, run: impl Fn() -> f32) -> f64 {
+    let flops = (2 * products * CHAINS * STEPS) as f64;
+    let (start, mut best) = (Instant::now(), 0.0f64);
     while best == 0.0 || start.elapsed().as_secs_f64() < seconds {
         let slice = Instant::now();
-        // SAFETY: chosen above by what the CPU has.
-        std::hint::black_box(unsafe { run(STEPS) });
+        std::hint::black_box(run());
         best = best.max(flops / slice.elapsed().as_secs_f64() * 1e-9);
     }
     best
-}
-
-/// Peak of one thread in GF/s by dot products of bf16 pairs with AVX-512 (an instruction does 32 multiply-adds),
-/// measured as [`fma_peak`]. 0 where this CPU lacks the instructions.
-pub fn bf16_dot_peak(seconds: f64) -> f64 {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512f") {
-        let flops = (2 * 32 * CHAINS * STEPS) as f64;
-        let start = Instant::now();
-        let mut best = 0.0f64;
-        while best == 0.0 || start.elapsed().as_secs_f64() < seconds {
-            let slice = Instant::now();
-            // SAFETY: the CPU has the instructions.
-            std::hint::black_box(unsafe { bf16_dots(STEPS) });
-            best = best.max(flops / slice.elapsed().as_secs_f64() * 1e-9);
-        }
-        return best;
-    }
-    let _ = seconds;
-    0.0
 }
 
 /// What the tiles of a family take beside multiply-adds.
@@ -135,65 +124,42 @@ pub fn tile_times(isa: Isa, seconds: f64) -> Option<TileTimes> {
     Some(TileTimes { exp_ns: (exp_call - call_ns).max(0.1 * exp_call) / (MANY * BLOCK) as f64, call_ns })
 }
 
+/// `steps` multiply-adds in every lane of [`CHAINS`] vectors, which the compiler cannot see through.
+///
+/// # Safety
+/// The CPU has the instructions.
+#[inline(always)]
+pub(super) unsafe fn chains<V: Vectors>(steps: usize) -> f32 {
+    // SAFETY: the caller's; `lanes` holds a vector.
+    unsafe {
+        let factor = V::splat(std::hint::black_box(0.5));
+        let add = V::splat(std::hint::black_box(1.0));
+        let mut sums = [add; CHAINS];
+        for _ in 0..steps {
+            for sum in &mut sums {
+                *sum = V::fma(*sum, factor, add);
+            }
+        }
+        let (mut total, mut lanes) = (sums[0], [0.0; LANES]);
+        for sum in &sums[1..] {
+            total = V::fma(*sum, add, total);
+        }
+        V::store(lanes.as_mut_ptr(), total);
+        lanes[0]
+    }
+}
+
+/// The same with the 128-bit multiply-adds that emitted code has.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bf16")]
-fn bf16_dots(steps: usize) -> f32 {
+#[target_feature(enable = "fma")]
+fn fma128(steps: usize) -> f32 {
     use std::arch::x86_64::*;
-    let ones = _mm512_set1_ps(std::hint::black_box(1.0));
-    let pairs = _mm512_cvtne2ps_pbh(ones, ones);
-    let mut sums = [ones; CHAINS];
+    let (factor, add) = (_mm_set1_ps(std::hint::black_box(0.5)), _mm_set1_ps(std::hint::black_box(1.0)));
+    let mut sums = [add; CHAINS];
     for _ in 0..steps {
         for sum in &mut sums {
-            *sum = _mm512_dpbf16_ps(*sum, pairs, pairs);
+            *sum = _mm_fmadd_ps(*sum, factor, add);
         }
     }
-    let mut total = sums[0];
-    for sum in &sums[1..] {
-        total = _mm512_add_ps(total, *sum);
-    }
-    _mm512_cvtss_f32(total)
-}
-
-/// One routine per width: `CHAINS` sums that the compiler cannot see through.
-#[cfg(target_arch = "x86_64")]
-macro_rules! chains {
-    ($(#[$doc:meta])* $name:ident, $features:literal, $set:ident, $fma:ident, $add:ident, $first:ident) => {
-        $(#[$doc])*
-        #[target_feature(enable = $features)]
-        fn $name(steps: usize) -> f32 {
-            use std::arch::x86_64::*;
-            let factor = $set(std::hint::black_box(0.5));
-            let add = $set(std::hint::black_box(1.0));
-            let mut sums = [add; CHAINS];
-            for _ in 0..steps {
-                for sum in &mut sums {
-                    *sum = $fma(*sum, factor, add);
-                }
-            }
-            let mut total = sums[0];
-            for sum in &sums[1..] {
-                total = $add(total, *sum);
-            }
-            $first(total)
-        }
-    };
-}
-
-#[cfg(target_arch = "x86_64")]
-chains!(avx512, "avx512f", _mm512_set1_ps, _mm512_fmadd_ps, _mm512_add_ps, _mm512_cvtss_f32);
-#[cfg(target_arch = "x86_64")]
-chains!(avx2, "avx2,fma", _mm256_set1_ps, _mm256_fmadd_ps, _mm256_add_ps, _mm256_cvtss_f32);
-#[cfg(target_arch = "x86_64")]
-chains!(fma128, "fma", _mm_set1_ps, _mm_fmadd_ps, _mm_add_ps, _mm_cvtss_f32);
-
-/// Without intrinsics: the compiler's own 4-float vectors, multiply and add.
-fn plain(steps: usize) -> f32 {
-    let (factor, add) = std::hint::black_box((0.5f32, 1.0f32));
-    let mut sums = [[add; 4]; CHAINS];
-    for _ in 0..steps {
-        for lane in sums.as_flattened_mut() {
-            *lane = *lane * factor + add;
-        }
-    }
-    sums.as_flattened().iter().sum()
+    _mm_cvtss_f32(sums.into_iter().fold(add, |total, sum| _mm_fmadd_ps(sum, add, total)))
 }

@@ -1,6 +1,6 @@
 //! Operations row by row, without neighbors: what gradients do to rows of Z between hops.
 //!
-//! Plain loops over the columns of a row, compiled once for each instruction set.
+//! Plain loops over the columns of a row, which `family_table!` compiles once for each family.
 #![allow(unsafe_code)]
 
 use crate::dropout::hash;
@@ -83,16 +83,20 @@ impl RowsCall {
     }
 }
 
+/// # Safety
+/// Contract of [`super`].
 #[inline(always)]
-unsafe fn copy(c: &RowsCall) {
+pub(super) unsafe fn copy(c: &RowsCall) {
     for r in 0..c.count {
         // SAFETY: rows below `count`, columns below `width`; rows of x and out do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(c.x(r), c.out(r), c.width) }
     }
 }
 
+/// # Safety
+/// Contract of [`super`].
 #[inline(always)]
-unsafe fn scale(c: &RowsCall) {
+pub(super) unsafe fn scale(c: &RowsCall) {
     for r in 0..c.count {
         // SAFETY: rows below `count`, columns below `width`.
         unsafe {
@@ -104,8 +108,10 @@ unsafe fn scale(c: &RowsCall) {
     }
 }
 
+/// # Safety
+/// Contract of [`super`].
 #[inline(always)]
-unsafe fn add(c: &RowsCall) {
+pub(super) unsafe fn add(c: &RowsCall) {
     for r in 0..c.count {
         // SAFETY: rows below `count`, columns below `width`.
         unsafe {
@@ -138,8 +144,10 @@ unsafe fn product(x: *const f32, y: *const f32, width: usize) -> f32 {
     sums.iter().sum()
 }
 
+/// # Safety
+/// Contract of [`super`].
 #[inline(always)]
-unsafe fn dot(c: &RowsCall) {
+pub(super) unsafe fn dot(c: &RowsCall) {
     for r in 0..c.count {
         // SAFETY: rows below `count`, columns below `width`; w is read only where it has a factor.
         unsafe {
@@ -153,8 +161,10 @@ unsafe fn dot(c: &RowsCall) {
     }
 }
 
+/// # Safety
+/// Contract of [`super`].
 #[inline(always)]
-unsafe fn drop(c: &RowsCall) {
+pub(super) unsafe fn drop(c: &RowsCall) {
     for r in 0..c.count {
         // SAFETY: rows below `count`, columns below `width`.
         unsafe {
@@ -168,46 +178,30 @@ unsafe fn drop(c: &RowsCall) {
     }
 }
 
-macro_rules! tiles {
-    ($($(#[$doc:meta])* $body:ident: $plain:ident $avx2:ident $avx512:ident;)*) => {
-        $(
-            $(#[$doc])*
-            ///
-            /// # Safety
-            /// The record's pointers hold what its fields say (contract of [`super`]).
-            pub unsafe extern "C" fn $plain(call: *const RowsCall) {
-                // SAFETY: the caller's contract.
-                unsafe { $body(&*call) }
-            }
-
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
-            pub(super) unsafe extern "C" fn $avx2(call: *const RowsCall) {
-                // SAFETY: the caller's contract.
-                unsafe { $body(&*call) }
-            }
-
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512vl,avx512dq")]
-            pub(super) unsafe extern "C" fn $avx512(call: *const RowsCall) {
-                // SAFETY: the caller's contract.
-                unsafe { $body(&*call) }
-            }
-        )*
-    };
+macro_rules! plain {
+    ($($(#[$doc:meta])* $name:ident = $body:ident;)*) => {$(
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// The record's pointers hold what its fields say (contract of [`super`]).
+        pub unsafe extern "C" fn $name(call: *const RowsCall) {
+            // SAFETY: the caller's contract.
+            unsafe { $body(&*call) }
+        }
+    )*};
 }
 
-tiles! {
+plain! {
     /// `out = x`.
-    copy: copy_rows copy_rows_avx2 copy_rows_avx512;
+    copy_rows = copy;
     /// `out = factor · lanes_in · x`.
-    scale: scale_rows scale_rows_avx2 scale_rows_avx512;
+    scale_rows = scale;
     /// `out += factor · x`.
-    add: add_rows add_rows_avx2 add_rows_avx512;
+    add_rows = add;
     /// `lanes_out += lanes_in · (keep · x · y − restart · x · w)`.
-    dot: dot_rows dot_rows_avx2 dot_rows_avx512;
+    dot_rows = dot;
     /// `out = 0` where dropout's hash of row and column is below `threshold`, else `keep · out`.
-    drop: drop_rows drop_rows_avx2 drop_rows_avx512;
+    drop_rows = drop;
 }
 
 /// The tiles of this file: copy, scale, add, dot, drop.
@@ -215,8 +209,3 @@ pub type RowsTiles = [super::Tile<RowsCall>; 5];
 
 /// For any CPU.
 pub const PLAIN: RowsTiles = [copy_rows, scale_rows, add_rows, dot_rows, drop_rows];
-#[cfg(target_arch = "x86_64")]
-pub(super) const AVX2: RowsTiles = [copy_rows_avx2, scale_rows_avx2, add_rows_avx2, dot_rows_avx2, drop_rows_avx2];
-#[cfg(target_arch = "x86_64")]
-pub(super) const AVX512: RowsTiles =
-    [copy_rows_avx512, scale_rows_avx512, add_rows_avx512, dot_rows_avx512, drop_rows_avx512];

@@ -1,12 +1,11 @@
-//! Cuts score and value calls into register tiles, for every x86 family alike, and walks the edges of a query.
+//! Cuts score and value calls into register tiles, for every family alike.
 //!
 //! In: a call record and a family's table of micro-kernels, one per register shape. Each micro-kernel keeps its
 //! sums in registers; this file decides which keys, groups, rows and columns it gets.
 #![allow(unsafe_code)]
 
-use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
-
-use super::{AHEAD_LINES, Ahead, EdgeCall, LANES, ROW_CUTS, ScoreCall, ValueCall};
+use super::prefetch::{self, LINE};
+use super::{AHEAD_LINES, Ahead, LANES, ROW_CUTS, ScoreCall, ValueCall};
 
 /// Keys in a score register tile.
 pub(super) const SCORE_KEYS: usize = 6;
@@ -108,7 +107,7 @@ pub(super) unsafe fn score<const BYTES: usize>(call: &ScoreCall, kernels: &[Scor
                     for i in 0..count {
                         let row = call.k.cast::<u8>().wrapping_add((first + NEAR_KEYS + i) * call.k_stride * BYTES);
                         for line in 0..(call.d * BYTES).div_ceil(64) {
-                            _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(line * 64).cast());
+                            prefetch::into_l1(row.wrapping_add(line * 64));
                         }
                     }
                 }
@@ -161,9 +160,6 @@ impl ScoreRun {
         Self { end: first + len, any: any & of_groups, all }
     }
 }
-
-/// Floats in a cache line.
-pub(super) const LINE: usize = 16;
 
 /// Hands out [`ScoreCall::ahead`] and [`ValueCall::ahead`] in portions. Spread evenly over the register tiles, the
 /// fetches hide behind their arithmetic; in a bunch they would take the buffers that the tiles' own rows come through.
@@ -220,8 +216,7 @@ impl Fetch {
     #[inline(always)]
     pub(super) fn some(&mut self) {
         for _ in 0..self.lines {
-            // SAFETY: a prefetch never faults, whatever the address.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(self.at.cast()) };
+            prefetch::into_l2(self.at);
             self.left -= 1;
             let next = self.at.wrapping_add(LINE);
             self.at =
@@ -399,61 +394,5 @@ pub(super) unsafe fn value<const C: usize, const W: usize>(
             return u64::from(bad);
         }
         from = to;
-    }
-}
-
-/// The edges of one query.
-#[derive(Clone, Copy)]
-pub(super) struct EdgeRange {
-    /// First edge of the block, which stands first in `s`.
-    pub base: usize,
-    /// First edge.
-    pub begin: usize,
-    /// After the last edge.
-    pub end: usize,
-    /// Where to stop fetching ahead: after the block's last edge, or 0 where fetching does not pay.
-    fetch_end: usize,
-}
-
-impl EdgeRange {
-    /// Edges that [`Self::fetch`] looks ahead.
-    const AHEAD: usize = 16;
-    /// Bytes of rows that stay in L2: below, fetching ahead costs 0.9 of 6.4 cycles an edge; beyond, it saves a
-    /// quarter of 28 to 60. Dots need none: sixteen rows are under way at once as it is.
-    const NEAR: usize = 3 << 19;
-
-    /// The edges of query `r`.
-    ///
-    /// # Safety
-    /// `r < c.rows`, and `c` keeps the contract of [`super`].
-    pub(super) unsafe fn new(c: &EdgeCall, r: usize) -> Self {
-        // SAFETY: `offsets` holds `rows + 1` entries, `edge_keys` every edge below the last.
-        unsafe {
-            let (base, begin) = (*c.offsets as usize, *c.offsets.add(r) as usize);
-            let end = *c.offsets.add(r + 1) as usize;
-            // Keys ascend within a query, so that the last one tells how far the rows reach.
-            let reach =
-                if begin < end { *c.edge_keys.add(end - 1) as usize * c.kv_stride * size_of::<f32>() } else { 0 };
-            let fetch_end = if reach > Self::NEAR { *c.offsets.add(c.rows) as usize } else { 0 };
-            Self { base, begin, end, fetch_end }
-        }
-    }
-
-    /// Fetches `width` floats of the row, in `kv`, of an edge that comes soon after `edge`.
-    ///
-    /// # Safety
-    /// As [`Self::new`], for the same `c`.
-    #[inline]
-    pub(super) unsafe fn fetch(self, c: &EdgeCall, kv: *const f32, edge: usize, width: usize) {
-        let ahead = edge + Self::AHEAD;
-        if ahead < self.fetch_end {
-            // SAFETY: an edge of the block; a prefetch itself never faults.
-            unsafe {
-                let row = kv.wrapping_add(*c.edge_keys.add(ahead) as usize * c.kv_stride);
-                for x in (0..width).step_by(LANES) {
-                    _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(x).cast());
-                }
-            }
-        }
     }
 }

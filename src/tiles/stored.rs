@@ -4,7 +4,7 @@
 //! In: a [`StoredCall`], which names an f32 tile and its record. Out: what that tile would have made of the same
 //! numbers in f32, with the output rounded to the storage type. A row of K or V is widened once for the 64 queries of a
 //! block, which is a sixty-fourth of the work that follows. One implementation serves every family, the emitted one
-//! included; only `convert.rs` knows instruction sets.
+//! included; only its `Convert` knows instruction sets.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
@@ -13,7 +13,7 @@ use half::{bf16, f16};
 
 use super::convert::{Convert, Plain, StoredRows};
 use super::exact::{ExactCall, value_exact};
-use super::{Ahead, BLOCK, EdgeCall, LANES, PackCall, ROW_BLOCKS, ScoreCall, Tile, ValueCall};
+use super::{Ahead, BLOCK, EdgeCall, LANES, PackCall, ROW_BLOCKS, ScoreCall, Tile, ValueCall, family};
 use crate::dtype::Dtype;
 use crate::target::Isa;
 
@@ -52,58 +52,64 @@ pub struct StoredFamily {
     pub edge_value: Tile<StoredCall>,
     /// Around [`ExactCall`].
     pub value_exact: Tile<StoredCall>,
+    /// Where the family has them on some CPUs.
+    dots: Option<Dots>,
+}
+
+/// Packing and scores of bf16 by dot products of pairs, for a family on some CPUs that have it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Dots {
+    /// Whether this CPU, which has the family's features, has those too that these need.
+    pub available: fn() -> bool,
+    /// In place of [`StoredFamily::pack`].
+    pub pack: Tile<StoredCall>,
+    /// In place of [`StoredFamily::score`].
+    pub score: Tile<StoredCall>,
+    /// As [`Family::chains`](super::Family::chains), of dot products.
+    pub chains: unsafe fn(usize) -> f32,
+    /// Multiply-adds of an instruction.
+    pub products: usize,
+}
+
+/// The wrappers with one way to convert rows.
+pub(super) const fn of<C: Convert>(dots: Option<Dots>) -> StoredFamily {
+    StoredFamily {
+        pack: pack::<C>,
+        score: score::<C>,
+        value: value::<C>,
+        edge_score: edge_score::<C>,
+        edge_value: edge_value::<C>,
+        value_exact: exact::<C>,
+        dots,
+    }
 }
 
 /// The wrappers of `dtype` around the tiles of `isa`, element by element where the CPU lacks the instructions; `None`
 /// for f32, which needs none.
 pub fn stored_family(isa: Isa, dtype: Dtype) -> Option<StoredFamily> {
-    const fn of<C: Convert>() -> StoredFamily {
-        StoredFamily {
-            pack: pack::<C>,
-            score: score::<C>,
-            value: value::<C>,
-            edge_score: edge_score::<C>,
-            edge_value: edge_value::<C>,
-            value_exact: exact::<C>,
-        }
-    }
-    match (isa, dtype) {
-        (_, Dtype::F32) => None,
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx2, Dtype::Bf16) if isa.available() => Some(of::<super::convert::Avx2Bf16>()),
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx2, Dtype::F16) if isa.available() && is_x86_feature_detected!("f16c") => {
-            Some(of::<super::convert::Avx2F16>())
-        }
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512, Dtype::Bf16) if isa.available() => Some(of::<super::convert::Avx512Bf16>()),
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512, Dtype::F16) if isa.available() => Some(of::<super::convert::Avx512F16>()),
-        (_, Dtype::Bf16) => Some(of::<Plain<bf16>>()),
-        (_, Dtype::F16) => Some(of::<Plain<f16>>()),
+    match (dtype, family(isa)) {
+        (Dtype::F32, _) => None,
+        (Dtype::Bf16, family) => Some(family.map_or(of::<Plain<bf16>>(None), |family| family.bf16)),
+        (Dtype::F16, family) => Some(family.map_or(of::<Plain<f16>>(None), |family| family.f16)),
     }
 }
 
 /// Whether scores of bf16 can be dot products of pairs ([`with_dots`](StoredFamily::with_dots)): this CPU has them for this
 /// family and storage type, and they serve queries of width `d`.
 pub fn dots_serve(isa: Isa, dtype: Dtype, d: usize) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 && dtype == Dtype::Bf16 {
-        return d >= 2 && super::dots::available();
-    }
-    let _ = (isa, dtype, d);
-    false
+    d >= 2 && stored_family(isa, dtype).is_some_and(|stored| stored.dots().is_some())
 }
 
 impl StoredFamily {
+    /// Dot products of bf16 pairs, where this CPU has them.
+    pub(super) fn dots(self) -> Option<Dots> {
+        self.dots.filter(|dots| (dots.available)())
+    }
+
     /// The same with scores by dot products of bf16 pairs; only where [`dots_serve`] says so.
     #[must_use]
     pub fn with_dots(self) -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if super::dots::available() {
-            return Self { pack: super::dots::pack, score: super::dots::score, ..self };
-        }
-        self
+        self.dots().map_or(self, |dots| Self { pack: dots.pack, score: dots.score, ..self })
     }
 }
 

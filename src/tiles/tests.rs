@@ -10,7 +10,8 @@ const WIDTHS: [usize; 16] = [1, 2, 3, 15, 16, 17, 31, 33, 48, 63, 64, 65, 100, 1
 const KEYS: [usize; 9] = [1, 2, 5, 6, 7, 63, 64, 65, 200];
 const ROWS: [usize; 10] = [1, 2, 6, 11, 15, 16, 17, 33, 63, 64];
 
-fn families() -> Vec<Family> {
+/// All that this CPU runs.
+pub(super) fn families() -> Vec<Family> {
     crate::target::Isa::ALL.into_iter().filter_map(family).collect()
 }
 
@@ -630,5 +631,12 @@ fn peak_is_measured_where_the_cpu_can() {
     for isa in crate::target::Isa::ALL {
         let peak = super::peak::fma_peak(isa, 0.001);
         assert_eq!(peak > 0.1, isa.available(), "{isa}: {peak} GF/s");
+    }
+}
+
+#[test]
+fn families_are_compiled_with_what_the_cpu_is_asked_for() {
+    for family in FAMILIES {
+        assert_eq!(family.features, family.isa.features().join(","), "{}", family.isa);
     }
 }

@@ -3,9 +3,10 @@
 //! The panel is the one of the value tile, but sums run over its lanes: 6 keys stay in registers over the 64 queries of
 //! the block, a step loads the vectors of one query's row and broadcasts 6 weights.
 #![allow(unsafe_code)]
-// As in the families: register arrays are indexed by constant-trip loops.
+// Register arrays are indexed by constant-trip loops: see `lanes`.
 #![allow(clippy::needless_range_loop)]
 
+use super::lanes::{Array, Vectors};
 use super::{EdgeCall, LANES};
 
 #[cfg(test)]
@@ -102,47 +103,13 @@ unsafe fn pair_by_pair(c: &TransposedCall) {
     }
 }
 
-/// For any CPU: sixteen columns at a time.
+/// For any CPU.
 ///
 /// # Safety
 /// The record's pointers hold what its fields say (contract of [`super`]).
 pub unsafe extern "C" fn transposed(call: *const TransposedCall) {
-    // SAFETY: the caller's contract; `j < nkeys`, `r < rows`, columns below `width`.
-    unsafe {
-        let c = &*call;
-        if c.exact != 0 {
-            return pair_by_pair(c);
-        }
-        for j in 0..c.nkeys {
-            let seen = c.seen(j, 1);
-            let out = c.out_row(j);
-            let mut column = 0;
-            while column < c.width {
-                let width = LANES.min(c.width - column);
-                let mut sums = [0.0f32; LANES];
-                for group in (0..c.rows.div_ceil(LANES)).filter(|group| seen >> (group * LANES) & 0xFFFF != 0) {
-                    let p = c.p.add(group * c.p_stride + j * LANES);
-                    for lane in 0..LANES.min(c.rows - group * LANES) {
-                        let (weight, x) = (*p.add(lane), c.x_row(group * LANES + lane).add(column));
-                        if width == LANES {
-                            let x = x.cast::<[f32; LANES]>().read_unaligned();
-                            for i in 0..LANES {
-                                sums[i] += weight * x[i];
-                            }
-                        } else {
-                            for i in 0..width {
-                                sums[i] += weight * *x.add(i);
-                            }
-                        }
-                    }
-                }
-                for i in 0..width {
-                    *out.add(column + i) += c.factor * sums[i];
-                }
-                column += width;
-            }
-        }
-    }
+    // SAFETY: the caller's contract.
+    unsafe { register_tiles::<Array<4>>(&*call) }
 }
 
 /// `out[key(e)][:] += factor · s[e] · x[row(r)][:]` for the edges of every query of a block. A weight of 0 adds nothing,
@@ -159,8 +126,12 @@ pub struct ScatterCall {
     pub out_stride: usize,
 }
 
+/// See [`ScatterCall`]; where `FUSED`, products are added without a rounding between.
+///
+/// # Safety
+/// Contract of [`super`].
 #[inline(always)]
-unsafe fn scatter_edges<const FUSED: bool>(call: &ScatterCall) {
+pub(super) unsafe fn scatter_edges<const FUSED: bool>(call: &ScatterCall) {
     let c = &call.edges;
     for r in 0..c.rows {
         // SAFETY: `r < rows`; edges lie between the row's offsets; columns below `dv`.
@@ -202,125 +173,108 @@ pub unsafe extern "C" fn scatter(call: *const ScatterCall) {
     unsafe { scatter_edges::<false>(&*call) }
 }
 
-/// The register tile of one instruction set: `$vector` has its vectors of `$width` floats, of which a key keeps
-/// `$columns`.
-#[cfg(target_arch = "x86_64")]
-macro_rules! register_tile {
-    ($transposed:ident, $scatter:ident, $module:ident, $vector:ident, $features:literal, $width:literal, $columns:literal) => {
-        mod $module {
-            use super::{KEYS, LANES, ScatterCall, TransposedCall};
-            use crate::tiles::lanes::$vector::*;
-
-            /// See [`TransposedCall`].
-            #[target_feature(enable = $features)]
-            pub unsafe extern "C" fn $transposed(call: *const TransposedCall) {
-                // SAFETY: contract of `tiles`; keys `j .. j + count` are below `nkeys`.
-                unsafe {
-                    let c = &*call;
-                    if c.exact != 0 {
-                        return super::pair_by_pair(c);
-                    }
-                    let mut j = 0;
-                    while j < c.nkeys {
-                        let count = KEYS.min(c.nkeys - j);
-                        match count {
-                            1 => keys::<1>(c, j),
-                            2 => keys::<2>(c, j),
-                            3 => keys::<3>(c, j),
-                            4 => keys::<4>(c, j),
-                            5 => keys::<5>(c, j),
-                            _ => keys::<KEYS>(c, j),
-                        }
-                        j += count;
-                    }
-                }
-            }
-
-            /// Some keys over all columns.
-            #[target_feature(enable = $features)]
-            unsafe fn keys<const R: usize>(c: &TransposedCall, j: usize) {
-                // SAFETY: as the caller; columns stay below `width`.
-                unsafe {
-                    let seen = c.seen(j, R);
-                    let mut column = 0;
-                    while column + $columns * $width <= c.width {
-                        tile::<R, $columns, false>(c, j, seen, column, $width);
-                        column += $columns * $width;
-                    }
-                    while column < c.width {
-                        let left = c.width - column;
-                        if left >= $width {
-                            tile::<R, 1, false>(c, j, seen, column, $width);
-                        } else {
-                            tile::<R, 1, true>(c, j, seen, column, left);
-                        }
-                        column += $width;
-                    }
-                }
-            }
-
-            #[target_feature(enable = $features)]
-            unsafe fn tile<const R: usize, const C: usize, const CUT: bool>(
-                c: &TransposedCall,
-                j: usize,
-                seen: u64,
-                column: usize,
-                left: usize,
-            ) {
-                // SAFETY: `r < rows`, keys as the caller says; a cut vector touches `left` columns.
-                unsafe {
-                    let tail = first(left);
-                    let mut sums = [[zero(); C]; R];
-                    for group in 0..c.rows.div_ceil(LANES) {
-                        if seen >> (group * LANES) & 0xFFFF == 0 {
-                            continue;
-                        }
-                        let start = group * LANES;
-                        let p = c.p.add(group * c.p_stride + j * LANES);
-                        let mut row = c.x.wrapping_add(start * c.x_stride + column);
-                        for lane in 0..LANES.min(c.rows - start) {
-                            let x = if c.x_rows.is_null() { row } else { c.x_row(start + lane).add(column) };
-                            row = row.wrapping_add(c.x_stride);
-                            let mut values = [zero(); C];
-                            for i in 0..C {
-                                let at = x.add(i * $width);
-                                values[i] = if CUT { load_cut(at, tail) } else { load(at) };
-                            }
-                            for r in 0..R {
-                                let weight = splat(*p.add(r * LANES + lane));
-                                for i in 0..C {
-                                    sums[r][i] = fma(values[i], weight, sums[r][i]);
-                                }
-                            }
-                        }
-                    }
-                    let factor = splat(c.factor);
-                    for r in 0..R {
-                        let out = c.out_row(j + r).add(column);
-                        for i in 0..C {
-                            let at = out.add(i * $width);
-                            if CUT {
-                                store_cut(at, tail, fma(sums[r][i], factor, load_cut(at, tail)));
-                            } else {
-                                store(at, fma(sums[r][i], factor, load(at)));
-                            }
-                        }
-                    }
-                }
-            }
-
-            /// See [`ScatterCall`].
-            #[target_feature(enable = $features)]
-            pub unsafe extern "C" fn $scatter(call: *const ScatterCall) {
-                // SAFETY: contract of `tiles`.
-                unsafe { super::scatter_edges::<true>(&*call) }
-            }
+/// See [`TransposedCall`], in register tiles.
+///
+/// # Safety
+/// Contract of [`super`], and the CPU has the instructions.
+#[inline(always)]
+pub(super) unsafe fn register_tiles<V: Vectors>(c: &TransposedCall) {
+    // SAFETY: keys `j .. j + count` are below `nkeys`.
+    unsafe {
+        if c.exact != 0 {
+            return pair_by_pair(c);
         }
-        pub(super) use $module::{$scatter, $transposed};
-    };
+        let mut j = 0;
+        while j < c.nkeys {
+            let count = KEYS.min(c.nkeys - j);
+            match count {
+                1 => keys::<V, 1>(c, j),
+                2 => keys::<V, 2>(c, j),
+                3 => keys::<V, 3>(c, j),
+                4 => keys::<V, 4>(c, j),
+                5 => keys::<V, 5>(c, j),
+                _ => keys::<V, KEYS>(c, j),
+            }
+            j += count;
+        }
+    }
 }
 
-#[cfg(target_arch = "x86_64")]
-register_tile!(transposed_avx512, scatter_avx512, avx512, f32x16, "avx512f,avx512vl,avx512dq", 16, 4);
-#[cfg(target_arch = "x86_64")]
-register_tile!(transposed_avx2, scatter_avx2, avx2, f32x8, "avx2,fma", 8, 2);
+/// Some keys over all columns.
+#[inline(always)]
+unsafe fn keys<V: Vectors, const R: usize>(c: &TransposedCall, j: usize) {
+    // SAFETY: as the caller; columns stay below `width`.
+    unsafe {
+        let seen = c.seen(j, R);
+        let vectors = if V::REGISTERS > 16 { 4 } else { 2 };
+        let mut column = 0;
+        while column + vectors * V::WIDTH <= c.width {
+            match vectors {
+                4 => tile::<V, R, 4, false>(c, j, seen, column, V::WIDTH),
+                _ => tile::<V, R, 2, false>(c, j, seen, column, V::WIDTH),
+            }
+            column += vectors * V::WIDTH;
+        }
+        while column < c.width {
+            let left = c.width - column;
+            if left >= V::WIDTH {
+                tile::<V, R, 1, false>(c, j, seen, column, V::WIDTH);
+            } else {
+                tile::<V, R, 1, true>(c, j, seen, column, left);
+            }
+            column += V::WIDTH;
+        }
+    }
+}
+
+/// `R` keys, `C` vectors of columns.
+#[inline(always)]
+unsafe fn tile<V: Vectors, const R: usize, const C: usize, const CUT: bool>(
+    c: &TransposedCall,
+    j: usize,
+    seen: u64,
+    column: usize,
+    left: usize,
+) {
+    // SAFETY: `r < rows`, keys as the caller says; a cut vector touches `left` columns.
+    unsafe {
+        let tail = V::first(left);
+        let zero = V::splat(0.0);
+        let mut sums = [[zero; C]; R];
+        for group in 0..c.rows.div_ceil(LANES) {
+            if seen >> (group * LANES) & 0xFFFF == 0 {
+                continue;
+            }
+            let start = group * LANES;
+            let p = c.p.add(group * c.p_stride + j * LANES);
+            let mut row = c.x.wrapping_add(start * c.x_stride + column);
+            for lane in 0..LANES.min(c.rows - start) {
+                let x = if c.x_rows.is_null() { row } else { c.x_row(start + lane).add(column) };
+                row = row.wrapping_add(c.x_stride);
+                let mut values = [zero; C];
+                for i in 0..C {
+                    let at = x.add(i * V::WIDTH);
+                    values[i] = if CUT { V::load_cut(at, tail) } else { V::load(at) };
+                }
+                for r in 0..R {
+                    let weight = V::splat(*p.add(r * LANES + lane));
+                    for i in 0..C {
+                        sums[r][i] = V::fma(values[i], weight, sums[r][i]);
+                    }
+                }
+            }
+        }
+        let factor = V::splat(c.factor);
+        for r in 0..R {
+            let out = c.out_row(j + r).add(column);
+            for i in 0..C {
+                let at = out.add(i * V::WIDTH);
+                if CUT {
+                    V::store_cut(at, tail, V::fma(sums[r][i], factor, V::load_cut(at, tail)));
+                } else {
+                    V::store(at, V::fma(sums[r][i], factor, V::load(at)));
+                }
+            }
+        }
+    }
+}

@@ -9,6 +9,7 @@ mod by_hand;
 mod cli;
 mod conformance;
 mod dtypes;
+mod features;
 mod folders;
 mod goldens;
 mod gradients;

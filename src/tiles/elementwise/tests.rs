@@ -1,12 +1,9 @@
 //! Softcap and alibi of every family against plain f64, in buffers that end at a guard page.
 
+use super::super::Family;
 use super::super::guard::GuardedBuffer;
-use super::super::{Family, family};
+use super::super::tests::families;
 use super::*;
-
-fn families() -> Vec<Family> {
-    crate::target::Isa::ALL.into_iter().filter_map(family).collect()
-}
 
 /// A linear congruential generator, its high bits.
 struct Random(u64);

@@ -1,9 +1,10 @@
 //! Transposed values, scattered edges and the softmax's gradient of every family, and the plain ones, against f64, in
 //! buffers that end at a guard page.
 
+use super::super::Family;
 use super::super::gradient::{self, Dropped, EdgeGradientCall, GradientCall};
 use super::super::guard::GuardedBuffer;
-use super::super::{Family, family};
+use super::super::tests::families;
 use super::*;
 use crate::dropout;
 
@@ -31,7 +32,7 @@ fn all() -> Vec<Tiles> {
         gradient: family.gradient,
         edge_gradient: family.edge_gradient,
     };
-    std::iter::once(plain).chain(crate::target::Isa::ALL.into_iter().filter_map(family).map(of)).collect()
+    std::iter::once(plain).chain(families().into_iter().map(of)).collect()
 }
 
 /// A linear congruential generator, its high bits.
