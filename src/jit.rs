@@ -57,7 +57,18 @@ struct Code {
 
 type EntryFn = unsafe extern "C" fn(*const KernelArgs);
 
-/// A plan with the code and tables that were made from it, as one whole: nothing else can be called.
+/// A plan with the code and tables that were made from it, as one whole: nothing else can be called, and a kernel is made by
+/// [`compile`](crate::compiler::compile) alone.
+///
+/// ```
+/// fn read(linked: &hopweave::jit::Linked) -> usize { linked.plan().parts }
+/// ```
+/// ```compile_fail
+/// fn enter(linked: &hopweave::jit::Linked, args: &hopweave::codegen::KernelArgs) { linked.call(0, args) }
+/// ```
+/// ```compile_fail
+/// fn kernel(linked: hopweave::jit::Linked) { hopweave::runtime::Kernel::new(linked, 1, None).unwrap(); }
+/// ```
 #[derive(Debug)]
 pub struct Linked {
     plan: VerifiedPlan,

@@ -490,10 +490,7 @@ impl<'a> Task<'a> {
         };
         let place = part.checked_sub(plan.first_part_apart());
         let stride = buffer(x).map_or(0, |buffer| buffer.stride);
-        let rows_at = match place {
-            None => None,
-            Some(place) => Some(HeadRows { base: at(x, place * plan.shape.q_len * stride), stride }),
-        };
+        let rows_at = place.map(|place| HeadRows { base: at(x, place * plan.shape.q_len * stride), stride });
         let x = plan.body.root(x);
         let statistics = [m, l].map(|id| at(id, part * plan.shape.q_len));
         let to = rows_at.or_else(|| head.tensor(Tensor::Out));

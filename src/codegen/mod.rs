@@ -37,6 +37,15 @@ pub struct Lowered {
 }
 
 /// The functions of a plan, with the plan. They cannot be parted, so that code never runs by another plan than its own.
+///
+/// ```
+/// fn count(kernel: &hopweave::codegen::LoweredKernel) -> usize { kernel.functions().len() }
+/// ```
+/// ```compile_fail
+/// fn pair(kernel: &mut hopweave::codegen::LoweredKernel, other: &hopweave::codegen::LoweredKernel) {
+///     kernel.functions = other.functions().to_vec();
+/// }
+/// ```
 #[derive(Debug, Clone)]
 pub struct LoweredKernel {
     plan: VerifiedPlan,

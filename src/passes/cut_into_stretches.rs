@@ -20,7 +20,7 @@ fn run(body: &mut Body, _: &Setting<'_>) -> Verdict {
         let shared = results
             .any(|id| matches!(body.values[roots[id.0 as usize].0 as usize].extent, Extent::All | Extent::Tensor(_)));
         let scatters = stage.ops.iter().any(|operation| matches!(operation.op, Op::SpmmT { .. }));
-        !scatters && !(is_read && shared)
+        !(scatters || is_read && shared)
     };
     let cut: Vec<bool> = body
         .loops

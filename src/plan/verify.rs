@@ -9,12 +9,19 @@ use super::{KernelPlan, Layout, MaskPlan, ModsBy, PieceKeys, RowPlan, Step, Stre
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::mask::QUERY_BLOCK;
-use crate::program::{self, Reach};
+use crate::program::{self, Extent, Reach};
 use crate::target::Isa;
 use crate::tiles::ROW_BLOCKS;
 
 /// A plan that [`verify`] has accepted, with what follows from it: the functions of its stages and the layout of
 /// workspace. It cannot be edited: what was verified is what code is made from.
+///
+/// ```
+/// fn read(plan: &mut hopweave::plan::VerifiedPlan) -> usize { plan.parts }
+/// ```
+/// ```compile_fail
+/// fn edit(plan: &mut hopweave::plan::VerifiedPlan) { plan.parts = 9; }
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct VerifiedPlan {
     plan: KernelPlan,
@@ -88,6 +95,10 @@ fn check(plan: &KernelPlan) -> Result<(), String> {
     }
     if (plan.parts > 1) != plan.body.loops.iter().any(|of_loop| of_loop.parts) {
         return broken("parts of a head are computed part by part and joined");
+    }
+    let rows = plan.block_rows().max(1);
+    if plan.body.values.iter().any(|value| matches!(value.extent, Extent::Ring(kept) if kept as usize > rows)) {
+        return broken("a ring keeps more block rows than there are");
     }
     if !plan.tuning.is_valid() {
         return broken("sizes that no plan is cut by");

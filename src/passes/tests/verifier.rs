@@ -83,10 +83,9 @@ fn nest(body: &Body, how: &[(u8, u32)]) -> Body {
 fn keep(body: &mut Body, how: &[(u8, u32)]) {
     let roots = body.roots();
     let extents: Vec<Extent> = body.values.iter().map(|value| value.extent).collect();
-    for id in 0..body.values.len() {
-        let root = roots[id].0 as usize;
+    for (Value { extent, .. }, root) in body.values.iter_mut().zip(roots) {
+        let root = root.0 as usize;
         let (choice, rows) = how[root % how.len()];
-        let Value { extent, .. } = &mut body.values[id];
         *extent = match (extents[root], choice) {
             (tensor @ Extent::Tensor(_), _) => tensor,
             (_, 0..3) => Extent::Ring(rows),

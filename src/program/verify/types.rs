@@ -32,7 +32,7 @@ pub(super) fn check(shape: &Shape, body: &Body) -> Result<Sites, String> {
     for (value, at) in body.values.iter().zip(0_u32..) {
         let kept = matches!(value.extent, Extent::All | Extent::Ring(_));
         let stored = value.space == Space::Pairs && kept && shape.store == Dtype::Bf16 && !body.is_training();
-        if !value.store.is_f32() && !(value.store == Dtype::Bf16 && stored) {
+        if !(value.store.is_f32() || value.store == Dtype::Bf16 && stored) {
             return Err(format!("{} is stored in {}", name(body, ValueId(at)), value.store));
         }
         if matches!(value.extent, Extent::Ring(0)) {
