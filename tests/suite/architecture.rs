@@ -62,6 +62,7 @@ const MAP: &[(&str, &[&str])] = &[
             "import",
             "interpreter",
             "mask",
+            "program",
             "passes",
             "cost",
             "plan",
