@@ -4,7 +4,7 @@
 use super::gradient::{EdgeGradientCall, GradientCall};
 use super::half_panel::PanelCall;
 use super::join::JoinCall;
-use super::rows::{RowsCall, RowsTiles};
+use super::rows::RowsTiles;
 use super::stored::StoredFamily;
 use super::transposed::{ScatterCall, TransposedCall};
 use super::{EdgeCall, ExpCall, ModCall, PackCall, ScoreCall, Tile, ValueCall};
@@ -52,7 +52,7 @@ pub struct Family {
     pub gradient: Tile<GradientCall>,
     /// See [`EdgeGradientCall`].
     pub edge_gradient: Tile<EdgeGradientCall>,
-    /// See [`RowsCall`]: copy, scale, add, dot, drop.
+    /// See [`RowsCall`](super::rows::RowsCall): copy, scale, add, dot, drop.
     pub rows: RowsTiles,
     /// The wrappers for bf16, with dot products of pairs where the family has them.
     pub(super) bf16: StoredFamily,

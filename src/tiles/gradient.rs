@@ -97,8 +97,7 @@ pub(super) unsafe fn panel<V: Vectors>(c: &GradientCall) {
         for part in 0..c.groups * (LANES / V::WIDTH) {
             let first = part * V::WIDTH;
             let (group, lane) = (first / LANES, first % LANES);
-            let (mut p, mut dp) =
-                (c.p.add(group * c.stride + lane), c.dp.wrapping_add(group * c.dp_stride + lane));
+            let (mut p, mut dp) = (c.p.add(group * c.stride + lane), c.dp.wrapping_add(group * c.dp_stride + lane));
             let minus = if c.dp.is_null() { zero } else { V::mul(V::load(c.delta.add(first)), V::splat(-1.0)) };
             let row_keys = if d.row_keys.is_null() { V::splat_word(0) } else { V::load_words(d.row_keys.add(first)) };
             for j in 0..c.nkeys {

@@ -42,8 +42,8 @@ pub mod mod_gradients;
 mod pack;
 pub mod peak;
 mod prefetch;
-mod split;
 pub mod rows;
+mod split;
 pub mod stored;
 pub mod transposed;
 
