@@ -52,6 +52,15 @@ impl Chains {
         self.roots[id.0 as usize]
     }
 
+    /// The rows that scores of scattered edges are made of: those that were packed, which edges read in place.
+    pub fn read_in_place(&self, body: &Body, op: &Op) -> Vec<ValueId> {
+        let Op::Sddmm { x, .. } = op else { return Vec::new() };
+        match self.operation(body, *x).map(|pack| &pack.op) {
+            Some(Op::Pack { x, .. }) => x.clone(),
+            _ => Vec::new(),
+        }
+    }
+
     pub fn operation<'b>(&self, body: &'b Body, id: ValueId) -> Option<&'b Operation> {
         let (i, j, k) = self.defined[id.0 as usize]?;
         Some(&body.loops[i].stages[j].ops[k])

@@ -159,7 +159,7 @@ fn alive(body: &Body, chains: &Chains) -> Vec<Range<usize>> {
     for (i, one) in body.loops.iter().enumerate() {
         for operation in one.ops() {
             let ids = operation.op.reads().into_iter().map(|(id, _)| id).chain(operation.results.iter().copied());
-            for id in ids {
+            for id in ids.chain(chains.read_in_place(body, &operation.op)) {
                 let known = &mut alive[chains.root(id).0 as usize];
                 let first = known.as_ref().map_or(i, |loops| loops.start);
                 let first = if body.value(id).space == Space::Query { 0 } else { first };

@@ -60,6 +60,15 @@ pub fn resolve(shape: &Shape, body: &Body, layout: &Layout, walk_of: impl Fn(boo
                 (false, ..) => None,
             };
             let Resolver { operands, factors, statistics, hop, .. } = resolver;
+            let packed = stage.ops.iter().flat_map(|operation| chains.read_in_place(body, &operation.op));
+            let is_own = |id: ValueId| stage.ops.iter().any(|operation| operation.results.contains(&id));
+            let of_row = |id: ValueId| matches!(body.value(chains.root(id)).extent, Extent::Row | Extent::Keys);
+            if packed.into_iter().any(|rows| of_row(rows) && !is_own(rows)) {
+                return Err(Error::unsupported(
+                    "scores of rows that another stage has packed and not kept",
+                    "scattered edges read them in place; keep them, or pack them in the stage",
+                ));
+            }
             if let Some((what, instead)) = refusal(stage, &ops) {
                 return Err(Error::unsupported(what, instead));
             }
