@@ -11,6 +11,7 @@ use crate::common::{
 };
 use hopweave::compiler::{self, Compiled, Options};
 use hopweave::half::{bf16, f16};
+use hopweave::machine::Facts;
 use hopweave::passes::Strategy;
 use hopweave::runtime::Output;
 use hopweave::spec::PatternSpec;
@@ -347,6 +348,35 @@ fn f16_overflows_at_the_output_alone() {
     assert!(largest("{coefficients: [0.0, 2.0]}").iter().all(|&x| x == f16::INFINITY));
     // Z_1 is 2·V, beyond f16, and Z_2 a quarter of that again.
     assert!(largest("{coefficients: [0.0, 0.0, 0.5]}").iter().all(|&x| x.to_f32() == 32752.0));
+}
+
+/// A machine's measured facts, as much as wishes, decide how the forward pass multiplies, and never whether there is a
+/// gradient, which is computed in f32.
+#[test]
+fn gradients_go_with_every_way_to_compute() {
+    fn check<T: Element>() {
+        let fast = |mut facts: Facts| {
+            facts.tiles.iter_mut().for_each(|tiles| tiles.bf16_dots = 2.0);
+            facts
+        };
+        for isa in families() {
+            let spec = spec_in(T::DTYPE, MIXED, 8, 8, "{hops: 2, alpha: 0.2}");
+            let (stored, _) = stored_oracle::<T>(&spec, 1, 70, 11);
+            let measured = Options { facts: Some(fast(Facts::TYPICAL)), bf16_dots: None, ..options(isa, None) };
+            let all = ways::<T>(isa, None, spec.head_dim).into_iter().chain([measured]);
+            let gradients = all.map(|options| {
+                let kernel = compile(&spec, 70, &options).kernel;
+                let found = kernel.backward(stored.q.view(), stored.k.view(), stored.v.view(), stored.q.view());
+                let found = found.unwrap_or_else(|error| panic!("{} {isa} {options:?}: {error}", T::DTYPE));
+                [found.q, found.k, found.v].map(|gradient| gradient.mapv(T::widen))
+            });
+            let gradients: Vec<_> = gradients.collect();
+            assert!(gradients.iter().all(|one| *one == gradients[0]), "{} {isa}: other bits", T::DTYPE);
+        }
+    }
+    check::<f32>();
+    check::<bf16>();
+    check::<f16>();
 }
 
 #[test]
