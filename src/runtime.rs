@@ -1,7 +1,7 @@
 //! Calling a kernel: shapes checked, workspace kept warm, work spread over threads.
 //!
 //! In: q, k, v as ndarray views. Out: the output, and log-sum-exp where asked; gradients. The loops of a plan's nest are
-//! interpreted ([`nest`]), forward and backward alike. A block row is always computed by the same code in the same order,
+//! interpreted (`nest`), forward and backward alike. A block row is always computed by the same code in the same order,
 //! whoever computes it, so results do not depend on the number of threads.
 
 mod affinity;
