@@ -186,7 +186,7 @@ impl KernelPlan {
 
     /// Whether the plan computes gradients, or drops weights.
     pub fn is_training(&self) -> bool {
-        self.body.tensor(crate::program::Tensor::GradOut).is_some()
+        self.body.is_training()
     }
 
     /// Whether weights or rows can be dropped.

@@ -665,7 +665,8 @@ impl Body {
 
     /// Whether a gradient has been added.
     pub fn is_training(&self) -> bool {
-        self.tensor(Tensor::GradOut).is_some()
+        // That of the output goes unread where all factors are 0.
+        self.tensor(Tensor::GradQ).is_some()
     }
 
     /// The score mods, if there are any.

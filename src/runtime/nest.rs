@@ -123,6 +123,8 @@ impl LoopFacts {
             }
             for (at, stage) in stages.iter().enumerate() {
                 for operation in &stage.ops {
+                    let gives = |&id: &ValueId| body.value(root(id)).extent == Extent::Tensor(Tensor::GradQ);
+                    backward |= operation.results.iter().any(gives);
                     backward |= operation.op.reads().iter().any(|&(id, _)| Some(root(id)) == gradient);
                     facts.adds_to_inputs |= matches!(operation.op, Op::ModsGradient { .. });
                     for &id in &operation.results {

@@ -25,8 +25,11 @@ const MODS: &str = "name: mods\nheads: 2\nhead_dim: 8\ninputs: {rel: {shape: [he
                     - bias: {input: rel, index: [h, \"q - k + n - 1\"]}\n    \
                     - expr: \"if(q - k < 8 and not k == 0, s, s - 0.1 * rel[h, k])\"\n";
 
+const GRID: &str = "name: grid\nhead_dim: 8\npattern: {grid: {shape: [12, 12], kernel: [5, 5]}}\n";
+
 /// Spec, length.
-const CASES: [(&str, usize); 5] = [(WINDOW, 200), (CAUSAL, 130), (GLOBALS, 150), (DIFFUSER, 100), (MODS, 70)];
+const CASES: [(&str, usize); 6] =
+    [(WINDOW, 200), (CAUSAL, 130), (GLOBALS, 150), (DIFFUSER, 100), (GRID, 144), (MODS, 70)];
 
 /// Which spec each pass has something to do on.
 const PASS_CASES: [(&str, &str, usize); 6] = [
