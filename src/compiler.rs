@@ -13,7 +13,7 @@ use crate::machine::Facts;
 use crate::mask::BlockMask;
 use crate::passes::Strategy;
 use crate::pattern::Pattern;
-use crate::plan::{ASKED_FOR, Choice, Chosen, Model, PlanOptions, Tuning};
+use crate::plan::{ASKED_FOR, Choice, Model, PlanOptions, Tuning};
 use crate::program::{Program, VerifiedProgram};
 use crate::runtime::{Kernel, Train, TrainingKernel};
 use crate::spec::PatternSpec;
@@ -97,22 +97,32 @@ fn compile_with(spec: &PatternSpec, pattern: Pattern, options: &Options, advice:
     let program = clock.time("program", || program::build(spec, mask.clone()))?;
     let mut program = clock.time("passes", || passes::run(program, &options.without))?;
     // Every recipe that is legal makes a nest of the operations; the cost model picks one.
-    let chosen = clock.time("nest", || advice.choose(&program, options))?;
-    program.body = chosen.body;
+    let (reasons, strategy, forecast) = clock.time("schedule", || {
+        let model = Model::new(&program, options.isa, options.planning_threads(), advice.facts);
+        let store = advice.choice.map(|choice| choice.store);
+        let chosen = plan::choose(&program, &options.without, strategy, store, &model)?;
+        let mut reasons = chosen.reasons;
+        if let (Some(because), Some(last)) =
+            (&advice.because, reasons.iter_mut().find(|text| text.ends_with(ASKED_FOR)))
+        {
+            *last = format!("{}: {because}", chosen.strategy);
+        }
+        program.body = chosen.body;
+        Ok::<_, Error>((reasons, chosen.strategy, advice.facts.map(|_| chosen.forecast)))
+    })?;
     let program = clock.time("verify", || program::verify(program))?;
-    let plan_options = advice.plan_options(options, chosen.strategy, chosen.reasons);
+    let plan_options = advice.plan_options(options, strategy, reasons);
     let plan = clock.time("plan", || plan::build(&program, options.isa, plan_options))?;
-    let forecast = advice.facts.map(|_| chosen.forecast);
     allowance.check_time()?;
     let isa = jit::target_isa()?;
-    let functions = clock.time("lower", || codegen::lower(&plan, &*isa));
-    let code = clock.time("link", || jit::link(&plan, functions, &isa, &allowance))?;
+    let lowered = clock.time("lower", || codegen::lower(plan, &*isa));
+    let linked = clock.time("link", || jit::link(lowered, &isa, &allowance))?;
     // A gradient is compiled at the first backward call.
     let train: Train = {
         let (spec, pattern, options) = (spec.clone(), pattern.clone(), options.clone());
         Box::new(move || compile_training(&spec, &pattern, &options, false))
     };
-    let kernel = clock.time("kernel", || Kernel::with_training(plan, code, options.threads, Some(train)))?;
+    let kernel = clock.time("kernel", || Kernel::new(linked, options.threads, Some(train)))?;
     check_memory(&kernel, options)?;
     let Advice { tuned_by, warnings, .. } = advice;
     Ok(Compiled { pattern, mask, program, kernel, forecast, tuned_by, warnings, timings: clock.steps })
@@ -120,7 +130,7 @@ fn compile_with(spec: &PatternSpec, pattern: Pattern, options: &Options, advice:
 
 /// Compiles a kernel for training from the pattern of a spec: gradients, and dropout where it is asked for.
 ///
-/// Hops store P, and the gradient's pass takes the Z of all hops at once. What does not fit the memory limit is computed
+/// Hops store P, and the gradient's loop takes the Z of all hops at once. What does not fit the memory limit is computed
 /// again instead: first P, then Z.
 ///
 /// # Errors
@@ -134,23 +144,21 @@ pub fn compile_training(
     let allowance = options.allowance(spec);
     let mut program = training_program(spec, pattern, options, dropout)?;
     let isa = jit::target_isa()?;
-    let link = |plan| Ok::<_, Error>((jit::link(&plan, codegen::lower(&plan, &*isa), &isa, &allowance)?, plan));
     let mut refused = None;
-    for Chosen { strategy, body, .. } in plan::choose_training(&program, &options.without, options.strategy)? {
-        program.body = body;
+    for chosen in plan::choose_training(&program, &options.without, options.strategy)? {
+        program.body = chosen.body;
         let verified = program::verify(program)?;
-        let (pass, stored) = plan::build_training(&verified, options.isa, (strategy, spec.scale))?;
-        program = verified.into_inner();
-        let [pass, stored] = [Some(pass), stored].map(|plan| plan.map(link).transpose());
-        let (Some((code, plan)), stored) = (pass?, stored?) else { continue };
-        let stored = stored.map(|(code, plan)| (plan, code));
-        let kernel = TrainingKernel::new(spec.dtype, (plan, code), stored, options.threads)?;
+        let plan_options = PlanOptions { strategy: chosen.strategy, reasons: chosen.reasons, ..PlanOptions::default() };
+        let plan = plan::build(&verified, options.isa, plan_options)?;
+        let linked = jit::link(codegen::lower(plan, &*isa), &isa, &allowance)?;
+        let kernel = TrainingKernel::new(spec.dtype, linked, options.threads)?;
         let given = kernel.scratch_bytes_on(1, options.planning_threads());
         if given <= options.memory_limit {
             return Ok(kernel);
         }
         refused =
             Some(Error::Memory { what: "scratch of the gradient".to_owned(), given, limit: options.memory_limit });
+        program = verified.into_inner();
     }
     Err(refused.unwrap_or_else(|| Error::internal("compiler", "no way to compute a gradient", "")))
 }
@@ -178,9 +186,10 @@ pub fn emit(
         return Ok(pattern.print());
     }
     let advice = options.advice(spec, q_len, kv_len);
+    let allowance = options.allowance(spec);
     let mask = match training {
-        true => mask::build(&pattern, options.allowance(spec))?,
-        false => build_mask(spec, &pattern, options, advice.strategy(options), options.allowance(spec))?,
+        true => mask::build(&pattern, allowance)?,
+        false => build_mask(spec, &pattern, options, advice.strategy(options), allowance)?,
     };
     if stage == Stage::Mask {
         return Ok(mask.print());
@@ -197,26 +206,31 @@ pub fn emit(
         let least = plan::choose_training(&program, &options.without, options.strategy)?.into_iter().next();
         least.ok_or_else(|| Error::internal("compiler", "no way to compute a gradient", ""))?
     } else {
-        advice.choose(&program, options)?
+        let model = Model::new(&program, options.isa, options.planning_threads(), advice.facts);
+        let store = advice.choice.map(|choice| choice.store);
+        plan::choose(&program, &options.without, advice.strategy(options), store, &model)?
     };
     program.body = chosen.body;
     let program = program::verify(program)?;
     if stage == Stage::Fused {
         return Ok(program.print());
     }
-    let plan = if training {
-        plan::build_training(&program, options.isa, (chosen.strategy, spec.scale))?.0
+    let plan_options = if training {
+        PlanOptions { strategy: chosen.strategy, reasons: chosen.reasons, ..PlanOptions::default() }
     } else {
-        plan::build(&program, options.isa, advice.plan_options(options, chosen.strategy, chosen.reasons))?
+        advice.plan_options(options, chosen.strategy, chosen.reasons)
     };
+    let plan = plan::build(&program, options.isa, plan_options)?;
     if stage == Stage::Plan {
         return Ok(plan.print());
     }
     let isa = jit::target_isa()?;
-    let functions = codegen::lower(&plan, &*isa);
+    let lowered = codegen::lower(plan, &*isa);
     match stage {
-        Stage::Clif => Ok(functions.iter().map(|lowered| format!("{}\n", lowered.function.display())).collect()),
-        _ => jit::disassemble(functions, &isa),
+        Stage::Clif => {
+            Ok(lowered.functions().iter().map(|lowered| format!("{}\n", lowered.function.display())).collect())
+        }
+        _ => jit::disassemble(lowered, &isa),
     }
 }
 
@@ -232,7 +246,8 @@ pub fn strategies(
 ) -> Result<Vec<(Strategy, std::result::Result<String, String>)>> {
     let pattern = pattern::resolve(spec, q_len, kv_len)?;
     let program = program::build(spec, mask::build(&pattern, options.allowance(spec))?)?;
-    Ok(passes::verdicts(&passes::run(program, &options.without)?, &options.without))
+    let program = passes::run(program, &options.without)?;
+    Ok(passes::verdicts(&program, &options.without))
 }
 
 /// Parts of a head are joined by `flash` alone, so a mask is split only where that is what will run.
@@ -245,7 +260,7 @@ fn build_mask(
 ) -> Result<BlockMask> {
     let flash = spec.diffusion.hops.len() <= 1
         && strategy.is_none_or(|strategy| strategy == Strategy::FLASH)
-        && Strategy::FLASH.recipe().passes.iter().all(|pass| options.without.iter().all(|name| name != pass.name));
+        && !options.without.iter().any(|pass| pass == "fuse_hop_into_softmax" || pass == "walk_by_keys");
     match flash {
         // Score mods count heads and positions, which rows of several heads mix, and a restart term reads values by
         // the number of a query.
@@ -412,26 +427,9 @@ impl Advice {
         options.strategy.or(self.choice.map(|choice| choice.strategy))
     }
 
-    /// The nest of a program after the passes over its operations.
-    fn choose(&self, program: &Program, options: &Options) -> Result<Chosen> {
-        let model = Model::new(program, options.isa, options.planning_threads(), self.facts);
-        let store = self.choice.map(|choice| choice.store);
-        let mut chosen = plan::choose(program, &options.without, self.strategy(options), store, &model)?;
-        let asked_for = chosen.reasons.iter_mut().find(|text| text.ends_with(ASKED_FOR));
-        if let (Some(because), Some(last)) = (&self.because, asked_for) {
-            *last = format!("{}: {because}", chosen.strategy);
-        }
-        Ok(chosen)
-    }
-
     fn plan_options(&self, options: &Options, strategy: Strategy, reasons: Vec<String>) -> PlanOptions {
-        PlanOptions {
-            strategy,
-            reasons,
-            bf16_dots: options.bf16_dots,
-            tuning: self.choice.map_or(Tuning::default(), |choice| choice.tuning),
-            facts: self.facts,
-        }
+        let tuning = self.choice.map_or(Tuning::default(), |choice| choice.tuning);
+        PlanOptions { bf16_dots: options.bf16_dots, facts: self.facts, tuning, strategy, reasons }
     }
 }
 
@@ -442,9 +440,9 @@ pub enum Stage {
     Pattern,
     /// The block mask.
     Mask,
-    /// The program as the definition has it.
+    /// The schedule as the definition has it.
     Schedule,
-    /// The program after all passes, in the nest that was chosen.
+    /// The schedule after all passes.
     Fused,
     /// The plan.
     Plan,

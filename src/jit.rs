@@ -1,7 +1,7 @@
 //! From Cranelift functions to callable machine code.
 //!
-//! In: lowered functions and the tiles they name. Out: [`Code`], which owns its pages, executable but not
-//! writable, and frees them when it is dropped.
+//! In: a lowered kernel and the tiles it names. Out: [`Linked`], which owns its pages, executable but not writable, and
+//! frees them when it is dropped.
 #![allow(unsafe_code)]
 
 use std::mem::ManuallyDrop;
@@ -16,13 +16,13 @@ use cranelift_jit::{JITBuilder, JITModule};
 use cranelift_module::{FuncId, Linkage, Module};
 
 use crate::codegen::portable;
-use crate::codegen::{KernelArgs, Lowered, TileFn, emit};
+use crate::codegen::{KernelArgs, Lowered, LoweredKernel, Tables, TileFn, emit};
 use crate::error::{Error, Result};
 use crate::limits::Allowance;
-use crate::plan::{KernelPlan, ModsBy};
+use crate::plan::{ModsBy, RowOp, VerifiedPlan};
 use crate::target::Isa;
 use crate::tiles::stored::{dots_serve, stored_family};
-use crate::tiles::{self, Family, exact, gradient, half_panel, join, transposed};
+use crate::tiles::{self, Family, exact, gradient, half_panel, join, rows, transposed};
 
 /// The settings with which kernels are compiled: this CPU's own features, and the cheapest register allocation,
 /// since the tiles do the work.
@@ -48,18 +48,68 @@ pub fn target_isa() -> Result<OwnedTargetIsa> {
 }
 
 /// A kernel's machine code.
-pub struct Code {
+struct Code {
     /// Freed in [`Drop`]; nothing else takes it out.
     module: ManuallyDrop<JITModule>,
-    entries: Vec<(&'static str, EntryFn)>,
+    entries: Vec<(String, EntryFn)>,
     bytes: usize,
 }
 
 type EntryFn = unsafe extern "C" fn(*const KernelArgs);
 
-/// The functions of a kernel by position, as [`crate::codegen::lower`] returned them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry(pub usize);
+/// A plan with the code and tables that were made from it, as one whole: nothing else can be called, and a kernel is made by
+/// [`compile`](crate::compiler::compile) alone.
+///
+/// ```
+/// fn read(linked: &hopweave::jit::Linked) -> usize { linked.plan().parts }
+/// ```
+/// ```compile_fail
+/// fn enter(linked: &hopweave::jit::Linked, args: &hopweave::codegen::KernelArgs) { linked.call(0, args) }
+/// ```
+/// ```compile_fail
+/// fn kernel(linked: hopweave::jit::Linked) { hopweave::runtime::Kernel::new(linked, 1, None).unwrap(); }
+/// ```
+#[derive(Debug)]
+pub struct Linked {
+    plan: VerifiedPlan,
+    code: Code,
+    /// For every walk of the plan, for every mask.
+    tables: Vec<Vec<Tables>>,
+}
+
+impl Linked {
+    /// The plan.
+    pub fn plan(&self) -> &VerifiedPlan {
+        &self.plan
+    }
+
+    /// Bytes of machine code of the kernel's own functions.
+    pub fn code_bytes(&self) -> usize {
+        self.code.bytes
+    }
+
+    /// Bytes of tables.
+    pub fn table_bytes(&self) -> usize {
+        self.tables.iter().flatten().map(Tables::bytes).sum()
+    }
+
+    /// What [`KernelArgs::tables`] of a call of function `function` on mask `mask` points to.
+    pub fn tables(&self, function: usize, mask: usize) -> *const u64 {
+        let walk = self.plan.functions().functions[function].walk;
+        self.tables[walk][mask].as_ptr()
+    }
+
+    /// Runs a function of the kernel, by its number in [`Functions::functions`](crate::plan::Functions::functions).
+    ///
+    /// # Safety
+    /// The pointers and strides of `args` must describe what the plan says of the function's operands: tensors of the plan's
+    /// shape, tables of [`Self::tables`], workspace of the plan's [`Layout`](crate::plan::Layout) that nothing else uses
+    /// during the call; no other call may write the same rows.
+    pub unsafe fn call(&self, function: usize, args: &KernelArgs) {
+        // SAFETY: the function reads and writes only what `args` describes, which the caller vouches for.
+        unsafe { (self.code.entries[function].1)(args) }
+    }
+}
 
 // SAFETY: the module is never touched between `link` and `drop`; what threads share is the code it has finished,
 // which is read-only.
@@ -69,7 +119,7 @@ unsafe impl Sync for Code {}
 
 impl std::fmt::Debug for Code {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let names: Vec<&str> = self.entries.iter().map(|(name, _)| *name).collect();
+        let names: Vec<&str> = self.entries.iter().map(|(name, _)| name.as_str()).collect();
         f.debug_struct("Code").field("entries", &names).field("bytes", &self.bytes).finish()
     }
 }
@@ -80,7 +130,20 @@ impl std::fmt::Debug for Code {
 /// [`Error::Unsupported`] when the CPU lacks the plan's tile family, [`Error::Limit`] when there is more code than allowed
 /// or compiling it takes too long, [`Error::Internal`] when Cranelift refuses
 /// a function, with its text.
-pub fn link(plan: &KernelPlan, functions: Vec<Lowered>, isa: &OwnedTargetIsa, allowance: &Allowance) -> Result<Code> {
+pub fn link(lowered: LoweredKernel, isa: &OwnedTargetIsa, allowance: &Allowance) -> Result<Linked> {
+    let (plan, functions) = lowered.into_parts();
+    let code = link_code(&plan, functions, isa, allowance)?;
+    let tables = plan.walks.iter().map(|walk| walk.masks.iter().map(|mask| Tables::new(&plan, walk, mask)).collect());
+    let tables = tables.collect();
+    Ok(Linked { plan, code, tables })
+}
+
+fn link_code(
+    plan: &VerifiedPlan,
+    functions: Vec<Lowered>,
+    isa: &OwnedTargetIsa,
+    allowance: &Allowance,
+) -> Result<Code> {
     let mut builder = JITBuilder::with_isa(Arc::clone(isa), cranelift_module::default_libcall_names());
     let family = match plan.isa {
         Isa::Portable => None,
@@ -99,8 +162,13 @@ pub fn link(plan: &KernelPlan, functions: Vec<Lowered>, isa: &OwnedTargetIsa, al
     for (tile, address) in training_tiles(family.as_ref()) {
         builder.symbol(tile.name(), address);
     }
-    if let Some(stored) = stored_family(plan.isa, plan.dtype) {
-        if plan.bf16_dots && !dots_serve(plan.isa, plan.dtype, plan.head_dim) {
+    let rows = family.map_or(rows::PLAIN, |family| family.rows);
+    let names = [TileFn::CopyRows, TileFn::ScaleRows, TileFn::AddRows, TileFn::DotRows, TileFn::DropRows];
+    for (tile, address) in names.into_iter().zip(rows) {
+        builder.symbol(tile.name(), address as *const u8);
+    }
+    if let Some(stored) = stored_family(plan.isa, plan.shape.dtype) {
+        if plan.bf16_dots && !dots_serve(plan.isa, plan.shape.dtype, plan.shape.head_dim) {
             return Err(Error::unsupported("dot products of bf16 pairs", "this CPU has no AVX512-BF16"));
         }
         let stored = if plan.bf16_dots { stored.with_dots() } else { stored };
@@ -142,7 +210,7 @@ pub fn link(plan: &KernelPlan, functions: Vec<Lowered>, isa: &OwnedTargetIsa, al
     };
     mod_passes(plan, module, &mut tiles, allowance)?;
     let mut tiles = tiles.to_vec();
-    if !plan.dtype.is_f32() {
+    if !plan.shape.dtype.is_f32() {
         // Tiles that touch no tensor are called as they are; what stands in their wrappers' places is never called.
         for index in 0..tiles.len() {
             let tile = TileFn::ALL[index];
@@ -155,7 +223,7 @@ pub fn link(plan: &KernelPlan, functions: Vec<Lowered>, isa: &OwnedTargetIsa, al
     let mut ids = Vec::new();
     for Lowered { name, function } in functions {
         let id = module
-            .declare_function(name, Linkage::Local, &function.signature)
+            .declare_function(&name, Linkage::Local, &function.signature)
             .map_err(|error| internal(error.to_string()))?;
         let text = cfg!(debug_assertions).then(|| function.display().to_string());
         context.clear();
@@ -227,13 +295,13 @@ fn imported_tiles(module: &mut JITModule) -> Result<[FuncId; TileFn::ALL.len()]>
 
 /// Puts the passes that apply score mods in their places, where the plan has mods.
 fn mod_passes(
-    plan: &KernelPlan,
+    plan: &VerifiedPlan,
     module: &mut JITModule,
     tiles: &mut [FuncId; TileFn::ALL.len()],
     allowance: &Allowance,
 ) -> Result<()> {
     let Some(mods) = &plan.mods else { return Ok(()) };
-    let edges = plan.masks.iter().any(|mask| !mask.edges.keys.is_empty());
+    let edges = plan.has_edges();
     let options = portable::Options { edges, allowance: *allowance, ..portable::Options::default() };
     let symbols = portable::define_mods(module, mods, options)?;
     tiles[TileFn::Mods as usize] = match symbols.panel {
@@ -243,7 +311,8 @@ fn mod_passes(
     if let Some(code) = symbols.edges {
         tiles[TileFn::EdgeMods as usize] = code;
     }
-    if plan.training.is_some() && !plan.strategy.stores_p() {
+    let backward = |op: &RowOp| matches!(op, RowOp::ModsGradient { .. });
+    if plan.functions().functions.iter().any(|function| function.ops.iter().any(backward)) {
         let symbols = portable::define_mod_gradients(module, &mods.mods, options)?;
         for (tile, code) in [(TileFn::ModGradients, symbols.panel), (TileFn::EdgeModGradients, symbols.edges)] {
             tiles[tile as usize] = code.unwrap_or(tiles[tile as usize]);
@@ -253,11 +322,11 @@ fn mod_passes(
 }
 
 fn portable_tiles(
-    plan: &KernelPlan,
+    plan: &VerifiedPlan,
     module: &mut JITModule,
     allowance: &Allowance,
 ) -> Result<[FuncId; TileFn::ALL.len()]> {
-    let edges = plan.masks.iter().any(|mask| !mask.edges.keys.is_empty());
+    let edges = plan.has_edges();
     let mut tiles_of = |d, dv, prefix| {
         let options = portable::Options { edges, prefix, allowance: *allowance, ..portable::Options::default() };
         let symbols = portable::define(module, portable::Shapes { d, dv }, options)?;
@@ -265,10 +334,22 @@ fn portable_tiles(
         let none = portable::EdgeSymbols { score: symbols.pack, exp: symbols.pack, value: symbols.pack };
         Ok::<_, Error>((symbols, symbols.edges.unwrap_or(none)))
     };
-    let (symbols, edges) = tiles_of(plan.head_dim, plan.value_dim, "portable")?;
-    let (wide, wide_edges) = match plan.gradient_depth() {
-        depth if depth > 0 && !plan.strategy.stores_p() => tiles_of(depth, plan.head_dim, "gradient")?,
-        _ => (symbols, edges),
+    let (symbols, edges) = tiles_of(plan.shape.head_dim, plan.shape.value_dim, "portable")?;
+    // Products of other rows than queries and keys, and of weights with keys: those of gradients.
+    let ops = || plan.functions().functions.iter().flat_map(|function| &function.ops);
+    let depth = ops().find_map(|op| match op {
+        RowOp::Sddmm { y, .. } if y.width != plan.shape.head_dim => Some(y.width),
+        _ => None,
+    });
+    let width = ops().find_map(|op| match op {
+        RowOp::Spmm { z, .. } if z.width != plan.shape.value_dim => Some(z.width),
+        _ => None,
+    });
+    let (wide, wide_edges) = match (depth, width) {
+        (None, None) => (symbols, edges),
+        (depth, width) => {
+            tiles_of(depth.unwrap_or(plan.shape.head_dim), width.unwrap_or(plan.shape.value_dim), "gradient")?
+        }
     };
     let mut found = [symbols.pack; TileFn::ALL.len()];
     for (found, tile) in found.iter_mut().zip(TileFn::ALL) {
@@ -296,6 +377,11 @@ fn portable_tiles(
             | TileFn::Gradient
             | TileFn::EdgeGradient
             | TileFn::EdgeValueExact
+            | TileFn::CopyRows
+            | TileFn::ScaleRows
+            | TileFn::AddRows
+            | TileFn::DotRows
+            | TileFn::DropRows
             | TileFn::Mods
             | TileFn::EdgeMods
             | TileFn::ModGradients
@@ -303,24 +389,6 @@ fn portable_tiles(
         };
     }
     Ok(found)
-}
-
-impl Code {
-    /// Runs a function of the kernel.
-    ///
-    /// # Safety
-    /// The pointers and strides of `args` must describe tensors of the plan's shape, tables made from the same
-    /// plan, and scratch of the plan's sizes that nothing else uses during the call; the block rows must not be
-    /// worked on by another call with the same output.
-    pub unsafe fn call(&self, entry: Entry, args: &KernelArgs) {
-        // SAFETY: the function reads and writes only what `args` describes, which the caller vouches for.
-        unsafe { (self.entries[entry.0].1)(args) }
-    }
-
-    /// Bytes of machine code of the kernel's own functions.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
 }
 
 impl Drop for Code {
@@ -335,10 +403,10 @@ impl Drop for Code {
 ///
 /// # Errors
 /// [`Error::Internal`] when Cranelift refuses a function.
-pub fn disassemble(functions: Vec<Lowered>, isa: &OwnedTargetIsa) -> Result<String> {
+pub fn disassemble(lowered: LoweredKernel, isa: &OwnedTargetIsa) -> Result<String> {
     let mut text = String::new();
     let mut context = Context::new();
-    for Lowered { name, function } in functions {
+    for Lowered { name, function } in lowered.into_parts().1 {
         context.clear();
         context.func = function;
         context.set_disasm(true);

@@ -1,10 +1,14 @@
-//! Calling a kernel: shapes checked, scratch kept warm, work spread over threads.
+//! Calling a kernel: shapes checked, workspace kept warm, work spread over threads.
 //!
-//! In: q, k, v as ndarray views. Out: the output, and log-sum-exp where asked. A block row is always computed by
-//! the same code in the same order, whoever computes it, so results do not depend on the number of threads.
+//! In: q, k, v as ndarray views. Out: the output, and log-sum-exp where asked; gradients. The loops of a plan's nest are
+//! interpreted (`nest`), forward and backward alike. A block row is always computed by the same code in the same order,
+//! whoever computes it, so results do not depend on the number of threads.
 
+mod affinity;
 pub(crate) mod memory;
-mod places;
+mod nest;
+mod pointer;
+mod pool;
 mod training;
 
 use std::ops::Range;
@@ -12,16 +16,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ndarray::{Array3, Array4, ArrayView4, ArrayViewMut3, ArrayViewMut4, CowArray, Ix4};
-use rayon::prelude::*;
 
 use self::memory::{Buffer, grow, zeros};
-use self::places::Places;
-use crate::codegen::{KernelArgs, Tables};
+use self::nest::{Dropped, Head, HeadRows, LoopFacts, Own, Site, TensorAt, Tensors};
+use self::pointer::Pointer;
+pub use self::pool::pool;
+use self::pool::{on_workers, spread};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
-use crate::jit::{Code, Entry};
-use crate::mask::QUERY_BLOCK;
-use crate::plan::{KernelPlan, Scratch, Walk};
+use crate::jit::Linked;
+use crate::plan::VerifiedPlan;
+use crate::program::{Op, Tensor};
 use crate::spec::Inputs;
 
 pub(crate) use training::check_outputs;
@@ -39,14 +44,12 @@ pub struct Kernel {
 }
 
 struct Inner {
-    plan: KernelPlan,
-    tables: Vec<Tables>,
-    scratch: Vec<Scratch>,
-    code: Code,
+    kernel: Linked,
+    loops: Vec<LoopFacts>,
     /// Tables of the score mods, which follow the callers' inputs.
     constants: Vec<Vec<f32>>,
     threads: Arc<rayon::ThreadPool>,
-    /// Scratch of finished calls, for the next ones.
+    /// Workspace of finished calls, for the next ones.
     idle: Mutex<Vec<Workspace>>,
     /// Makes the kernel for training, which is made at the first backward call.
     train: Option<Train>,
@@ -58,7 +61,7 @@ pub type Train = Box<dyn Fn() -> Result<TrainingKernel> + Send + Sync>;
 
 impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inner").field("plan", &self.plan).field("code", &self.code).finish_non_exhaustive()
+        f.debug_struct("Inner").field("kernel", &self.kernel).finish_non_exhaustive()
     }
 }
 
@@ -72,36 +75,28 @@ pub struct Output<T = f32> {
 }
 
 impl Kernel {
-    /// Joins what the compiler made.
+    /// A kernel of what the linker made, with what makes its kernel for training. Nothing else makes one: what was verified
+    /// is what runs.
     ///
     /// # Errors
-    /// [`Error::Internal`] when the system gives no threads.
-    pub fn new(plan: KernelPlan, code: Code, threads: usize) -> Result<Self> {
-        Self::with_training(plan, code, threads, None)
-    }
-
-    /// The same with what makes its kernel for training.
-    ///
-    /// # Errors
-    /// Those of [`Self::new`].
-    pub fn with_training(plan: KernelPlan, code: Code, threads: usize, train: Option<Train>) -> Result<Self> {
-        let tables = plan.masks.iter().map(|mask| Tables::new(&plan, mask)).collect();
-        let scratch = plan.masks.iter().map(|mask| Scratch::new(&plan, mask)).collect();
-        let constants = plan.mods.as_ref().map(|mods| mods.mods.constants()).unwrap_or_default();
+    /// [`Error::Unsupported`] when the system gives no threads.
+    pub(crate) fn new(kernel: Linked, threads: usize, train: Option<Train>) -> Result<Self> {
+        let constants = kernel.plan().mods.as_ref().map(|mods| mods.mods.constants()).unwrap_or_default();
         let threads = pool(threads)?;
+        let loops = LoopFacts::of(kernel.plan());
         let (idle, training) = (Mutex::default(), OnceLock::new());
-        let inner = Inner { plan, tables, scratch, code, constants, threads, idle, train, training };
+        let inner = Inner { kernel, loops, constants, threads, idle, train, training };
         Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The plan that the kernel follows.
-    pub fn plan(&self) -> &KernelPlan {
-        &self.inner.plan
+    pub fn plan(&self) -> &VerifiedPlan {
+        self.inner.kernel.plan()
     }
 
     /// Bytes of machine code, and of tables that it reads.
     pub fn code_bytes(&self) -> (usize, usize) {
-        (self.inner.code.bytes(), self.inner.tables.iter().map(Tables::bytes).sum())
+        (self.inner.kernel.code_bytes(), self.inner.kernel.table_bytes())
     }
 
     /// Threads that a call uses.
@@ -109,16 +104,16 @@ impl Kernel {
         self.inner.threads.current_num_threads()
     }
 
-    /// Bytes of scratch that a call over `batch` sequences holds, beyond its tensors.
+    /// Bytes of workspace that a call over `batch` sequences holds, beyond its tensors.
     pub fn scratch_bytes(&self, batch: usize) -> u64 {
         self.scratch_bytes_on(batch, self.threads())
     }
 
     /// The same were there so many threads.
     pub fn scratch_bytes_on(&self, batch: usize, workers: usize) -> u64 {
-        let (local, shared) = self.inner.scratch_per_worker();
-        let in_flight = self.inner.in_flight(batch * self.inner.plan.heads, workers);
-        (workers * local + in_flight * shared) as u64
+        let layout = self.plan().layout();
+        let in_flight = self.inner.in_flight(batch * self.plan().shape.heads, workers);
+        (workers * layout.local.bytes + in_flight * layout.head) as u64
     }
 
     /// The kernel for training, compiled at the first call.
@@ -198,10 +193,10 @@ impl Kernel {
         v: ArrayView4<'_, T>,
         inputs: &Inputs<'_>,
     ) -> Result<Output<T>> {
-        let plan = &self.inner.plan;
+        let plan = self.plan();
         let batch = q.dim().0;
         let (heads, q_len) = plan.outer();
-        let mut out = zeros("the output", (batch, heads, q_len, plan.value_dim))?;
+        let mut out = zeros("the output", (batch, heads, q_len, plan.shape.value_dim))?;
         let mut lse = zeros("log-sum-exp", (batch, heads, q_len))?;
         self.forward_into_with(q, k, v, inputs, &mut out.view_mut(), Some(&mut lse.view_mut()))?;
         Ok(Output { out, lse })
@@ -237,9 +232,9 @@ impl Kernel {
         out: &mut ArrayViewMut4<'_, T>,
         mut lse: Option<&mut ArrayViewMut3<'_, f32>>,
     ) -> Result<()> {
-        let plan = &self.inner.plan;
-        if T::DTYPE != plan.dtype {
-            return Err(Error::Dtype { expected: plan.dtype.name(), found: T::DTYPE.name() });
+        let plan = self.plan();
+        if T::DTYPE != plan.shape.dtype {
+            return Err(Error::Dtype { expected: plan.shape.dtype.name(), found: T::DTYPE.name() });
         }
         let batch = q.dim().0;
         let names = ["batch", "heads", "q_len", "head_dim", "kv_len", "value_dim", "kv_heads"];
@@ -256,16 +251,16 @@ impl Kernel {
         };
         let of = |(a, b, c, d): (usize, usize, usize, usize)| [a, b, c, d];
         let (heads, q_len) = plan.outer();
-        check("q", of(q.dim()), [batch, heads, q_len, plan.head_dim], [0, 1, 2, 3])?;
-        check("k", of(k.dim()), [batch, plan.kv_heads, plan.kv_len, plan.head_dim], [0, 6, 4, 3])?;
-        check("v", of(v.dim()), [batch, plan.kv_heads, plan.kv_len, plan.value_dim], [0, 6, 4, 5])?;
-        check("out", of(out.dim()), [batch, heads, q_len, plan.value_dim], [0, 1, 2, 5])?;
+        check("q", of(q.dim()), [batch, heads, q_len, plan.shape.head_dim], [0, 1, 2, 3])?;
+        check("k", of(k.dim()), [batch, plan.shape.kv_heads, plan.shape.kv_len, plan.shape.head_dim], [0, 6, 4, 3])?;
+        check("v", of(v.dim()), [batch, plan.shape.kv_heads, plan.shape.kv_len, plan.shape.value_dim], [0, 6, 4, 5])?;
+        check("out", of(out.dim()), [batch, heads, q_len, plan.shape.value_dim], [0, 1, 2, 5])?;
         let given = inputs.check(plan.mods.as_ref().map(|mods| &mods.mods))?;
-        if out.is_empty() || plan.q_len == 0 {
+        if out.is_empty() || plan.shape.q_len == 0 {
             return Ok(());
         }
         let (q, k, v) = (readable(q)?, readable(k)?, readable(v)?);
-        let out_strides = match strides(out.strides(), plan.value_dim) {
+        let out_strides = match strides(out.strides(), plan.shape.value_dim) {
             Some(strides) => strides,
             None => {
                 return Err(Error::Shape {
@@ -275,7 +270,7 @@ impl Kernel {
                 });
             }
         };
-        let lse_slice = match &mut lse {
+        let mut lse_slice = match &mut lse {
             None => None,
             Some(lse) => {
                 let dims = (batch, heads, q_len);
@@ -288,28 +283,35 @@ impl Kernel {
             }
         };
         let mut workspace = self.inner.workspace(batch, lse_slice.is_some())?;
-        let constants = self.inner.constants.iter().map(Vec::as_slice);
-        workspace.inputs_at.clear();
-        workspace.inputs_at.extend(given.into_iter().chain(constants).map(|table| table.as_ptr().expose_provenance()));
-        let task = Task {
-            inner: &self.inner,
-            q: Tensor::new(&q).stacked(plan.stack),
-            k: Tensor::new(&k),
-            v: Tensor::new(&v),
-            out: Tensor {
-                address: out.as_mut_ptr().expose_provenance(),
-                strides: out_strides,
-                element: T::DTYPE.bytes(),
-            }
-            .stacked(plan.stack),
-            row_max: lse_slice.as_ref().map_or(0, |lse| lse.as_ptr().expose_provenance()),
-            row_sum: workspace.row_sum.as_mut_ptr().expose_provenance(),
-            local: &workspace.local_at,
-            shared: &workspace.shared_at,
-            inputs: workspace.inputs_at.as_ptr().expose_provenance(),
-            items: batch * plan.heads,
-        };
-        task.run();
+        {
+            let Workspace { local, heads: in_flight, row_sum, inputs: tables } = &mut workspace;
+            tables.clear();
+            let constants = self.inner.constants.iter().map(Vec::as_slice);
+            tables.extend(given.into_iter().chain(constants).map(|table| Address(table.as_ptr())));
+            let mut tensors = Tensors::default();
+            tensors.set(Tensor::Q, tensor_at(&q).stacked(plan.stack));
+            tensors.set(Tensor::K, tensor_at(&k));
+            tensors.set(Tensor::V, tensor_at(&v));
+            let (base, element) = (Pointer::to_rows(out.as_mut_ptr()), T::DTYPE.bytes());
+            tensors.set(Tensor::Out, TensorAt { base, strides: out_strides, element }.stacked(plan.stack));
+            let row_max = lse_slice.as_mut().map_or(Pointer::NULL, |lse| Pointer::to(lse));
+            let row_sum_at = if row_max.is_null() { Pointer::NULL } else { Pointer::to(row_sum) };
+            let site = Site {
+                kernel: &self.inner.kernel,
+                loops: &self.inner.loops,
+                tensors,
+                inputs: Pointer::from(tables.as_ptr()),
+            };
+            let task = Task {
+                inner: &self.inner,
+                site,
+                statistics: [row_max, row_sum_at],
+                local: &local.iter_mut().map(Buffer::pointer).collect::<Pointers<'_>>(),
+                heads: &in_flight.iter_mut().map(Buffer::pointer).collect::<Pointers<'_>>(),
+                items: batch * plan.shape.heads,
+            };
+            task.run();
+        }
         if let Some(lse) = lse_slice {
             for (lse, &sum) in lse.iter_mut().zip(&workspace.row_sum) {
                 *lse = if sum == 0.0 { f32::NEG_INFINITY } else { (*lse + sum.log2()) * std::f32::consts::LN_2 };
@@ -319,6 +321,9 @@ impl Kernel {
         Ok(())
     }
 }
+
+/// Addresses of workspace of a call; so many are kept without an allocation.
+type Pointers<'a> = smallvec::SmallVec<[Pointer<'a>; 64]>;
 
 /// A view whose rows can be read in place, or a copy.
 fn readable<T: Element>(view: ArrayView4<'_, T>) -> Result<CowArray<'_, T, Ix4>> {
@@ -343,230 +348,117 @@ fn strides(strides: &[isize], width: usize) -> Option<[usize; 3]> {
     Some(found)
 }
 
-/// A tensor as the kernel sees it. The address is kept as a number: tasks cross threads.
-#[derive(Debug, Clone, Copy)]
-struct Tensor {
-    address: usize,
-    /// Elements from one batch, head and row to the next.
-    strides: [usize; 3],
-    /// Bytes of an element.
-    element: usize,
+/// A view as kernels see it.
+fn tensor_at<'a, T: Element>(array: &'a CowArray<'_, T, Ix4>) -> TensorAt<'a> {
+    let strides = strides(array.strides(), array.dim().3).unwrap_or_default();
+    TensorAt { base: Pointer::from(array.as_ptr()), strides, element: T::DTYPE.bytes() }
 }
 
-impl Tensor {
-    fn new<T: Element>(array: &CowArray<'_, T, Ix4>) -> Self {
-        let strides = strides(array.strides(), array.dim().3).unwrap_or_default();
-        Self { address: array.as_ptr().expose_provenance(), strides, element: T::DTYPE.bytes() }
-    }
-
-    /// The same seen as heads of `stack` rows, where it has `stack` times as many of one row each.
-    fn stacked(self, stack: usize) -> Self {
-        let [batch, head, row] = self.strides;
-        let strides = if stack == 1 { [batch, head, row] } else { [batch, head * stack, head] };
-        Self { strides, ..self }
-    }
-
-    fn head(&self, batch: usize, head: usize) -> usize {
-        self.address + (batch * self.strides[0] + head * self.strides[1]) * self.element
-    }
-}
-
+/// A forward call.
 struct Task<'a> {
     inner: &'a Inner,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    row_max: usize,
-    row_sum: usize,
-    local: &'a [usize],
-    shared: &'a [usize],
-    /// Address of a list of addresses: those of the score mods' inputs and constants.
-    inputs: usize,
+    site: Site<'a>,
+    /// Maxima and sums of all items, `[items][q_len]`, or null.
+    statistics: [Pointer<'a>; 2],
+    local: &'a [Pointer<'a>],
+    heads: &'a [Pointer<'a>],
     items: usize,
 }
 
-impl Task<'_> {
+impl<'a> Task<'a> {
     fn run(&self) {
-        let rows = self.inner.plan.block_rows();
+        let plan = self.inner.kernel.plan();
+        let rows = plan.block_rows();
         let workers = self.local.len();
-        match self.inner.plan.walk {
-            Walk::Flash if self.inner.plan.parts > 1 => self.run_parts(rows, workers),
-            Walk::Flash => {
-                // Long stretches first, so that rows that share keys stay with one worker; short ones at the end, so
-                // that no worker finishes much later than the others (guided self-scheduling).
-                let total = self.items * rows;
-                let least = (self.inner.plan.tuning.unit_rows as usize).max(1);
-                let next = AtomicUsize::new(0);
-                let take = |first: usize| match total - first {
-                    0 => None,
-                    left => Some(first + (left / (2 * workers)).max(least).min(left)),
-                };
-                self.on_workers(total.div_ceil(LEAST_ROWS.max(least)), |worker| {
-                    while let Ok(first) = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
-                        let end = take(first).unwrap_or(total);
-                        for item in first / rows..end.div_ceil(rows) {
-                            let here = first.max(item * rows) - item * rows..end.min((item + 1) * rows) - item * rows;
-                            self.call(Entry(0), item, worker, 0, here, 0);
-                        }
+        let threads = &self.inner.threads;
+        if plan.parts > 1 {
+            return self.run_parts(rows, workers);
+        }
+        if self.inner.rows_are_free() {
+            // Long stretches first, so that rows that share keys stay with one worker; short ones at the end, so
+            // that no worker finishes much later than the others (guided self-scheduling).
+            let total = self.items * rows;
+            let least = (plan.tuning.unit_rows as usize).max(1);
+            let next = AtomicUsize::new(0);
+            let take = |first: usize| match total - first {
+                0 => None,
+                left => Some(first + (left / (2 * workers)).max(least).min(left)),
+            };
+            on_workers(threads, workers.min(total.div_ceil(LEAST_ROWS.max(least))), |worker| {
+                while let Ok(first) = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+                    let end = take(first).unwrap_or(total);
+                    for item in first / rows..end.div_ceil(rows) {
+                        let here = first.max(item * rows) - item * rows..end.min((item + 1) * rows) - item * rows;
+                        self.head(item, Pointer::NULL).stage((0, 0), self.local[worker], here, Own::PLAIN);
                     }
-                });
-            }
-            Walk::Resident | Walk::Recompute if self.shared.len() == workers => {
-                self.spread(self.items, |worker, item| {
-                    self.hops(&|function, hop| self.call_hop(function, item, worker, worker, 0..rows, hop));
-                });
-            }
-            Walk::Resident | Walk::Recompute => {
-                let unit = match self.inner.plan.tuning.unit_rows {
-                    0 => rows.div_ceil(4 * workers),
-                    rows => rows as usize,
-                };
-                for item in 0..self.items {
-                    // Every function reads what all rows of the one before have written.
-                    self.hops(&|function, hop| {
-                        self.spread(rows.div_ceil(unit), |worker, index| {
-                            let first = index * unit;
-                            self.call_hop(function, item, worker, 0, first..rows.min(first + unit), hop);
-                        });
-                    });
                 }
-            }
-            Walk::Sweep => {
-                let stretches = self.inner.plan.stretches(self.items, workers);
-                let unit = rows.div_ceil(stretches);
-                self.spread(self.items * stretches, |worker, index| {
-                    let first = index % stretches * unit;
-                    if first < rows {
-                        self.sweep(index / stretches, worker, first..rows.min(first + unit));
-                    }
-                });
-            }
-        }
-    }
-
-    /// The functions of a kernel that works hop by hop, in order, each with its hop.
-    fn hops(&self, call: &dyn Fn(Entry, usize)) {
-        let plan = &self.inner.plan;
-        let softmax_apart = plan.walk.stores_p();
-        if softmax_apart {
-            call(Entry(0), 0);
-        }
-        for hop in 0..plan.hops.len() {
-            call(if softmax_apart || hop > 0 { Entry(1) } else { Entry(0) }, hop);
-        }
-    }
-
-    /// One function of one hop on some rows of an item: from V or a buffer of Z, to the next buffer or the output.
-    fn call_hop(&self, function: Entry, item: usize, worker: usize, shared: usize, rows: Range<usize>, hop: usize) {
-        let plan = &self.inner.plan;
-        let scratch = &self.inner.scratch[0];
-        let z = |hop: usize| self.shared[shared] + scratch.z + hop % 2 * scratch.z_bytes();
-        let mut args = self.args(item, 0, worker, shared, rows, hop);
-        if let Some(before) = hop.checked_sub(1) {
-            (args.source, args.source_stride) = (std::ptr::with_exposed_provenance(z(before)), scratch.acc_stride);
-        }
-        if hop + 1 < plan.hops.len() {
-            (args.target, args.target_stride) = (std::ptr::with_exposed_provenance_mut(z(hop)), scratch.acc_stride);
-        }
-        self.enter(function, &args);
-    }
-
-    /// A sweep over the block rows `own` of an item: row by row P and the first hop, and every further hop as many rows
-    /// behind the one before as a row reaches ahead.
-    fn sweep(&self, item: usize, worker: usize, own: Range<usize>) {
-        let plan = &self.inner.plan;
-        let scratch = &self.inner.scratch[0];
-        let (rows, hops) = (plan.block_rows(), plan.hops.len());
-        let (behind, lag) = plan.reach.map_or((0, 0), |reach| (reach.behind as usize, reach.ahead as usize));
-        // What the rows of the last hop need of a hop: so much on either side.
-        let needed = |hop: usize| {
-            let later = hops - 1 - hop;
-            own.start.saturating_sub(later * behind)..rows.min(own.end + later * lag)
-        };
-        let end = own.end + (hops - 1) * lag;
-        for now in needed(0).start..end {
-            for hop in 0..hops {
-                let Some(row) = now.checked_sub(hop * lag).filter(|row| needed(hop).contains(row)) else { continue };
-                let mut args = self.args(item, 0, worker, worker, row..row + 1, hop);
-                if hop == 0 {
-                    let args = match own.contains(&row) {
-                        true => args,
-                        // Another stretch says what is known of this row.
-                        false => KernelArgs { row_max: std::ptr::null_mut(), row_sum: std::ptr::null_mut(), ..args },
-                    };
-                    self.enter(Entry(0), &args);
+            });
+        } else if self.inner.has_halo() {
+            let stretches = plan.stretches(self.items, workers);
+            let unit = rows.div_ceil(stretches);
+            spread(threads, workers, self.items * stretches, |worker, index| {
+                let first = index % stretches * unit;
+                if first < rows {
+                    let head = self.head(index / stretches, self.heads[worker]);
+                    head.sweep(0, self.local[worker], first..rows.min(first + unit), Own::PLAIN);
                 }
-                if hop > 0 {
-                    let newest = (row + lag).min(needed(hop - 1).end - 1);
-                    let z = self.z_of_sweep(worker, hop - 1, needed(hop - 1).start, newest);
-                    (args.source, args.source_stride) = (std::ptr::with_exposed_provenance(z), scratch.acc_stride);
-                }
-                if hop + 1 < hops {
-                    let start = needed(hop).start;
-                    let z = self.z_of_sweep(worker, hop, start, row);
-                    if row > start {
-                        self.slide(&args, self.z_of_sweep(worker, hop, start, row - 1), z, row);
-                    }
-                    (args.target, args.target_stride) = (std::ptr::with_exposed_provenance_mut(z), scratch.acc_stride);
-                }
-                self.enter(Entry(1), &args);
+            });
+        } else if self.heads.len() == workers {
+            spread(threads, workers, self.items, |worker, item| {
+                self.head(item, self.heads[worker]).run(self.local[worker]);
+            });
+        } else {
+            let unit = match plan.tuning.unit_rows {
+                0 => rows.div_ceil(4 * workers),
+                rows => rows as usize,
+            };
+            for item in 0..self.items {
+                let head = self.head(item, self.heads[0]);
+                // Every loop reads what all rows of the one before have written.
+                (0..self.site.loops.len()).for_each(|of_loop| head.share_loop(of_loop, threads, self.local, unit));
             }
         }
     }
 
-    /// Where row 0 of what hop `hop` of a sweep writes would stand while block row `newest` is the last written:
-    /// buffers hold some of the newest rows, from `start` on. Such a row may lie before the buffer, and is not touched.
-    fn z_of_sweep(&self, worker: usize, hop: usize, start: usize, newest: usize) -> usize {
-        let plan = &self.inner.plan;
-        let scratch = &self.inner.scratch[0];
-        let buffer = self.shared[worker] + scratch.z + hop * scratch.z_bytes();
-        if scratch.z_rows >= plan.q_len {
-            return buffer;
+    fn head(&self, item: usize, workspace: Pointer<'a>) -> Head<'a> {
+        let shape = &self.inner.kernel.plan().shape;
+        let statistics = self.statistics.map(|base| match base.is_null() {
+            true => base,
+            false => base.at((item * shape.q_len * size_of::<f32>()) as isize),
+        });
+        Head {
+            site: self.site,
+            batch: item / shape.heads,
+            head: item % shape.heads,
+            workspace,
+            statistics,
+            out: None,
+            exact: false,
+            dropout: Dropped::NONE,
         }
-        let capacity = scratch.z_rows / QUERY_BLOCK;
-        let kept = plan.reach.map_or(0, |reach| reach.window() - 1);
-        // Each time the buffer is full, its newest rows move to its front.
-        let slides = (newest - start + 1).saturating_sub(capacity).div_ceil(capacity - kept);
-        let first = start + slides * (capacity - kept);
-        buffer.wrapping_sub(first * QUERY_BLOCK * scratch.acc_stride * size_of::<f32>())
     }
 
-    /// Moves the rows of a Z that are still read, before block row `row` is written, where its buffer is full: from
-    /// addresses of row 0 before to addresses after.
-    fn slide(&self, args: &KernelArgs, before: usize, after: usize, row: usize) {
-        if before == after {
-            return;
-        }
-        let kept = self.inner.plan.reach.map_or(0, |reach| reach.window() - 1);
-        let args = KernelArgs {
-            source: std::ptr::with_exposed_provenance(before),
-            target: std::ptr::with_exposed_provenance_mut(after),
-            first_row: (row - kept) * QUERY_BLOCK,
-            end_row: row * QUERY_BLOCK,
-            ..*args
-        };
-        self.enter(Entry(2), &args);
-    }
-
-    /// `flash` over heads of several parts: the parts of an item, then their join.
+    /// Heads of several parts: the parts of an item, then their join.
     fn run_parts(&self, rows: usize, workers: usize) {
-        let plan = &self.inner.plan;
+        let plan = self.inner.kernel.plan();
+        let threads = &self.inner.threads;
         let range = |unit: usize, index: usize| index * unit..rows.min((index + 1) * unit);
-        if self.shared.len() == workers {
-            self.spread(self.items, |worker, item| {
+        let join = |head: &Head<'_>, worker: usize, rows| head.stage((1, 0), self.local[worker], rows, Own::PLAIN);
+        if self.heads.len() == workers {
+            spread(threads, workers, self.items, |worker, item| {
+                let head = self.head(item, self.heads[worker]);
                 // A first part in the order of queries is joined while its outputs are in the cache.
-                let first = plan.mask_of_head[item % plan.heads * plan.parts] as usize;
-                let in_order = plan.masks[first].order.is_none();
+                let first = plan.mask_of_head[item % plan.shape.heads * plan.parts] as usize;
+                let in_order = plan.walks[0].masks[first].order.is_none();
                 for part in usize::from(in_order)..plan.parts {
-                    self.call_part(item, part, worker, worker, 0..rows);
+                    self.part(&head, part, worker, 0..rows);
                 }
                 for index in 0..rows.div_ceil(JOINED_ROWS) {
                     let rows = range(JOINED_ROWS, index);
                     if in_order {
-                        self.call_part(item, 0, worker, worker, rows.clone());
+                        self.part(&head, 0, worker, rows.clone());
                     }
-                    self.call(Entry(1), item, worker, worker, rows, 0);
+                    join(&head, worker, rows);
                 }
             });
             return;
@@ -574,154 +466,73 @@ impl Task<'_> {
         let unit = rows.div_ceil(4 * workers);
         let units = rows.div_ceil(unit);
         for item in 0..self.items {
-            self.spread(plan.parts * units, |worker, index| {
-                self.call_part(item, index / units, worker, 0, range(unit, index % units));
+            let head = self.head(item, self.heads[0]);
+            spread(threads, workers, plan.parts * units, |worker, index| {
+                self.part(&head, index / units, worker, range(unit, index % units));
             });
-            self.spread(units, |worker, index| self.call(Entry(1), item, worker, 0, range(unit, index), 0));
+            spread(threads, workers, units, |worker, index| join(&head, worker, range(unit, index)));
         }
     }
 
-    /// Hands units `0..units` to workers as they become free.
-    fn spread(&self, units: usize, work: impl Fn(usize, usize) + Send + Sync) {
-        spread_over(&self.inner.threads, self.local.len(), units, work);
-    }
-
-    /// Runs `work` once on every worker, on no more than `most`, and waits for all of them.
-    fn on_workers(&self, most: usize, work: impl Fn(usize) + Send + Sync) {
-        on_workers(&self.inner.threads, self.local.len().min(most), work);
-    }
-
-    fn call(&self, entry: Entry, item: usize, worker: usize, shared: usize, rows: Range<usize>, hop: usize) {
-        let args = self.args(item, 0, worker, shared, rows, hop);
-        self.enter(entry, &args);
-    }
-
-    /// One part of an item, into the scratch for parts, or the output.
-    fn call_part(&self, item: usize, part: usize, worker: usize, shared: usize, rows: Range<usize>) {
-        let plan = &self.inner.plan;
-        let scratch = &self.inner.scratch[0];
-        let at = |offset: usize, floats: usize| self.shared[shared] + offset + part * floats * size_of::<f32>();
-        let args = self.args(item, part, worker, shared, rows, 0);
-        let (target, target_stride) = match part.checked_sub(plan.first_part_apart()) {
-            None => (args.target, args.target_stride),
-            Some(place) => {
-                let address =
-                    self.shared[shared] + scratch.partial + place * plan.q_len * scratch.acc_stride * size_of::<f32>();
-                (std::ptr::with_exposed_provenance_mut(address), scratch.acc_stride)
-            }
+    /// One part of a head: its rows into the head's workspace, or the output, its maxima and sums beside them.
+    fn part(&self, head: &Head<'a>, part: usize, worker: usize, rows: Range<usize>) {
+        let plan = self.inner.kernel.plan();
+        let Some(&Op::Join { x, m, l }) =
+            plan.body.ops().map(|operation| &operation.op).find(|op| matches!(op, Op::Join { .. }))
+        else {
+            return;
         };
-        let args = KernelArgs {
-            target,
-            target_stride,
-            row_max: std::ptr::with_exposed_provenance_mut(at(scratch.partial_max, plan.q_len)),
-            row_sum: std::ptr::with_exposed_provenance_mut(at(scratch.partial_sum, plan.q_len)),
-            ..args
+        let float = size_of::<f32>();
+        let buffer = |id| plan.layout().buffer(plan.body.root(id));
+        let at = |id, floats: usize| match buffer(id) {
+            Some(buffer) => head.workspace.at((buffer.offset + floats * float) as isize),
+            None => Pointer::NULL,
         };
-        self.enter(Entry(0), &args);
+        let place = part.checked_sub(plan.first_part_apart());
+        let stride = buffer(x).map_or(0, |buffer| buffer.stride);
+        let rows_at = place.map(|place| HeadRows { base: at(x, place * plan.shape.q_len * stride), stride });
+        let x = plan.body.root(x);
+        let statistics = [m, l].map(|id| at(id, part * plan.shape.q_len));
+        let to = rows_at.or_else(|| head.tensor(Tensor::Out));
+        let own = Own { part, rows: to.map(|to| (x, to)), ..Own::PLAIN };
+        Head { statistics, ..*head }.stage((0, 0), self.local[worker], rows, own);
     }
-
-    fn args(
-        &self,
-        item: usize,
-        part: usize,
-        worker: usize,
-        shared: usize,
-        rows: Range<usize>,
-        hop: usize,
-    ) -> KernelArgs {
-        let plan = &self.inner.plan;
-        let (batch, head) = (item / plan.heads, item % plan.heads);
-        let kv_head = head / (plan.heads / plan.kv_heads);
-        let read = |address: usize| std::ptr::with_exposed_provenance::<u8>(address);
-        let statistics = |address: usize| match self.row_max {
-            0 => std::ptr::null_mut(),
-            _ => std::ptr::with_exposed_provenance_mut(address + item * plan.q_len * size_of::<f32>()),
-        };
-        KernelArgs {
-            q: read(self.q.head(batch, head)),
-            q_stride: self.q.strides[2],
-            k: read(self.k.head(batch, kv_head)),
-            k_stride: self.k.strides[2],
-            v: read(self.v.head(batch, kv_head)),
-            v_stride: self.v.strides[2],
-            row_max: statistics(self.row_max),
-            row_sum: statistics(self.row_sum),
-            tables: self.inner.tables[plan.mask_of_head[head * plan.parts + part] as usize].as_ptr(),
-            local: std::ptr::with_exposed_provenance_mut(self.local[worker]),
-            shared: std::ptr::with_exposed_provenance_mut(self.shared.get(shared).copied().unwrap_or(0)),
-            first_row: rows.start,
-            end_row: rows.end,
-            hop,
-            source: read(self.v.head(batch, kv_head)),
-            source_stride: self.v.strides[2],
-            target: std::ptr::with_exposed_provenance_mut(self.out.head(batch, head)),
-            target_stride: self.out.strides[2],
-            head,
-            inputs: std::ptr::with_exposed_provenance(self.inputs),
-            training: std::ptr::null(),
-        }
-    }
-
-    fn enter(&self, entry: Entry, args: &KernelArgs) {
-        enter(&self.inner.code, entry, args);
-    }
-}
-
-/// Runs a function of a kernel: the one place where machine code is entered.
-fn enter(code: &Code, entry: Entry, args: &KernelArgs) {
-    // SAFETY: the callers, `forward_into_with` and `training`, check every shape, stride and input against the plan of
-    // the code and keep the tensors borrowed until all units are done; tables and scratch sizes come from the same plan;
-    // a worker's scratch is used by one unit at a time, and units that run at once write different rows.
-    #[allow(unsafe_code)]
-    unsafe {
-        code.call(entry, args);
-    }
-}
-
-/// Hands units `0..units` to `workers` as they become free.
-fn spread_over(threads: &rayon::ThreadPool, workers: usize, units: usize, work: impl Fn(usize, usize) + Send + Sync) {
-    let next = AtomicUsize::new(0);
-    on_workers(threads, workers.min(units), |worker| {
-        loop {
-            let unit = next.fetch_add(1, Ordering::Relaxed);
-            if unit >= units {
-                return;
-            }
-            work(worker, unit);
-        }
-    });
-}
-
-/// Runs `work` once on every worker, and waits for all of them.
-fn on_workers(threads: &rayon::ThreadPool, workers: usize, work: impl Fn(usize) + Send + Sync) {
-    if workers <= 1 {
-        work(0);
-        return;
-    }
-    threads.install(|| (0..workers).into_par_iter().with_max_len(1).for_each(work));
 }
 
 impl Inner {
-    fn scratch_per_worker(&self) -> (usize, usize) {
-        let most = |size: fn(&Scratch) -> usize| self.scratch.iter().map(size).max().unwrap_or(0);
-        (most(|scratch| scratch.local), most(|scratch| scratch.shared))
+    /// Whether block rows need nothing of each other: one loop of one stage that keeps nothing.
+    fn rows_are_free(&self) -> bool {
+        let plan = self.kernel.plan();
+        plan.layout().head == 0 && matches!(plan.body.loops.as_slice(), [of_loop] if of_loop.stages.len() == 1)
     }
 
-    /// Shares of shared scratch: one for every worker, or one for a head whose rows all workers share.
+    /// Whether rows of a head may be cut into stretches that need nothing of each other.
+    fn has_halo(&self) -> bool {
+        matches!(self.kernel.plan().body.loops.as_slice(), [of_loop] if of_loop.halo)
+    }
+
+    /// Shares of heads' workspace: one for every worker, or one for a head whose rows all workers share.
     fn in_flight(&self, items: usize, workers: usize) -> usize {
-        if items >= workers || self.plan.walk == Walk::Sweep { workers } else { 1 }
+        if self.rows_are_free() {
+            0
+        } else if items >= workers || self.has_halo() {
+            workers
+        } else {
+            1
+        }
     }
 
     fn workspace(&self, batch: usize, statistics: bool) -> Result<Workspace> {
-        let items = batch * self.plan.heads;
+        let plan = self.kernel.plan();
+        let items = batch * plan.shape.heads;
         let workers = self.threads.current_num_threads();
-        let (local, shared) = self.scratch_per_worker();
-        let heads_in_flight = if shared == 0 { 0 } else { self.in_flight(items, workers) };
-        let row_sums = if statistics { items * self.plan.q_len } else { 0 };
+        let in_flight = self.in_flight(items, workers);
+        let row_sums = if statistics { items * plan.shape.q_len } else { 0 };
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut workspace = idle.unwrap_or_default();
+        let layout = plan.layout();
         for (buffers, count, bytes) in
-            [(&mut workspace.local, workers, local), (&mut workspace.shared, heads_in_flight, shared)]
+            [(&mut workspace.local, workers, layout.local.bytes), (&mut workspace.heads, in_flight, layout.head)]
         {
             buffers.truncate(count);
             while buffers.len() < count {
@@ -729,46 +540,21 @@ impl Inner {
             }
         }
         grow(&mut workspace.row_sum, row_sums)?;
-        let Workspace { local, shared, local_at, shared_at, .. } = &mut workspace;
-        for (buffers, addresses) in [(local, local_at), (shared, shared_at)] {
-            addresses.clear();
-            addresses.extend(buffers.iter_mut().map(Buffer::address));
-        }
         Ok(workspace)
     }
 }
 
-/// Scratch of one call.
+/// Workspace of one call.
 #[derive(Debug, Default)]
 struct Workspace {
     local: Vec<Buffer>,
-    shared: Vec<Buffer>,
-    /// Addresses of `local` and `shared`, kept so that a warm call allocates no list of them.
-    local_at: Vec<usize>,
-    shared_at: Vec<usize>,
-    /// Addresses of the inputs of the call in progress.
-    inputs_at: Vec<usize>,
+    heads: Vec<Buffer>,
     row_sum: Vec<f32>,
+    /// Inputs of the call in progress.
+    inputs: Vec<Address>,
 }
 
-/// The pool of `threads` threads that calls of kernels run on, made once per number.
-///
-/// # Errors
-/// [`Error::Unsupported`] when the system gives no threads.
-pub fn pool(threads: usize) -> Result<Arc<rayon::ThreadPool>> {
-    static POOLS: Mutex<Vec<Arc<rayon::ThreadPool>>> = Mutex::new(Vec::new());
-    let threads = threads.max(1);
-    let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(pool) = pools.iter().find(|pool| pool.current_num_threads() == threads) {
-        return Ok(Arc::clone(pool));
-    }
-    let places = Places::new(threads);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .thread_name(|index| format!("hopweave-{index}"))
-        .start_handler(move |index| places.take(index))
-        .build()
-        .map_err(|error| Error::unsupported(format!("{threads} threads"), error.to_string()))?;
-    pools.push(Arc::new(pool));
-    Ok(Arc::clone(&pools[pools.len() - 1]))
-}
+/// Where an input of the score mods begins; read while a call borrows the input, and by nobody else.
+#[derive(Debug, Clone, Copy)]
+#[repr(transparent)]
+struct Address(*const f32);

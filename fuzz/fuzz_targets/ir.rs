@@ -2,9 +2,11 @@
 //! through the stages behind it.
 #![no_main]
 
-use hopweave::plan::{self, Model, PlanOptions};
+use hopweave::passes::{self, Candidate};
+use hopweave::plan::{self, PlanOptions, VerifiedPlan};
+use hopweave::program::{self, Program, VerifiedProgram};
 use hopweave::target::Isa;
-use hopweave::{Error, codegen, jit, mask, passes, pattern, program};
+use hopweave::{Error, codegen, jit, mask, pattern};
 use libfuzzer_sys::{Corpus, fuzz_target};
 
 /// Bytes of masks.
@@ -22,12 +24,16 @@ fn same(first: &str, again: &str) {
     assert_eq!(first, again);
 }
 
-fn compile(program: &program::VerifiedProgram) -> Option<()> {
-    // Not every legal nest has code; then that is said.
+fn compile(program: &VerifiedProgram) -> Option<()> {
     let plan = stage(plan::build(program, Isa::best(), PlanOptions::default()))?;
-    plan::verify(&plan).unwrap_or_else(|error| panic!("{error}"));
+    let again = plan::verify((*plan).clone()).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(again, plan);
+    lower(plan)
+}
+
+fn lower(plan: VerifiedPlan) -> Option<()> {
     let isa = stage(jit::target_isa())?;
-    codegen::lower(&plan, &*isa);
+    codegen::lower(plan, &*isa);
     Some(())
 }
 
@@ -58,20 +64,19 @@ fn read(which: u8, text: &str) -> Option<()> {
             let again = program::parse(&printed).unwrap_or_else(|error| panic!("{printed}\n{error}"));
             same(&printed, &again.print());
             let verified = program::verify(program).ok()?;
-            // A nest of its own, then the one that is chosen for its operations.
-            if !verified.body.is_training() {
-                compile(&verified);
+            compile(&verified)?;
+            let fused = stage(passes::run(verified.into_inner(), &[]))?;
+            for Candidate { nest, .. } in passes::candidates(&fused, &[], None, None) {
+                let Ok((body, _)) = nest else { continue };
+                compile(&stage(program::verify(Program { body, ..fused.clone() }))?)?;
             }
-            let mut fused = stage(passes::run(verified.into_inner(), &[]))?;
-            let model = Model::new(&fused, Isa::best(), 1, None);
-            fused.body = stage(plan::choose(&fused, &[], None, None, &model))?.body;
-            compile(&stage(program::verify(fused))?)?;
         }
         _ => {
             let plan = plan::parse(text).ok()?;
             let printed = plan.print();
             let again = plan::parse(&printed).unwrap_or_else(|error| panic!("{printed}\n{error}"));
             same(&printed, &again.print());
+            lower(plan::verify(plan).ok()?)?;
         }
     }
     Some(())

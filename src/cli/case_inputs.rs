@@ -110,7 +110,7 @@ fn call<'a, T: Element>(compiled: &'a Compiled, tensors: &'a Tensors<T>, inputs:
     let kernel = &compiled.kernel;
     let plan = kernel.plan();
     let (heads, q_len) = plan.outer();
-    let mut out = aligned_zeros::<T>((q.dim().0, heads, q_len, plan.value_dim));
+    let mut out = aligned_zeros::<T>((q.dim().0, heads, q_len, plan.shape.value_dim));
     Box::new(move || kernel.forward_into_with(q.view(), k.view(), v.view(), &inputs, &mut out.view_mut(), None))
 }
 

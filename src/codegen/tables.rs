@@ -2,6 +2,7 @@
 
 use crate::mask::QUERY_BLOCK;
 use crate::plan::{KernelPlan, MaskPlan, Piece, PieceKeys, Step, ValueRun, Walk};
+use crate::program::BlockTest;
 
 /// Sections of the buffer, each 64-byte aligned; the header holds their byte offsets in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,8 +32,6 @@ pub(super) enum Section {
     Runs,
     /// Per block row, `[start in floats, keys]` u64 of its stored panel.
     StoredPanels,
-    /// `[step, restart]` f32 a hop.
-    Hops,
     /// Not a section: rows of K and V from one key of a range to the next.
     KeyStep,
 }
@@ -55,15 +54,15 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// The tables of `mask` in `plan`.
-    pub fn new(plan: &KernelPlan, mask: &MaskPlan) -> Self {
+    /// The tables of `mask`, one of those of `walk`, in `plan`.
+    pub fn new(plan: &KernelPlan, walk: &Walk, mask: &MaskPlan) -> Self {
         let mut writer = Writer { buffer: vec![0; HEADER_WORDS] };
         let identity: Vec<u32>;
         let order: &[u32] = match &mask.order {
             Some(order) => order,
             // Masks of one kernel share its code, which reads an order if any of them has one.
-            None if super::is_ordered(plan) => {
-                identity = (0..plan.q_len as u32).collect();
+            None if plan.is_ordered() => {
+                identity = (0..plan.shape.q_len as u32).collect();
                 &identity
             }
             None => &[],
@@ -72,22 +71,19 @@ impl Tables {
         let beyond = if order.is_empty() { 0 } else { QUERY_BLOCK + 2 };
         writer.words32(Section::Order, order.iter().copied().chain(std::iter::repeat_n(0, beyond)));
         writer.words64(Section::Words, mask.words.iter().flatten().copied());
-        let ones = if plan.scores.test_every { mask.panel_keys } else { 0 };
+        let ones = if plan.block_test == BlockTest::Every { mask.panel_keys } else { 0 };
         writer.words64(Section::Ones, std::iter::repeat_n(u64::MAX, ones));
         writer.words32(Section::Lists, mask.lists.iter().flatten().copied());
         writer.words32(Section::Trims, mask.trims.iter().flatten().flatten().copied());
         // Masks of one kernel share its code, which looks for edges in every row if any of them has some.
-        let bare = if mask.edges.offsets.is_empty() { plan.q_len + 1 } else { 0 };
+        let bare = if mask.edges.offsets.is_empty() { plan.shape.q_len + 1 } else { 0 };
         writer.words32(Section::EdgeOffsets, mask.edges.offsets.iter().copied().chain(std::iter::repeat_n(0, bare)));
         writer.words32(Section::EdgeKeys, mask.edges.keys.iter().copied());
         let starts = Starts::new(mask);
         starts.write_rows(plan, mask, &mut writer);
-        // A sweep in f32 goes by slots alone.
-        if plan.walk.stores_p() && !(plan.walk == Walk::Sweep && plan.store.is_f32()) {
+        if !walk.by_keys {
             writer.words64(Section::StoredPanels, mask.stored_panels().flat_map(|(start, keys)| [start, keys]));
         }
-        let hops = plan.hops.iter().flat_map(|hop| [hop.step as f32, hop.restart as f32]);
-        writer.words32(Section::Hops, hops.map(f32::to_bits));
         writer.buffer[Section::KeyStep as usize] = u64::from(mask.key_step);
         Self { buffer: writer.buffer }
     }
@@ -169,7 +165,8 @@ impl Starts {
                             runs.extend(self.entry(keys, at, trims.unwrap_or(NONE)));
                         }
                     }
-                    Step::Stream(_) => unreachable!("rows walked from tables have no streams"),
+                    // The plan's verifier refuses it.
+                    Step::Stream(_) => {}
                 }
             }
         }

@@ -202,6 +202,4 @@ fn of_each(program: &Program, without: &[String], store: Option<Dtype>, look: bo
 }
 
 #[cfg(test)]
-mod judged;
-#[cfg(test)]
 mod tests;

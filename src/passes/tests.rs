@@ -1,5 +1,8 @@
 //! Every recipe makes nests that the verifier accepts, over patterns, hops, mods, dropout and passes left out.
 
+mod simulation;
+mod verifier;
+
 use super::*;
 use crate::program::{derive_gradient, parse, verify};
 use crate::{mask, pattern, spec};

@@ -3,7 +3,7 @@
 //! In: a program after the passes over its operations, what the caller insists on, a cost model. Out: the nest of the
 //! wished recipe, else of the legal one that the model finds fastest, with a sentence on each.
 
-use super::{Model, Walk};
+use super::Model;
 use crate::cost::Forecast;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -38,14 +38,6 @@ pub fn choose(
     model: &Model,
 ) -> Result<Chosen> {
     let mut candidates = passes::candidates(program, without, wish, store);
-    // What is legal without a pass may still have no code.
-    for candidate in candidates.iter_mut().filter(|_| !without.is_empty()) {
-        if let Ok((body, _)) = &candidate.nest
-            && let Err(why) = Walk::of(body)
-        {
-            candidate.nest = Err(why);
-        }
-    }
     let forecast = |body: &Body| model.forecast(body);
     let at = match wish {
         Some(wish) => candidates.iter().position(|candidate| candidate.strategy == wish && candidate.nest.is_ok()),

@@ -1,139 +1,100 @@
-//! The plan: how one kernel walks its block rows on this machine.
+//! The plan: how one kernel runs its nest on this machine.
 //!
-//! In: a [`VerifiedProgram`] in its nest, a tile family, and what the caller insists on. Out: a [`KernelPlan`]: the
-//! walk that its nest is, for every block row its steps (pieces of keys that share one panel of scores, runs of
-//! keys for the value tile with their trims), and the scratch that a call needs. Code generation adds no
-//! decision to it.
+//! In: a [`VerifiedProgram`] with the nest of a recipe, a tile family, and what the caller insists on. Out: a
+//! [`VerifiedPlan`]: the nest, for every block row its steps (pieces of keys that share one panel of scores, runs of keys
+//! for the value tile with their trims), what each function does and prefetches, and the layout of workspace. Code
+//! generation adds no decision to it.
 
 use serde::{Deserialize, Serialize};
 
-use crate::cost::{NestCounts, Sweep};
+use crate::cost::Sweep;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::machine::Facts;
 use crate::mask::{BlockMask, Edges, HeadMask, QUERY_BLOCK, RowOrder};
 use crate::passes::Strategy;
-use crate::program::{self, Op, Operation, Reach, Reaches, Shape, VerifiedProgram};
-use crate::spec::HopFactors;
+use crate::program::{Base, BlockTest, Body, Extent, Op, Reach, Shape, Space, VerifiedProgram};
 use crate::spec::score::{ScoreMod, ScoreMods};
 use crate::target::Isa;
 use crate::tiles::stored::dots_serve;
 use crate::tiles::{LANES, ROW_BLOCKS};
 
+mod chains;
 mod choose;
-mod nest;
+mod function;
+mod layout;
 mod predict;
-mod reach;
+mod prefetch;
+mod resolve;
 mod rows;
-mod scratch;
 mod text;
 mod tuning;
 mod verify;
 
 pub use choose::{ASKED_FOR, Chosen, choose, choose_training};
-use nest::Reading;
-pub use nest::Walk;
+pub use function::{
+    Dense, DenseKind, Functions, Kept, Lanes, MOST_FACTORS, MOST_OPERANDS, Operand, Packed, Panel, RowFunction, RowOp,
+    Rows, RowsAt, StageCall, Statistics,
+};
+pub use layout::{Buffer, EDGE_STATISTICS, Layout, Local};
 pub use predict::Model;
+pub use prefetch::{Share, of_pieces, of_runs};
 pub use rows::{Piece, PieceKeys, RowPlan, Step, Stretch, ValueRun};
-pub use scratch::{EDGE_STATISTICS, Scratch};
 pub use text::parse;
 pub use tuning::{CHUNK_KEYS, Choice, JOINT_KEYS, Tuning};
-pub use verify::verify;
+pub use verify::{VerifiedPlan, verify};
 
 /// How one kernel computes all heads of one problem size.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KernelPlan {
     /// Tile family.
     pub isa: Isa,
-    /// The recipe that the nest was made by, for people.
+    /// The recipe that the nest comes from.
     pub strategy: Strategy,
-    /// How code and runtime walk the nest.
-    pub walk: Walk,
     /// Why this strategy, and why not the others; for people.
     pub reasons: Vec<String>,
-    /// Query heads.
-    pub heads: usize,
-    /// Key/value heads, a divisor of `heads`.
-    pub kv_heads: usize,
-    /// Queries.
-    pub q_len: usize,
-    /// Keys.
-    pub kv_len: usize,
-    /// Width of a query or key.
-    pub head_dim: usize,
-    /// Width of a value.
-    pub value_dim: usize,
-    /// Storage of q, k, v and the output; f32 where the text form has none.
-    #[serde(default, skip_serializing_if = "Dtype::is_f32")]
-    pub dtype: Dtype,
+    /// Sizes and types.
+    #[serde(skip)]
+    pub shape: Shape,
     /// Scores of bf16 by dot products of pairs.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub bf16_dots: bool,
-    /// How scores become probabilities.
-    pub scores: ScoreForm,
-    /// Score mods, if there are any.
+    /// Which blocks have their mask words tested; full ones against words of ones.
+    #[serde(skip)]
+    pub block_test: BlockTest,
+    /// Who applies the score mods, if there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mods: Option<ModsPlan>,
-    /// Factors, one entry a hop.
-    pub hops: Vec<HopFactors>,
-    /// The value tile adds the restart term.
-    pub restart_folded: bool,
-    /// Storage of P where the strategy keeps it: f32, or bf16.
-    #[serde(default, skip_serializing_if = "Dtype::is_f32")]
-    pub store: Dtype,
-    /// How far block rows reach, where the strategy goes by it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reach: Option<Reach>,
-    /// A sweep's rows may be cut into stretches, each of which computes the rows near its border for itself.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub halo: bool,
-    /// Block rows whose scattered edges are computed together, ahead of their rows: a power of two.
-    pub edge_rows: usize,
     /// The sizes that it is cut by; the default ones where the text form has none.
     #[serde(default, skip_serializing_if = "Tuning::is_default")]
     pub tuning: Tuning,
-    /// What a kernel for training does besides.
+    /// Operations and their nest.
+    #[serde(skip)]
+    pub body: Body,
+    /// How far block rows reach, where the nest goes by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub training: Option<Training>,
-    /// One plan per distinct block mask.
-    pub masks: Vec<MaskPlan>,
-    /// Masks that make up a head ([`crate::mask::BlockMask::parts`]); above 1, `flash` computes them one by one and
-    /// joins their results.
+    pub reach: Option<Reach>,
+    /// The ways in which its functions walk block rows.
+    pub walks: Vec<Walk>,
+    /// Masks that make up a head ([`BlockMask::parts`]), computed one by one and joined.
     pub parts: usize,
-    /// Heads whose queries stand in one block row ([`crate::mask::BlockMask::stack`]): the caller's tensors have
+    /// Heads whose queries stand in one block row ([`BlockMask::stack`]): the caller's tensors have
     /// `heads · stack` heads of `q_len / stack` queries.
     pub stack: usize,
-    /// For every query head and part, its index in `masks`: `[heads][parts]`.
+    /// For every query head and part, its index in the masks of a walk: `[heads][parts]`.
     pub mask_of_head: Vec<u32>,
 }
 
-/// What a kernel for training does besides its output.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Training {
-    /// Derivative of a score before its mods by the product of its query and its key.
-    pub scale: f32,
-    /// Hops whose gradients of P are summed in one pass over the block rows: all of them, or one.
-    pub hops_per_pass: usize,
-    /// Weights, and every Z, are what the rates of a call leave.
-    pub dropout: bool,
+/// One way of walking block rows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Walk {
+    /// Some keys of a row after the other, instead of whole rows.
+    pub by_keys: bool,
+    /// One plan per distinct block mask.
+    pub masks: Vec<MaskPlan>,
 }
 
-/// How scores become probabilities, as far as passes may have changed it.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct ScoreForm {
-    /// Factor that packing puts on the queries.
-    pub pack_scale: f32,
-    /// Factor on the panel of scores before the maximum and any mods, where it did not go into the queries.
-    pub panel_scale: Option<f32>,
-    /// Mask and maximum are taken in the score tile; otherwise by passes over the panel.
-    pub fused: bool,
-    /// The exponential selects by mask words.
-    pub exp_masked: bool,
-    /// Full blocks are tested too, against words of ones.
-    pub test_every: bool,
-}
-
-/// The pass over the panel that applies score mods.
+/// Who applies score mods.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModsPlan {
     /// The mods, every index proved.
@@ -190,194 +151,195 @@ pub struct MaskPlan {
     pub panel_keys: usize,
     /// Scattered edges of the fullest block row.
     pub block_edges: usize,
-    /// Keys of all panels together: what `resident` stores.
+    /// Keys of all panels together.
     pub stored_keys: u64,
 }
 
 impl KernelPlan {
     /// Heads and queries of the caller's tensors.
     pub const fn outer(&self) -> (usize, usize) {
-        (self.heads * self.stack, self.q_len / self.stack)
+        (self.shape.heads * self.stack, self.shape.q_len / self.stack)
     }
 
-    /// Into how many stretches of block rows a sweep over `items` heads cuts each ([`Sweep::stretches`]).
-    pub fn stretches(&self, items: usize, workers: usize) -> usize {
-        if !self.halo {
-            return 1;
-        }
-        let reach = self.reach.map_or(0, |reach| reach.window() - 1);
-        Sweep { rows: self.block_rows(), hops: self.hops.len(), reach }.stretches(items, workers).0
+    /// Query heads that share a key/value head.
+    pub const fn group(&self) -> usize {
+        self.shape.heads / self.shape.kv_heads
     }
 
-    /// Rows of P that a sweep keeps.
-    pub fn ring_slots(&self) -> usize {
-        self.reach.unwrap_or_default().ring_slots(self.hops.len())
-    }
-
-    /// Rows of a buffer of Z. In a sweep over queries in order a buffer holds twice what is alive at once, so that each
-    /// row is moved once at most; otherwise it holds every query.
-    pub fn z_rows(&self) -> usize {
-        match self.reach {
-            Some(reach) if self.masks.iter().all(|mask| mask.order.is_none()) => {
-                self.q_len.min(2 * reach.window() * QUERY_BLOCK)
+    /// Hops of the output: products with rows of keys in it.
+    pub fn hops(&self) -> usize {
+        let mut hops = 0;
+        for operation in self.body.ops() {
+            if let Op::Spmm { .. } = operation.op {
+                hops += 1;
             }
-            _ => self.q_len,
+            if operation
+                .results
+                .iter()
+                .any(|&id| self.body.value(id).extent == Extent::Tensor(crate::program::Tensor::Out))
+            {
+                return hops;
+            }
         }
+        hops
+    }
+
+    /// Whether the plan computes gradients, or drops weights.
+    pub fn is_training(&self) -> bool {
+        self.body.is_training()
+    }
+
+    /// Whether weights or rows can be dropped.
+    pub fn has_dropout(&self) -> bool {
+        self.body.ops().any(|operation| matches!(operation.op, Op::Dropout { .. }))
+    }
+
+    /// Into how many stretches of block rows a loop with a halo over `items` heads cuts each ([`Sweep::stretches`]).
+    pub fn stretches(&self, items: usize, workers: usize) -> usize {
+        let reach = self.reach.map_or(0, |reach| reach.window() - 1);
+        Sweep { rows: self.block_rows(), hops: self.hops(), reach }.stretches(items, workers).0
     }
 
     /// Block rows.
-    pub fn block_rows(&self) -> usize {
-        self.q_len.div_ceil(QUERY_BLOCK)
+    pub const fn block_rows(&self) -> usize {
+        self.shape.q_len.div_ceil(QUERY_BLOCK)
     }
 
-    /// The first part of a head whose rows wait in scratch until they are joined: an f32 output holds those of part 0.
+    /// The first part of a head whose rows wait in the head's workspace until they are joined: an f32 output holds those of
+    /// part 0.
     pub fn first_part_apart(&self) -> usize {
-        usize::from(self.dtype.is_f32())
+        usize::from(self.shape.dtype.is_f32())
+    }
+
+    /// Storage of P where it is kept.
+    pub fn store(&self) -> Dtype {
+        let kept = self.body.values.iter().find(|value| value.space == Space::Pairs && !value.store.is_f32());
+        kept.map_or(Dtype::F32, |value| value.store)
     }
 
     /// What of the plan was chosen rather than given.
     pub fn choice(&self) -> Choice {
-        Choice { strategy: self.strategy, store: self.store, tuning: self.tuning }
+        Choice { strategy: self.strategy, store: self.store(), tuning: self.tuning }
+    }
+
+    /// All mask plans.
+    pub fn masks(&self) -> impl Iterator<Item = &MaskPlan> {
+        self.walks.iter().flat_map(|walk| &walk.masks)
+    }
+
+    /// Whether any mask has scattered edges.
+    pub fn has_edges(&self) -> bool {
+        self.masks().any(|mask| !mask.edges.keys.is_empty())
+    }
+
+    /// Whether block rows are looked up through an order.
+    pub fn is_ordered(&self) -> bool {
+        self.masks().any(|mask| mask.order.is_some())
+    }
+
+    /// Whether keys of a range may lie apart.
+    pub fn has_key_steps(&self) -> bool {
+        self.masks().any(|mask| mask.key_step != 1)
     }
 
     /// Whether two plans make the same kernel, whatever was said to get them.
     pub fn does_the_same(&self, other: &Self) -> bool {
         let bare = |plan: &Self| {
             let streams = |row: &RowPlan| row.steps.iter().any(|step| matches!(step, Step::Stream(_)));
-            let chunks = plan.masks.iter().any(|mask| mask.rows.iter().any(streams));
+            let chunks = plan.masks().any(|mask| mask.rows.iter().any(streams));
             // Keys per step show in the steps.
             let chunk_keys = if chunks { plan.tuning.chunk_keys } else { CHUNK_KEYS };
             let tuning = Tuning { joint_keys: JOINT_KEYS, chunk_keys, ..plan.tuning };
-            Self { strategy: Strategy::default(), reasons: Vec::new(), tuning, ..plan.clone() }
+            Self { reasons: Vec::new(), strategy: Strategy::FLASH, tuning, ..plan.clone() }
         };
         bare(self) == bare(other)
     }
-
-    /// Columns of what the gradient's pass reads of every hop's Z, side by side; 0 without training.
-    pub fn gradient_depth(&self) -> usize {
-        self.training.map_or(0, |training| training.hops_per_pass * self.value_dim)
-    }
-
-    /// Groups of 16 queries in the widest block row.
-    pub fn groups(&self) -> usize {
-        self.q_len.min(QUERY_BLOCK).div_ceil(LANES)
-    }
 }
 
-/// What is known of a plan beside its program.
+/// What a caller may insist on.
 #[derive(Debug, Clone, Default)]
 pub struct PlanOptions {
-    /// The recipe that made the nest.
-    pub strategy: Strategy,
-    /// Why this one, and why not the others; for people.
-    pub reasons: Vec<String>,
-    /// Scores of bf16 by dot products of pairs; where nothing is wished, they are taken if `facts` say that they pay.
+    /// Scores of bf16 by dot products of pairs; where nothing is said, they are taken if `facts` say that they pay.
     pub bf16_dots: Option<bool>,
-    /// Sizes to cut by.
-    pub tuning: Tuning,
     /// The machine; a typical one where it is not given.
     pub facts: Option<Facts>,
+    /// Sizes to cut by.
+    pub tuning: Tuning,
+    /// The recipe that the nest comes from.
+    pub strategy: Strategy,
+    /// Sentences on every strategy.
+    pub reasons: Vec<String>,
 }
 
-/// Plans the kernel of a forward nest.
+/// Plans a kernel.
 ///
 /// # Errors
-/// [`Error::Unsupported`] where no code walks the nest, with the reason, or the machine has no wished dot products.
-pub fn build(program: &VerifiedProgram, isa: Isa, options: PlanOptions) -> Result<KernelPlan> {
-    let strategy = options.strategy;
-    let walk = Walk::of(&program.body).map_err(|why| Error::unsupported(format!("this nest of {strategy}"), why))?;
-    assemble(program, isa, walk, None, options)
-}
-
-/// Plans the kernels of a nest with a gradient: the one whose pass computes P again, and the one whose hops store P, where
-/// the nest does. `scale` is the derivative of a score before its mods by the product of its query and its key.
-///
-/// # Errors
-/// Those of [`build`].
-pub fn build_training(
-    program: &VerifiedProgram,
-    isa: Isa,
-    (strategy, scale): (Strategy, f64),
-) -> Result<(KernelPlan, Option<KernelPlan>)> {
-    let of_softmax = |operation: &&Operation| matches!(operation.op, Op::SoftmaxGradient { .. });
-    let training = Training {
-        scale: scale as f32,
-        hops_per_pass: if program.body.ops().filter(of_softmax).count() > 1 { 1 } else { program.body.hops() },
-        dropout: false,
-    };
-    let one = |walk| {
-        let reasons = vec![format!("{strategy}: {}", strategy.recipe().about)];
-        assemble(program, isa, walk, Some(training), PlanOptions { strategy, reasons, ..PlanOptions::default() })
-    };
-    let stored = NestCounts::of(&program.body).weights.is_some();
-    Ok((one(Walk::Recompute)?, if stored { Some(one(Walk::Resident)?) } else { None }))
-}
-
-fn assemble(
-    program: &VerifiedProgram,
-    isa: Isa,
-    walk: Walk,
-    training: Option<Training>,
-    PlanOptions { strategy, mut reasons, bf16_dots, tuning, facts }: PlanOptions,
-) -> Result<KernelPlan> {
-    let Shape { heads, kv_heads, q_len, kv_len, head_dim, value_dim, dtype, store: _ } = program.shape;
-    let reading =
-        Reading::of(program, isa).map_err(|why| Error::unsupported(format!("this nest of {strategy}"), why))?;
-    let Reading { scores, mods, hops, restart_folded, dropout, store, halo, edge_rows } = reading;
-    let reach = match (walk, program::reaches(&program.neighbors)) {
-        (Walk::Sweep, Reaches::Band(reach, _)) => Some(reach),
-        _ => None,
-    };
-    let bf16_dots = bf16_dots
-        .unwrap_or_else(|| dots_serve(isa, dtype, head_dim) && facts.unwrap_or(Facts::TYPICAL).bf16_dots_pay(isa));
-    if bf16_dots && !dots_serve(isa, dtype, head_dim) {
+/// [`Error::Unsupported`] when the machine has no dot products that are asked for, or the code of a function has no place
+/// for a stage.
+pub fn build(program: &VerifiedProgram, isa: Isa, options: PlanOptions) -> Result<VerifiedPlan> {
+    let PlanOptions { bf16_dots, facts, tuning, strategy, mut reasons } = options;
+    let (shape, body, neighbors) = (program.shape, &program.body, &program.neighbors);
+    let dots_serve = dots_serve(isa, shape.dtype, shape.head_dim);
+    let bf16_dots = bf16_dots.unwrap_or_else(|| dots_serve && facts.unwrap_or(Facts::TYPICAL).bf16_dots_pay(isa));
+    if bf16_dots && !dots_serve {
         return Err(Error::unsupported(
-            format!("dot products of bf16 pairs for {dtype} of width {head_dim} on {isa}"),
+            format!("dot products of bf16 pairs for {} of width {} on {isa}", shape.dtype, shape.head_dim),
             "they need bf16, a width of at least 2, and the avx512 family on a CPU with AVX512-BF16",
         ));
     }
     if bf16_dots {
         reasons.push("scores: dot products of bf16 pairs, whose sums are f32".to_owned());
     }
-    let masks = program.neighbors.masks.iter();
+    let stages = || body.loops.iter().flat_map(|of_loop| &of_loop.stages);
+    // Whole rows first. A body without pairs walks whole rows too.
+    let ways = [false, true].into_iter().filter(|&by_keys| stages().any(|stage| stage.by_keys == by_keys));
+    let walks = ways.map(|by_keys| Walk {
+        by_keys,
+        masks: neighbors.masks.iter().map(|mask| plan_mask(mask, neighbors, by_keys, tuning)).collect(),
+    });
     let plan = KernelPlan {
         isa,
         strategy,
-        walk,
         reasons,
-        heads,
-        kv_heads,
-        q_len,
-        kv_len,
-        head_dim,
-        value_dim,
-        dtype,
+        shape,
         bf16_dots,
-        scores,
-        mods,
-        hops,
-        restart_folded,
-        store: if walk.stores_p() { store } else { Dtype::F32 },
-        reach,
-        halo,
-        edge_rows,
+        block_test: program.block_test,
+        mods: mods_of(body, isa),
         tuning,
-        training: training.map(|training| Training { dropout, ..training }),
-        masks: masks.map(|mask| plan_mask(mask, &program.neighbors, walk, tuning)).collect(),
-        parts: program.neighbors.parts,
-        stack: program.neighbors.stack,
-        mask_of_head: program.neighbors.mask_of_head.clone(),
+        body: body.clone(),
+        reach: program.reach(),
+        walks: walks.collect(),
+        parts: neighbors.parts,
+        stack: neighbors.stack,
+        mask_of_head: neighbors.mask_of_head.clone(),
     };
-    if cfg!(debug_assertions) {
-        verify(&plan)?;
-    }
-    Ok(plan)
+    verify(plan)
 }
 
-fn plan_mask(mask: &HeadMask, neighbors: &BlockMask, walk: Walk, tuning: Tuning) -> MaskPlan {
+/// Who applies the score mods of a body. A body that goes back through them keeps scores as the definition has them, which
+/// the tiles' own mods do not leave.
+fn mods_of(body: &Body, isa: Isa) -> Option<ModsPlan> {
+    let backward = body.ops().any(|operation| matches!(operation.op, Op::ModsGradient { .. }));
+    let natural = body.ops().any(|operation| matches!(operation.op, Op::Exp { base: Base::E, .. }));
+    let mut fused = false;
+    let mut first = None;
+    for operation in body.ops() {
+        if let Op::Mods { mods, factor, masked, .. } = &operation.op {
+            fused |= *masked || operation.results.len() > 1;
+            first.get_or_insert((mods, *factor));
+        }
+    }
+    let (mods, factor) = first?;
+    // The tiles compute powers of two; e^(s - m) = 2^(s' - m') with both scaled by log2 e.
+    let factor = if natural { factor * std::f64::consts::LOG2_E } else { factor } as f32;
+    let by = if backward { ModsBy::Code } else { ModsBy::choose(mods, isa) };
+    Some(ModsPlan { mods: mods.clone(), factor, fused, by })
+}
+
+fn plan_mask(mask: &HeadMask, neighbors: &BlockMask, by_keys: bool, tuning: Tuning) -> MaskPlan {
     let mut trims = rows::Trims::default();
     let kv_len = neighbors.kv_len;
-    let rows = rows::plan_rows(mask, kv_len, neighbors.masks.len() == 1, (walk, tuning), &mut trims);
+    let rows = rows::plan_rows(mask, kv_len, neighbors.masks.len() == 1, (by_keys, tuning), &mut trims);
     let keys_of = |numbers: &[u32]| numbers.iter().map(|&number| mask.keys.key_at(number, kv_len)).collect();
     let block_edges = mask
         .edges
@@ -400,9 +362,15 @@ fn plan_mask(mask: &HeadMask, neighbors: &BlockMask, walk: Walk, tuning: Tuning)
         lists: mask.lists.iter().map(|list| keys_of(list)).collect(),
         trims: trims.into_tables(),
         edges: Edges { offsets: mask.edges.offsets.clone(), keys: keys_of(&mask.edges.keys) },
-        panel_keys: rows.iter().map(|row| row.widest_panel(tuning)).max().unwrap_or(0),
+        panel_keys: rows.iter().map(|row| row.widest_panel(tuning)).max().unwrap_or(0) as usize,
         stored_keys: rows.iter().map(RowPlan::keys).sum(),
         rows,
         block_edges,
     }
+}
+
+/// Groups of 16 queries in a block row of so many queries at most.
+pub const fn groups(q_len: usize) -> usize {
+    let rows = if q_len < QUERY_BLOCK { q_len } else { QUERY_BLOCK };
+    rows.div_ceil(LANES)
 }

@@ -1,13 +1,13 @@
 //! Block rows, cut into steps.
 //!
-//! Where P is not stored, one step's scores are kept in a panel that stays in the L2 cache: short segments share a *joint* step
+//! Walked by keys, one step's scores are kept in a panel that stays in the L2 cache: short segments share a *joint* step
 //! (maximum first, then the exponential), a long or growing run of keys is a *stream*, walked in chunks with
-//! an online softmax. Where P is stored, the whole row is one joint step.
+//! an online softmax. Otherwise the whole row is one joint step.
 
 use serde::{Deserialize, Serialize};
 use smallvec::{SmallVec, smallvec};
 
-use super::{Tuning, Walk};
+use super::Tuning;
 use crate::mask::{HeadMask, KeyOrder, Keys, QUERY_BLOCK, RowRun, Segment};
 use crate::tiles::{LANES, ROW_BLOCKS, ROW_CUTS};
 
@@ -159,15 +159,18 @@ impl RowPlan {
     }
 
     /// Keys of the widest panel that a step of the run needs.
-    pub(super) fn widest_panel(&self, tuning: Tuning) -> usize {
+    pub(super) fn widest_panel(&self, tuning: Tuning) -> u64 {
+        let last = u64::from(self.count.saturating_sub(1));
         let widest = self.steps.iter().map(|step| match step {
             Step::Edges => 0,
             Step::Joint { pieces, .. } => {
-                pieces.iter().map(|piece| piece.keys.len() + (self.count - 1) * piece.keys.len_step()).sum()
+                let keys =
+                    pieces.iter().map(|piece| u64::from(piece.keys.len()) + last * u64::from(piece.keys.len_step()));
+                keys.sum()
             }
-            Step::Stream(_) => tuning.chunk_keys,
+            Step::Stream(_) => u64::from(tuning.chunk_keys),
         });
-        widest.max().unwrap_or(0) as usize
+        widest.max().unwrap_or(0)
     }
 }
 
@@ -194,13 +197,13 @@ impl Trims {
     }
 }
 
-/// Cuts the rows of one head's mask into steps. `alone` says that it is the kernel's only mask, so that its runs
-/// may have code of their own.
+/// Cuts the rows of one head's mask into steps, of some keys each or of whole rows. `alone` says that it is the kernel's
+/// only mask, so that its runs may have code of their own.
 pub(super) fn plan_rows(
     mask: &HeadMask,
     kv_len: usize,
     alone: bool,
-    (walk, tuning): (Walk, Tuning),
+    (by_keys, tuning): (bool, Tuning),
     trims: &mut Trims,
 ) -> Vec<RowPlan> {
     // A few queries over many keys, as in decoding, are one row whose keys are streamed.
@@ -213,16 +216,16 @@ pub(super) fn plan_rows(
         // Two growing segments would make the place of the second a function of the row.
         let growing = run.segments.iter().filter(|s| len_step(s) != 0).count();
         let affine = run.segments.iter().all(|segment| stays_affine(mask.keys, kv_len, run, segment));
-        if by_count.contains(&i) && affine && (!walk.stores_p() || growing <= 1) {
-            let steps = plan_steps(mask, kv_len, &run.segments, (walk, tuning), true, trims);
+        if by_count.contains(&i) && affine && (by_keys || growing <= 1) {
+            let steps = plan_steps(mask, kv_len, &run.segments, (by_keys, tuning), true, trims);
             plans.push(RowPlan { first: run.first, count: run.count, table: false, steps });
         } else if run.segments.iter().all(|segment| !moves(segment)) {
-            let steps = plan_steps(mask, kv_len, &run.segments, (walk, tuning), false, trims);
+            let steps = plan_steps(mask, kv_len, &run.segments, (by_keys, tuning), false, trims);
             plans.push(RowPlan { first: run.first, count: run.count, table: true, steps });
         } else {
             for row in 0..run.count {
                 let segments = segments_in_row(run, row);
-                let steps = plan_steps(mask, kv_len, &segments, (walk, tuning), false, trims);
+                let steps = plan_steps(mask, kv_len, &segments, (by_keys, tuning), false, trims);
                 plans.push(RowPlan { first: run.first + row, count: 1, table: true, steps });
             }
         }
@@ -304,7 +307,7 @@ fn plan_steps(
     mask: &HeadMask,
     kv_len: usize,
     segments: &[Segment],
-    (walk, tuning): (Walk, Tuning),
+    (by_keys, tuning): (bool, Tuning),
     constant: bool,
     trims: &mut Trims,
 ) -> Vec<Step> {
@@ -318,10 +321,10 @@ fn plan_steps(
     let mut joint: Vec<Located> = Vec::new();
     let mut growing = None;
     for (keys, mask) in segments.iter().flat_map(|segment| located(mask, kv_len, segment)) {
-        match (walk.stores_p(), keys) {
-            (true, PieceKeys::Range(stretch)) if stretch.len_step != 0 => growing = Some((keys, mask)),
-            (true, _) => joint.push((keys, mask)),
-            (false, PieceKeys::Range(stretch))
+        match (by_keys, keys) {
+            (false, PieceKeys::Range(stretch)) if stretch.len_step != 0 => growing = Some((keys, mask)),
+            (false, _) => joint.push((keys, mask)),
+            (true, PieceKeys::Range(stretch))
                 if constant
                     && step == 1
                     && mask.is_none()
@@ -329,8 +332,8 @@ fn plan_steps(
             {
                 steps.push(Step::Stream(stretch));
             }
-            (false, _) if fixed <= u64::from(joint_keys) => joint.push((keys, mask)),
-            (false, _) => {
+            (true, _) if fixed <= u64::from(joint_keys) => joint.push((keys, mask)),
+            (true, _) => {
                 for first in (0..keys.len()).step_by(chunk_keys as usize) {
                     let len = chunk_keys.min(keys.len() - first);
                     joint.push((part(keys, first, len, step), mask.map(|(words, before)| (words, before + first))));
@@ -343,7 +346,7 @@ fn plan_steps(
     let mut pieces = Vec::new();
     let mut at = 0;
     for (keys, words) in joint {
-        if !walk.stores_p() && at + keys.len() > joint_keys && at > 0 {
+        if by_keys && at + keys.len() > joint_keys && at > 0 {
             steps.push(joint_step(mask, std::mem::take(&mut pieces), trims));
             at = 0;
         }

@@ -1,30 +1,35 @@
-//! The text form of a plan: YAML, with pieces and runs as one line each.
+//! The text form of a plan: its nest, as programs print theirs, then YAML, with pieces and runs as one line each.
 
 use std::fmt;
 
 use super::{KernelPlan, Piece, PieceKeys, Stretch, ValueRun};
 use crate::error::{Error, Result};
+use crate::program;
+
+/// The line between nest and YAML.
+const END: &str = "---";
 
 impl KernelPlan {
     /// The text form; [`parse`] reads it back.
     pub fn print(&self) -> String {
-        serde_yaml::to_string(self).unwrap_or_else(|error| format!("# this plan has no text form: {error}\n"))
+        let rest = serde_yaml::to_string(self);
+        let rest = rest.unwrap_or_else(|error| format!("# this plan has no text form: {error}\n"));
+        format!("{}{END}\n{rest}", program::print_nest(&self.shape, self.block_test, &self.body))
     }
 }
 
-/// Reads what [`KernelPlan::print`] wrote.
+/// Reads what [`KernelPlan::print`] wrote: a plan that nobody has verified.
 ///
 /// # Errors
-/// [`Error::Text`] with the place that is not understood, [`Error::Internal`] where the plan breaks a rule of
-/// [`super::verify`].
+/// [`Error::Text`] with the place that is not understood.
 pub fn parse(text: &str) -> Result<KernelPlan> {
-    let plan = serde_yaml::from_str(text).map_err(|error| Error::Text {
+    let (shape, block_test, body, rest, before) = program::parse_nest(text, END)?;
+    let plan: KernelPlan = serde_yaml::from_str(rest).map_err(|error| Error::Text {
         stage: "plan",
-        line: error.location().map_or(1, |place| place.line()),
+        line: before + error.location().map_or(1, |place| place.line()),
         message: error.to_string(),
     })?;
-    super::verify(&plan)?;
-    Ok(plan)
+    Ok(KernelPlan { shape, block_test, body, ..plan })
 }
 
 impl fmt::Display for Stretch {

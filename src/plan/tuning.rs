@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::Strategy;
 use crate::dtype::Dtype;
-use crate::passes::Strategy;
 
 /// Sizes that a plan is cut by. Results of different sizes differ by rounding alone. The 64 queries of a block row are
 /// not among them: a mask has one `u64` word for each key.

@@ -1,136 +1,256 @@
-//! The plan's own rules: what code generation and tiles take for granted. Run once in every compilation of a debug
-//! build, and on every plan that is read from text.
+//! The plan's own rules: what code generation, tiles and the runtime take for granted. Every plan passes here, and a
+//! [`VerifiedPlan`] is the only thing that they take.
 
-use super::{KernelPlan, MaskPlan, ModsBy, PieceKeys, RowPlan, Step, Stretch, Walk, reach};
+use std::ops::Deref;
+
+use super::function::Functions;
+use super::resolve::resolve;
+use super::{KernelPlan, Layout, MaskPlan, ModsBy, PieceKeys, RowPlan, Step, Stretch};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::mask::QUERY_BLOCK;
+use crate::program::{self, Extent, Reach};
 use crate::target::Isa;
+use crate::tiles::ROW_BLOCKS;
 
-/// Block rows whose edges may be computed together.
-const MOST_EDGE_ROWS: usize = 1 << 10;
+/// A plan that [`verify`] has accepted, with what follows from it: the functions of its stages and the layout of
+/// workspace. It cannot be edited: what was verified is what code is made from.
+///
+/// ```
+/// fn read(plan: &mut hopweave::plan::VerifiedPlan) -> usize { plan.parts }
+/// ```
+/// ```compile_fail
+/// fn edit(plan: &mut hopweave::plan::VerifiedPlan) { plan.parts = 9; }
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct VerifiedPlan {
+    plan: KernelPlan,
+    functions: Functions,
+    layout: Layout,
+}
 
-/// Checks that block rows follow each other and are all there, that every key, mask word, list and trim that a step
-/// names exists, that pieces lie one behind the other in a panel that is wide enough, and that rows walked from
-/// tables need no arithmetic.
+impl VerifiedPlan {
+    /// The functions of the kernel, and what each stage calls.
+    pub fn functions(&self) -> &Functions {
+        &self.functions
+    }
+
+    /// Where values stand in workspace.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The plan, to be edited and verified again.
+    pub fn into_inner(self) -> KernelPlan {
+        self.plan
+    }
+}
+
+impl Deref for VerifiedPlan {
+    type Target = KernelPlan;
+
+    fn deref(&self) -> &KernelPlan {
+        &self.plan
+    }
+}
+
+/// Checks that the nest is legal for the reach of the planned rows, that block rows follow each other and are all there,
+/// that every query, key, mask word, list and trim that a step names exists, that pieces lie one behind the other in a
+/// panel that is wide enough, and that rows walked from tables need no arithmetic.
 ///
 /// # Errors
-/// [`Error::Internal`] with the rule that is broken and the plan.
-pub fn verify(plan: &KernelPlan) -> Result<()> {
-    let broken = |message: String| Error::internal("plan", message, plan.print());
-    if plan.masks.is_empty() || plan.hops.is_empty() {
-        return Err(broken("a plan has at least one mask and one hop".to_owned()));
+/// [`Error::Internal`] with the rule that is broken and the plan, [`Error::Unsupported`] where a stage has too many
+/// operands for a call.
+pub fn verify(plan: KernelPlan) -> Result<VerifiedPlan> {
+    if let Err(message) = check(&plan) {
+        return Err(Error::internal("plan", message, plan.print()));
+    }
+    let layout = Layout::new(&plan.shape, &plan.body, &plan.walks, plan.parts)?;
+    let walk_of = |by_keys: bool| plan.walks.iter().position(|walk| walk.by_keys == by_keys).unwrap_or(0);
+    let functions = resolve(&plan.shape, &plan.body, &layout, walk_of)?;
+    Ok(VerifiedPlan { functions, layout, plan })
+}
+
+fn check(plan: &KernelPlan) -> Result<(), String> {
+    let broken = |message: &str| Err(message.to_owned());
+    let shape = &plan.shape;
+    if shape.kv_heads == 0 || !shape.heads.is_multiple_of(shape.kv_heads) {
+        return broken("the key/value heads do not divide the heads");
+    }
+    if shape.head_dim == 0 || shape.value_dim == 0 {
+        return broken("a width is 0");
+    }
+    let masks = plan.walks.first().map_or(0, |walk| walk.masks.len());
+    if masks == 0 || plan.walks.iter().any(|walk| walk.masks.len() != masks) {
+        return broken("every way of walking has one plan for each mask, at least one");
     }
     if plan.parts == 0
-        || plan.mask_of_head.len() != plan.heads * plan.parts
-        || plan.mask_of_head.iter().any(|&m| m as usize >= plan.masks.len())
+        || shape.heads.checked_mul(plan.parts) != Some(plan.mask_of_head.len())
+        || plan.mask_of_head.iter().any(|&m| m as usize >= masks)
     {
-        return Err(broken("a head has no mask".to_owned()));
+        return broken("a head has no mask");
     }
-    if plan.stack == 0 || (plan.stack > 1 && plan.q_len != plan.stack) {
-        return Err(broken("rows of several heads have one query each".to_owned()));
+    if plan.stack == 0 || (plan.stack > 1 && shape.q_len != plan.stack) {
+        return broken("rows of several heads have one query each");
     }
-    if plan.parts > 1 && plan.walk != Walk::Flash {
-        return Err(broken("parts are joined by flash alone".to_owned()));
+    if (plan.parts > 1) != plan.body.loops.iter().any(|of_loop| of_loop.parts) {
+        return broken("parts of a head are computed part by part and joined");
+    }
+    let rows = plan.block_rows().max(1);
+    if plan.body.values.iter().any(|value| matches!(value.extent, Extent::Ring(kept) if kept as usize > rows)) {
+        return broken("a ring keeps more block rows than there are");
     }
     if !plan.tuning.is_valid() {
-        return Err(broken("sizes that no plan is cut by".to_owned()));
+        return broken("sizes that no plan is cut by");
     }
-    if (plan.walk == Walk::Sweep) != plan.reach.is_some() {
-        return Err(broken("a sweep, and nothing else, goes by how far rows reach".to_owned()));
-    }
-    if (plan.halo && plan.walk != Walk::Sweep) || (plan.edge_rows > 1 && plan.walk != Walk::Flash) {
-        return Err(broken("stretches are a sweep's, and batches of edges flash's".to_owned()));
-    }
-    if !plan.edge_rows.is_power_of_two() || plan.edge_rows > MOST_EDGE_ROWS {
-        return Err(broken("edges are batched by a power of two rows".to_owned()));
-    }
-    if let Some(training) = plan.training {
-        if !matches!(plan.walk, Walk::Resident | Walk::Recompute) {
-            return Err(broken("kernels for training compute hop by hop".to_owned()));
-        }
-        if !plan.dtype.is_f32() || !plan.store.is_f32() || plan.stack != 1 {
-            return Err(broken("kernels for training are f32, one head a row".to_owned()));
-        }
-        if ![1, plan.hops.len()].contains(&training.hops_per_pass) {
-            return Err(broken("the gradient takes one hop at a time, or all".to_owned()));
+    for by_keys in plan.body.loops.iter().flat_map(|of_loop| &of_loop.stages).map(|stage| stage.by_keys) {
+        if !plan.walks.iter().any(|walk| walk.by_keys == by_keys) {
+            return broken("a stage walks block rows in a way that is not planned");
         }
     }
-    if plan.walk == Walk::Flash && plan.hops.len() != 1 {
-        return Err(broken("flash has one hop".to_owned()));
+    if plan.bf16_dots && (shape.dtype != Dtype::Bf16 || plan.isa != Isa::Avx512 || shape.head_dim < 2) {
+        return broken("dot products of bf16 pairs serve bf16 of width 2 or more on avx512");
     }
-    if !matches!(plan.store, Dtype::F32 | Dtype::Bf16) || (plan.store != Dtype::F32 && !plan.walk.stores_p()) {
-        return Err(broken("P is stored in f32 or bf16, where the walk keeps it".to_owned()));
-    }
-    if let Some(reach) = plan.reach {
-        let found = plan.masks.iter().map(|mask| reach::planned_reach(mask, plan.kv_len));
-        if found.into_iter().any(|found| found.behind > reach.behind || found.ahead > reach.ahead) {
-            return Err(broken("a block row reaches further than the sweep allows".to_owned()));
-        }
-    }
-    if plan.kv_heads == 0 || !plan.heads.is_multiple_of(plan.kv_heads) {
-        return Err(broken("the key/value heads do not divide the heads".to_owned()));
-    }
-    if plan.bf16_dots && (plan.dtype != Dtype::Bf16 || plan.isa != Isa::Avx512 || plan.head_dim < 2) {
-        return Err(broken("dot products of bf16 pairs serve bf16 of width 2 or more on avx512".to_owned()));
+    if plan.is_training() && (!shape.dtype.is_f32() || plan.stack != 1 || plan.parts != 1) {
+        return broken("kernels for training are f32, one head a row, in one part");
     }
     if let Some(mods) = &plan.mods {
         let positions = mods.mods.positions;
-        if (positions.q_len, positions.kv_len, positions.heads) != (plan.q_len, plan.kv_len, plan.heads) {
-            return Err(broken("the score mods are for another problem".to_owned()));
+        if (positions.q_len, positions.kv_len, positions.heads) != (shape.q_len, shape.kv_len, shape.heads) {
+            return broken("the score mods are for another problem");
         }
-        mods.mods.verify().map_err(broken)?;
+        mods.mods.verify()?;
         if mods.by != ModsBy::Code && mods.by != ModsBy::choose(&mods.mods, plan.isa) {
-            return Err(broken("no tile computes these score mods".to_owned()));
-        }
-        if mods.fused && plan.scores.fused {
-            return Err(broken("the maximum is taken twice".to_owned()));
+            return broken("no tile computes these score mods");
         }
     }
-    for mask in &plan.masks {
-        let mut next = 0;
-        for row in &mask.rows {
-            if row.first != next || row.count == 0 {
-                return Err(broken(format!("block row {next} is missing or doubled")));
-            }
-            next = row.first + row.count;
-            check_row(plan, mask, row).map_err(|message| broken(format!("block row {}: {message}", row.first)))?;
+    if plan.mods
+        != super::mods_of(&plan.body, plan.isa).map(|mods| super::ModsPlan { by: plan.mods_by(mods.by), ..mods })
+    {
+        return broken("the score mods are not those of the nest");
+    }
+    for walk in &plan.walks {
+        for mask in &walk.masks {
+            check_mask(plan, mask, walk.by_keys)?;
         }
-        if next as usize != plan.block_rows() {
-            return Err(broken(format!("{next} block rows of {}", plan.block_rows())));
+    }
+    // How far rows reach comes from the steps, key by key, and not from what the plan says.
+    let found = || plan.walks.iter().flat_map(|walk| &walk.masks).map(|mask| planned_reach(mask, shape.kv_len));
+    let reach = plan.reach.map(|said| found().fold(said, Reach::join));
+    if reach != plan.reach {
+        return broken("a block row reaches further than the plan says");
+    }
+    program::check_nest(shape, &plan.body, reach)
+}
+
+impl KernelPlan {
+    /// Who applies the mods: any choice that [`check`] allows.
+    fn mods_by(&self, otherwise: ModsBy) -> ModsBy {
+        self.mods.as_ref().map_or(otherwise, |mods| mods.by)
+    }
+}
+
+fn check_mask(plan: &KernelPlan, mask: &MaskPlan, by_keys: bool) -> Result<(), String> {
+    let (q_len, kv_len) = (plan.shape.q_len, plan.shape.kv_len);
+    if let Some(order) = &mask.order {
+        let mut seen = vec![false; q_len];
+        let fits =
+            order.iter().all(|&query| seen.get_mut(query as usize).is_some_and(|seen| !std::mem::replace(seen, true)));
+        if order.len() != q_len || !fits {
+            return Err("the order of rows does not hold every query once".to_owned());
         }
+    }
+    if mask.key_step == 0 {
+        return Err("keys of a range lie 0 rows apart".to_owned());
+    }
+    let offsets = &mask.edges.offsets;
+    let edges = mask.edges.keys.len();
+    let ends = offsets.first().is_none_or(|&first| first == 0)
+        && offsets.last().map_or(edges == 0, |&last| last as usize == edges);
+    if !(offsets.is_empty() || offsets.len() == q_len + 1) || !ends || !offsets.is_sorted() {
+        return Err("the offsets of scattered edges do not fit their list".to_owned());
+    }
+    if mask.edges.keys.iter().any(|&key| key as usize >= kv_len) {
+        return Err("a scattered edge names no key".to_owned());
+    }
+    let fullest = (0..plan.block_rows()).map(|t| {
+        let at = |place: usize| offsets.get(place.min(q_len)).map_or(0, |&offset| offset as usize);
+        at((t + 1) * QUERY_BLOCK) - at(t * QUERY_BLOCK)
+    });
+    if fullest.max().unwrap_or(0) > mask.block_edges {
+        return Err("a block row has more scattered edges than the plan says".to_owned());
+    }
+    let mut next = 0;
+    for row in &mask.rows {
+        if row.first != next || row.count == 0 {
+            return Err(format!("block row {next} is missing or doubled"));
+        }
+        next = row.first.checked_add(row.count).ok_or("too many block rows")?;
+        if next as usize > plan.block_rows() {
+            break;
+        }
+        check_row(plan, mask, row, by_keys).map_err(|message| format!("block row {}: {message}", row.first))?;
+    }
+    if next as usize != plan.block_rows() {
+        return Err(format!("{next} block rows of {}", plan.block_rows()));
+    }
+    if plan.walks[0].masks.len() > 1 && mask.rows.iter().any(|row| !row.table) {
+        return Err("a kernel of several masks walks all rows from tables".to_owned());
+    }
+    if !by_keys && mask.rows.iter().map(RowPlan::keys).sum::<u64>() != mask.stored_keys {
+        return Err("the keys of all panels together are counted wrongly".to_owned());
     }
     Ok(())
 }
 
-fn check_row(plan: &KernelPlan, mask: &MaskPlan, row: &RowPlan) -> Result<(), String> {
+fn check_row(plan: &KernelPlan, mask: &MaskPlan, row: &RowPlan, by_keys: bool) -> Result<(), String> {
     for step in &row.steps {
         match step {
             Step::Edges if mask.edges.keys.is_empty() => return Err("a step of edges without edges".to_owned()),
             Step::Edges => {}
-            Step::Stream(_) if row.table => return Err("a stream in a row walked from tables".to_owned()),
+            Step::Stream(_) if row.table || !by_keys => {
+                return Err("a stream in a row that is walked from tables, or whole".to_owned());
+            }
             Step::Stream(stretch) => check_keys(plan, mask, row, PieceKeys::Range(*stretch))?,
             Step::Joint { pieces, runs } => {
-                let mut place = 0;
+                let mut place = 0_u64;
                 for piece in pieces {
                     check_keys(plan, mask, row, piece.keys)?;
-                    if piece.at != place {
+                    if u64::from(piece.at) != place {
                         return Err(format!("`{piece}` stands at the wrong place, {place} is next"));
                     }
-                    place += piece.keys.len();
+                    place += u64::from(piece.keys.len());
                     let Some((table, first)) = piece.mask else { continue };
-                    let words = mask.words.get(table as usize).map_or(0, Vec::len);
-                    if piece.keys.len_step() != 0 || words < (first + piece.keys.len()) as usize {
+                    let words = mask.words.get(table as usize).map_or(0, Vec::len) as u64;
+                    if piece.keys.len_step() != 0 || words < u64::from(first) + u64::from(piece.keys.len()) {
                         return Err(format!("`{piece}` has no word for each of its keys"));
                     }
                 }
+                let mut of_runs = 0_u64;
                 for run in runs {
                     check_keys(plan, mask, row, run.keys)?;
-                    if run.trims.is_some_and(|trims| trims as usize >= mask.trims.len()) {
-                        return Err(format!("`{run}` has no trims"));
+                    if u64::from(run.at) != of_runs {
+                        return Err(format!("`{run}` stands at the wrong place, {of_runs} is next"));
+                    }
+                    of_runs += u64::from(run.keys.len());
+                    let Some(trims) = run.trims else { continue };
+                    let fits = |trims: &[[u32; 2]; ROW_BLOCKS]| {
+                        trims.iter().all(|&[front, back]| {
+                            u64::from(front) + u64::from(back) <= u64::from(run.keys.len())
+                                && (run.keys.len_step() == 0 || front + back == 0)
+                        })
+                    };
+                    if !mask.trims.get(trims as usize).is_some_and(fits) {
+                        return Err(format!("`{run}` has no trims that fit it"));
                     }
                 }
-                let of_runs: u32 = runs.iter().map(|run| run.keys.len()).sum();
-                if of_runs != place || row.widest_panel(plan.tuning) > mask.panel_keys {
+                // Only what stands last may grow: nothing behind it has a place of its own.
+                let grows = |keys: PieceKeys| keys.len_step() != 0;
+                let inner = pieces.split_last().map_or(&[][..], |(_, inner)| inner);
+                if inner.iter().any(|piece| grows(piece.keys)) {
+                    return Err("a piece grows in front of another".to_owned());
+                }
+                if of_runs != place || row.widest_panel(plan.tuning) > mask.panel_keys as u64 {
                     return Err("runs and pieces differ in keys, or the panel is too narrow".to_owned());
                 }
             }
@@ -143,8 +263,9 @@ fn check_keys(plan: &KernelPlan, mask: &MaskPlan, row: &RowPlan, keys: PieceKeys
     let fits = match keys {
         PieceKeys::List { list, first, len } => {
             let list = mask.lists.get(list as usize).map_or(&[][..], Vec::as_slice);
-            list.get(first as usize..(first + len) as usize)
-                .is_some_and(|keys| keys.iter().all(|&key| (key as usize) < plan.kv_len))
+            let last = first.checked_add(len);
+            last.and_then(|last| list.get(first as usize..last as usize))
+                .is_some_and(|keys| keys.iter().all(|&key| (key as usize) < plan.shape.kv_len))
         }
         PieceKeys::Range(Stretch { start, len, start_step, len_step }) => {
             let last = u64::from(row.count - 1);
@@ -153,8 +274,65 @@ fn check_keys(plan: &KernelPlan, mask: &MaskPlan, row: &RowPlan, keys: PieceKeys
             let keys = u64::from(len) + last * u64::from(len_step);
             let start = u64::from(start) + last * u64::from(start_step);
             let moves = start_step != 0 || len_step != 0;
-            (keys == 0 || start + (keys - 1) * step < plan.kv_len as u64) && !(row.table && moves)
+            (keys == 0 || start + (keys - 1) * step < plan.shape.kv_len as u64) && !(row.table && moves)
         }
     };
     if fits { Ok(()) } else { Err(format!("`{keys}` are not all keys")) }
+}
+
+/// How far the planned rows reach, by the rows of K that their steps name and the places of those queries. Shares nothing
+/// with what [`program`] finds in the block mask.
+fn planned_reach(mask: &MaskPlan, kv_len: usize) -> Reach {
+    let mut place_of: Vec<u32> = Vec::new();
+    if let Some(order) = &mask.order {
+        place_of = vec![0; kv_len];
+        for (place, &query) in order.iter().enumerate() {
+            if let Some(entry) = place_of.get_mut(query as usize) {
+                *entry = place as u32;
+            }
+        }
+    }
+    let mut reach = Reach::default();
+    let mut see = |t: u32, key: u32| {
+        let place = if place_of.is_empty() { key } else { place_of.get(key as usize).copied().unwrap_or(0) };
+        reach = reach.join(Reach::of(t, place, place));
+    };
+    for row in &mask.rows {
+        for keys in row.steps.iter().flat_map(keys_of) {
+            match keys {
+                PieceKeys::List { list, first, len } => {
+                    let list = mask.lists.get(list as usize).map_or(&[][..], Vec::as_slice);
+                    let list = list.get(first as usize..(first + len) as usize).unwrap_or(&[]);
+                    for t in [row.first, row.first + row.count - 1] {
+                        list.iter().for_each(|&key| see(t, key));
+                    }
+                }
+                PieceKeys::Range(Stretch { start, len, start_step, len_step }) => {
+                    // In the order of keys, the ends of the first and the last row reach furthest.
+                    let ordered = mask.order.is_some();
+                    let rows = if ordered { (0..row.count).collect() } else { vec![0, row.count - 1] };
+                    for t in rows {
+                        let (start, len) = (start + t * start_step, len + t * len_step);
+                        let keys = if ordered { (0..len).collect() } else { vec![0, len.saturating_sub(1)] };
+                        let keys = keys.into_iter().filter(|_| len > 0);
+                        keys.for_each(|i| see(row.first + t, start + i * mask.key_step));
+                    }
+                }
+            }
+        }
+    }
+    for (place, ends) in mask.edges.offsets.windows(2).enumerate() {
+        let keys = mask.edges.keys.get(ends[0] as usize..ends[1] as usize).unwrap_or(&[]);
+        keys.iter().for_each(|&key| see((place / QUERY_BLOCK) as u32, key));
+    }
+    reach
+}
+
+fn keys_of(step: &Step) -> impl Iterator<Item = PieceKeys> {
+    let (pieces, stream): (&[_], _) = match step {
+        Step::Edges => (&[], None),
+        Step::Joint { pieces, .. } => (pieces, None),
+        Step::Stream(stretch) => (&[], Some(PieceKeys::Range(*stretch))),
+    };
+    pieces.iter().map(|piece| piece.keys).chain(stream)
 }

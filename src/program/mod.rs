@@ -76,7 +76,8 @@ mod verify;
 
 pub use build::build;
 pub use gradient::derive_gradient;
-pub use parse::parse;
+pub use parse::{parse, parse_nest};
+pub use print::print_nest;
 pub use reach::{KnownReach, Reach, Reaches, reaches};
 pub use spaces::spaces;
 pub use verify::{VerifiedProgram, check_nest, verify};
@@ -95,7 +96,7 @@ pub struct Program {
 }
 
 /// Sizes and types of the tensors around a program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Shape {
     /// Query heads, as the mask counts them ([`BlockMask::stack`]).
     pub heads: usize,
@@ -116,11 +117,12 @@ pub struct Shape {
 }
 
 /// Which blocks have their mask words tested.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum BlockTest {
     /// All: a full block is tested against words of ones.
     Every,
     /// Partial ones; full blocks go without.
+    #[default]
     Partial,
 }
 
@@ -663,7 +665,8 @@ impl Body {
 
     /// Whether a gradient has been added.
     pub fn is_training(&self) -> bool {
-        self.tensor(Tensor::GradOut).is_some()
+        // That of the output goes unread where all factors are 0.
+        self.tensor(Tensor::GradQ).is_some()
     }
 
     /// The score mods, if there are any.

@@ -26,23 +26,7 @@ const MOST_ROWS: usize = 1 << 30;
 /// [`Error::Text`] with the line that is not understood.
 pub fn parse(text: &str) -> Result<Program> {
     let mut lines = Lines { rest: text, number: 0 };
-    let shape = read_shape(lines.next("the program's header")?).map_err(|message| lines.refuse(message))?;
-    let block_test = match lines.next("the block test")? {
-        "blocks test every" => BlockTest::Every,
-        "blocks test partial" => BlockTest::Partial,
-        _ => return Err(lines.refuse("expected `blocks test every` or `blocks test partial`")),
-    };
-    let mut reader = Reader::new(shape, lines.clone())?;
-    loop {
-        let line = lines.next("a loop, a `keep` line or `neighbors`")?;
-        match line.split(' ').next() {
-            Some("for") => reader.read_loop(line, &mut lines)?,
-            // Read before.
-            Some("keep") => {}
-            Some("neighbors") if line == "neighbors" => break,
-            _ => return Err(lines.refuse(format!("`{line}` is no loop"))),
-        }
-    }
+    let (shape, block_test, body) = read_nest(&mut lines, "neighbors")?;
     let before = lines.number;
     let neighbors = mask::parse(lines.rest).map_err(|error| match error {
         Error::Text { stage, line, message } => Error::Text { stage, line: before + line, message },
@@ -52,7 +36,38 @@ pub fn parse(text: &str) -> Result<Program> {
         let (q_len, kv_len) = (neighbors.q_len, neighbors.kv_len);
         return Err(lines.refuse(format!("neighbors of {q_len} queries and {kv_len} keys in another program")));
     }
-    Ok(Program { shape, block_test, body: reader.finish(), neighbors })
+    Ok(Program { shape, block_test, body, neighbors })
+}
+
+/// Reads what [`super::print_nest`] wrote, up to a line `end`; also what stands behind it, and in which line.
+///
+/// # Errors
+/// Those of [`parse`].
+pub fn parse_nest<'a>(text: &'a str, end: &str) -> Result<(Shape, BlockTest, Body, &'a str, usize)> {
+    let mut lines = Lines { rest: text, number: 0 };
+    let (shape, block_test, body) = read_nest(&mut lines, end)?;
+    Ok((shape, block_test, body, lines.rest, lines.number))
+}
+
+fn read_nest(lines: &mut Lines<'_>, end: &str) -> Result<(Shape, BlockTest, Body)> {
+    let shape = read_shape(lines.next("the program's header")?).map_err(|message| lines.refuse(message))?;
+    let block_test = match lines.next("the block test")? {
+        "blocks test every" => BlockTest::Every,
+        "blocks test partial" => BlockTest::Partial,
+        _ => return Err(lines.refuse("expected `blocks test every` or `blocks test partial`")),
+    };
+    let mut reader = Reader::new(shape, lines.clone(), end)?;
+    loop {
+        let line = lines.next(&format!("a loop, a `keep` line or `{end}`"))?;
+        match line.split(' ').next() {
+            Some("for") => reader.read_loop(line, lines)?,
+            // Read before.
+            Some("keep") => {}
+            _ if line == end => break,
+            _ => return Err(lines.refuse(format!("`{line}` is no loop"))),
+        }
+    }
+    Ok((shape, block_test, reader.finish()))
 }
 
 fn read_shape(line: &str) -> Result<Shape, String> {
@@ -100,13 +115,13 @@ struct Reader {
 
 impl Reader {
     /// Reads the `keep` lines, which stand behind the loops, and names the tensors that are given.
-    fn new(shape: Shape, mut lines: Lines<'_>) -> Result<Self> {
+    fn new(shape: Shape, mut lines: Lines<'_>, end: &str) -> Result<Self> {
         let mut reader = Self { shape, body: Body::default(), known: HashMap::new(), kept: HashMap::new() };
         let mut defined: HashSet<&str> = HashSet::new();
         let mut order = Vec::new();
         loop {
-            let line = lines.next("`neighbors`")?;
-            if line == "neighbors" {
+            let line = lines.next(&format!("`{end}`"))?;
+            if line == end {
                 break;
             }
             if let Some(rest) = line.strip_prefix("keep ") {

@@ -15,12 +15,17 @@ impl Program {
 
     /// The text form without the neighbors.
     pub fn print_nest(&self) -> String {
-        let test = match self.block_test {
-            BlockTest::Every => "every",
-            BlockTest::Partial => "partial",
-        };
-        format!("{}\nblocks test {test}\n{}", self.shape, self.body)
+        print_nest(&self.shape, self.block_test, &self.body)
     }
+}
+
+/// The text form of a nest; [`super::parse_nest`] reads it back.
+pub fn print_nest(shape: &Shape, block_test: BlockTest, body: &Body) -> String {
+    let test = match block_test {
+        BlockTest::Every => "every",
+        BlockTest::Partial => "partial",
+    };
+    format!("{shape}\nblocks test {test}\n{body}")
 }
 
 impl fmt::Display for Shape {

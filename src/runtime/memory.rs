@@ -6,6 +6,7 @@ use memmap2::MmapMut;
 use ndarray::{Array, Dimension, IntoDimension};
 use zerocopy::FromZeros;
 
+use super::pointer::Pointer;
 use crate::error::{Error, Result};
 
 /// What scratch is called when it is refused.
@@ -55,8 +56,13 @@ impl Buffer {
         Ok(Self(map))
     }
 
-    pub fn address(&mut self) -> usize {
-        let start = self.0.as_mut_ptr().expose_provenance();
-        if self.0.len() < LARGE_FROM { start } else { start.next_multiple_of(LARGE_PAGE) }
+    pub fn pointer(&mut self) -> Pointer<'_> {
+        let large = self.0.len() >= LARGE_FROM;
+        let start = Pointer::to(&mut self.0[..]);
+        if !large {
+            return start;
+        }
+        let ahead = start.get().addr().next_multiple_of(LARGE_PAGE) - start.get().addr();
+        start.at(ahead as isize)
     }
 }

@@ -4,25 +4,25 @@
 //! of work: what its query heads give to its keys and values is added in one order, whatever the number of threads. Few
 //! units are cut into stretches of block rows, as many as the problem's sizes say, whose sums are then added in order.
 //!
-//! For every query head, with Z_0 = V and G = dL/dZ_K: P and all Z again (a single hop needs only log-sum-exp); from
-//! the last hop to the first G' = step · Aᵀ G; then one pass over the block rows that makes dA = Σ step · G Zᵀ, dS, dQ
-//! and dK of P and all Z and G, side by side. Where they do not fit, the pass is run hop by hop, with Z computed anew.
+//! The plan's nest has the forward loops first. Where the caller saved what they compute, they are left out.
 
-mod head;
-
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ndarray::{Array4, ArrayD, ArrayView3, ArrayView4, CowArray, Ix4, Zip};
 
-use self::head::{Head, Room, Targets};
-use super::memory::zeros;
-use super::{Output, Tensor, enter, pool, readable, spread_over, strides};
-use crate::codegen::{KernelArgs, Tables};
-use crate::dropout::Dropout;
+use super::memory::{Buffer, grow, zeros};
+use super::nest::{Dropped, Head, HeadRows, LoopFacts, Own, Site, TensorAt, Tensors};
+use super::pointer::Pointer;
+use super::pool::{pool, spread};
+use super::{Address, Output, Pointers, readable, tensor_at};
+use crate::dropout::{self, Dropout};
 use crate::dtype::{Dtype, Element};
 use crate::error::{Error, Result};
-use crate::jit::{Code, Entry};
-use crate::plan::{KernelPlan, Scratch};
+use crate::jit::Linked;
+use crate::mask::QUERY_BLOCK;
+use crate::plan::VerifiedPlan;
+use crate::program::{Op, Space, Tensor, ValueId};
 use crate::spec::Inputs;
 
 /// Units from which on none is cut, and the stretches that fewer units make together.
@@ -33,6 +33,9 @@ const STRETCH_ROWS: usize = 4;
 const INPUT_BYTES: usize = 1 << 30;
 /// Bytes of sums that stretches keep, beyond two of them.
 const STRETCH_BYTES: usize = 256 << 20;
+/// Largest log-sum-exp that stands for a row's maximum and sum when P is made again. Its own rounding, 2^-24 of its size, is
+/// an error of every weight in the same direction: rows of P would no longer sum to 1.
+const LARGEST_LOG_SUM: f32 = 64.0;
 
 /// A compiled kernel for training. Cheap to clone; safe to call from many threads at once.
 #[derive(Debug, Clone)]
@@ -75,55 +78,65 @@ pub struct Saved<'a, T> {
 
 #[derive(Debug)]
 struct Inner {
-    /// The gradient's pass, and hops where P is computed again in each.
-    pass: Part,
-    /// Hops where P is stored.
-    stored: Option<Part>,
+    kernel: Linked,
+    loops: Vec<LoopFacts>,
     /// Storage of the callers' tensors.
     dtype: Dtype,
     constants: Vec<Vec<f32>>,
     threads: Arc<rayon::ThreadPool>,
-    /// Rooms of finished calls.
-    idle: Mutex<Vec<Room>>,
+    /// Workspace of finished calls.
+    idle: Mutex<Vec<Workspace>>,
 }
 
-/// One plan with its code.
-#[derive(Debug)]
-struct Part {
-    plan: KernelPlan,
-    tables: Vec<Tables>,
-    scratch: Vec<Scratch>,
-    code: Code,
+/// Workspace of one unit in flight; nothing is allocated anew while sizes stay.
+#[derive(Debug, Default)]
+struct Workspace {
+    /// Of every worker.
+    local: Vec<Buffer>,
+    /// Of the head.
+    head: Option<Buffer>,
+    /// Bytes that they were made for.
+    sizes: (usize, usize),
+    /// By number of the query: what its scores were reduced by, in the base-2 domain, and the row sum.
+    row_max: Vec<f32>,
+    row_sum: Vec<f32>,
+    /// The output, where the caller has not saved it.
+    out: Vec<f32>,
+    /// Dropout's row keys, by place: of weights, and of every hop.
+    row_keys: Vec<u32>,
+    hop_keys: Vec<u32>,
+    /// Sums of every stretch but the first.
+    sums: Vec<Vec<f32>>,
+    stretches: usize,
 }
 
-impl Part {
-    fn new((plan, code): (KernelPlan, Code)) -> Self {
-        let tables = plan.masks.iter().map(|mask| Tables::new(&plan, mask)).collect();
-        let scratch = plan.masks.iter().map(|mask| Scratch::new(&plan, mask)).collect();
-        Self { plan, tables, scratch, code }
+impl Workspace {
+    fn prepare(&mut self, inner: &Inner, stretches: usize, workers: usize) -> Result<()> {
+        let plan = inner.kernel.plan();
+        let layout = plan.layout();
+        let sizes = (layout.local.bytes, layout.head);
+        if self.sizes != sizes {
+            *self = Self { sizes, head: Some(Buffer::new(layout.head)?), ..Self::default() };
+        }
+        while self.local.len() < workers {
+            self.local.push(Buffer::new(layout.local.bytes)?);
+        }
+        let places = plan.shape.q_len.next_multiple_of(QUERY_BLOCK);
+        grow(&mut self.row_max, plan.shape.q_len)?;
+        grow(&mut self.row_sum, plan.shape.q_len)?;
+        grow(&mut self.out, plan.shape.q_len * plan.shape.value_dim)?;
+        if plan.has_dropout() {
+            grow(&mut self.row_keys, places)?;
+            grow(&mut self.hop_keys, places * inner.hops())?;
+        }
+        self.sums.resize_with(stretches - 1, Vec::new);
+        let floats = inner.stretch_floats();
+        for of_stretch in &mut self.sums {
+            grow(of_stretch, floats)?;
+        }
+        self.stretches = stretches;
+        Ok(())
     }
-
-    fn local(&self) -> usize {
-        self.scratch.iter().map(|scratch| scratch.local).max().unwrap_or(0)
-    }
-
-    fn shared(&self) -> usize {
-        self.scratch.iter().map(|scratch| scratch.shared).max().unwrap_or(0)
-    }
-
-    fn enter(&self, entry: Entry, args: &KernelArgs) {
-        enter(&self.code, entry, args);
-    }
-}
-
-/// The tensors of a call as kernels see them, in f32.
-#[derive(Clone, Copy)]
-struct Tensors {
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    /// Address of the list of the score mods' inputs.
-    inputs: usize,
 }
 
 /// A tensor, and its elements in f32 where it has others.
@@ -146,14 +159,10 @@ impl<'a, T: Element> Wide<'a, T> {
         Ok(Self { given, wide })
     }
 
-    fn tensor(&self) -> Tensor {
+    fn tensor(&self) -> TensorAt<'_> {
         match &self.wide {
-            Some(wide) => Tensor {
-                address: wide.as_ptr().expose_provenance(),
-                strides: strides(wide.strides(), wide.dim().3).unwrap_or_default(),
-                element: size_of::<f32>(),
-            },
-            None => Tensor::new(&self.given),
+            Some(wide) => contiguous(Pointer::from(wide.as_ptr()), wide.dim()),
+            None => tensor_at(&self.given),
         }
     }
 
@@ -162,40 +171,29 @@ impl<'a, T: Element> Wide<'a, T> {
     }
 }
 
+/// A fresh tensor of f32.
+const fn contiguous(base: Pointer<'_>, (_, heads, rows, width): (usize, usize, usize, usize)) -> TensorAt<'_> {
+    TensorAt { base, strides: [heads * rows * width, rows * width, width], element: size_of::<f32>() }
+}
+
 impl TrainingKernel {
-    /// Joins what the compiler made for tensors of `dtype`: the gradient's pass, and hops that store P, where there are several.
+    /// A kernel for tensors of `dtype` of what the linker made. Nothing else makes one.
     ///
     /// # Errors
     /// [`Error::Unsupported`] when the system gives no threads.
-    pub fn new(
-        dtype: Dtype,
-        pass: (KernelPlan, Code),
-        stored: Option<(KernelPlan, Code)>,
-        threads: usize,
-    ) -> Result<Self> {
-        let constants = pass.0.mods.as_ref().map(|mods| mods.mods.constants()).unwrap_or_default();
-        let inner = Inner {
-            pass: Part::new(pass),
-            stored: stored.map(Part::new),
-            dtype,
-            constants,
-            threads: pool(threads)?,
-            idle: Mutex::default(),
-        };
+    pub(crate) fn new(dtype: Dtype, kernel: Linked, threads: usize) -> Result<Self> {
+        let constants = kernel.plan().mods.as_ref().map(|mods| mods.mods.constants()).unwrap_or_default();
+        let loops = LoopFacts::of(kernel.plan());
+        let inner = Inner { kernel, loops, dtype, constants, threads: pool(threads)?, idle: Mutex::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// The plan of the gradient's pass.
-    pub fn plan(&self) -> &KernelPlan {
-        &self.inner.pass.plan
+    /// The plan that the kernel follows.
+    pub fn plan(&self) -> &VerifiedPlan {
+        self.inner.kernel.plan()
     }
 
-    /// The plan of hops that store P, where they do.
-    pub fn stored_plan(&self) -> Option<&KernelPlan> {
-        self.inner.stored.as_ref().map(|part| &part.plan)
-    }
-
-    /// Bytes of scratch that a call over `batch` sequences holds, beyond its tensors.
+    /// Bytes of workspace that a call over `batch` sequences holds, beyond its tensors.
     pub fn scratch_bytes(&self, batch: usize) -> u64 {
         self.scratch_bytes_on(batch, self.inner.threads.current_num_threads())
     }
@@ -203,12 +201,16 @@ impl TrainingKernel {
     /// The same were there so many threads.
     pub fn scratch_bytes_on(&self, batch: usize, workers: usize) -> u64 {
         let inner = &self.inner;
-        let units = batch * inner.pass.plan.kv_heads;
+        let shape = &self.plan().shape;
+        let layout = self.plan().layout();
+        let units = batch * shape.kv_heads;
         let stretches = inner.stretches(units);
-        let rooms = if stretches > 1 { 1 } else { workers.min(units.max(1)) };
-        let local = workers * inner.local_bytes();
-        let inputs = InputSums::count(inner.input_floats(), units) * inner.input_floats() * size_of::<f32>();
-        (rooms * inner.room_bytes(stretches) + local + inputs) as u64
+        let in_flight = if stretches > 1 { 1 } else { workers.min(units.max(1)) };
+        let keys = if self.plan().has_dropout() { shape.q_len * (1 + inner.hops()) } else { 0 };
+        let floats = shape.q_len * (shape.value_dim + 2) + keys + (stretches - 1) * inner.stretch_floats();
+        let inputs = InputSums::count(inner.input_floats(), units) * inner.input_floats();
+        let floats = in_flight * floats + inputs;
+        (in_flight * layout.head + workers * layout.local.bytes + floats * size_of::<f32>()) as u64
     }
 
     /// Attention with dropout over `q [batch, heads, q_len, head_dim]`, `k [batch, kv_heads, kv_len, head_dim]` and
@@ -224,20 +226,31 @@ impl TrainingKernel {
         step: &Step<'_>,
     ) -> Result<Output<T>> {
         let call = Call::new(&self.inner, [q, k, v], step)?;
-        let plan = &self.inner.pass.plan;
-        let (heads, q_len, dv) = (plan.heads, plan.q_len, plan.value_dim);
+        let shape = self.plan().shape;
+        let (heads, q_len, dv) = (shape.heads, shape.q_len, shape.value_dim);
         let mut out = zeros::<f32, _>("the output", (call.batch, heads, q_len, dv))?;
         let mut lse = zeros::<f32, _>("log-sum-exp", (call.batch, heads, q_len))?;
-        let group = heads / plan.kv_heads;
-        let units: Vec<_> = chunks(&mut out, group * q_len * dv)
-            .zip(lse.as_slice_mut().unwrap_or_default().chunks_mut((group * q_len).max(1)))
+        let group = heads / shape.kv_heads;
+        let dim = out.dim();
+        let units: Vec<_> = lse
+            .as_slice_mut()
+            .unwrap_or_default()
+            .chunks_mut((group * q_len).max(1))
             .map(|unit| Mutex::new(Some(unit)))
             .collect();
-        self.inner.each_unit(&units, usize::MAX, |room, unit, (out, lse)| {
-            for (i, (out, lse)) in out.chunks_mut((q_len * dv).max(1)).zip(lse.chunks_mut(q_len.max(1))).enumerate() {
-                let mut head = call.head(room, unit, i);
-                head.forward(Some(out));
-                head.write_log_sum_exp(lse);
+        let mut tensors = call.tensors();
+        tensors.set(Tensor::Out, contiguous(Pointer::to(out.as_slice_mut().unwrap_or_default()), dim));
+        let site = call.site(tensors);
+        self.inner.each_unit(&units, usize::MAX, |workspace, unit, lse| {
+            for (i, lse) in lse.chunks_mut(q_len.max(1)).enumerate() {
+                let forward = |run: &mut Run<'_>| {
+                    (0..run.forward_loops()).for_each(|of_loop| run.run_loop(of_loop, &mut []));
+                };
+                call.with_head(workspace, site, (unit, i), forward, |_, _| {});
+                let sums = lse.iter_mut().zip(&workspace.row_max).zip(&workspace.row_sum);
+                for ((lse, &max), &sum) in sums {
+                    *lse = if sum == 0.0 { f32::NEG_INFINITY } else { (max + sum.log2()) * std::f32::consts::LN_2 };
+                }
             }
         })?;
         drop(units);
@@ -259,45 +272,68 @@ impl TrainingKernel {
         step: &Step<'_>,
     ) -> Result<Gradients<T>> {
         let call = Call::new(&self.inner, [q, k, v], step)?;
-        let plan = &self.inner.pass.plan;
-        let (heads, kv_heads) = (plan.heads, plan.kv_heads);
-        let (q_len, kv_len, d, dv) = (plan.q_len, plan.kv_len, plan.head_dim, plan.value_dim);
+        let plan = self.plan();
+        let shape = plan.shape;
+        let (heads, kv_heads) = (shape.heads, shape.kv_heads);
+        let (q_len, kv_len, d, dv) = (shape.q_len, shape.kv_len, shape.head_dim, shape.value_dim);
         check_outputs(&grad_out, saved.as_ref(), [call.batch, heads, q_len, dv])?;
         // First, so that a call which does not fit is refused before anything is read.
         let of = |what, (heads, len, width)| zeros::<f32, _>(what, (call.batch, heads, len, width));
         let mut dq = of("the gradient of q", (heads, q_len, d))?;
         let mut dk = of("the gradient of k", (kv_heads, kv_len, d))?;
         let mut dvs = of("the gradient of v", (kv_heads, kv_len, dv))?;
-        let grad_out = readable(grad_out)?;
+        let grad_out = Wide::new(grad_out)?;
         let finite = call.q.is_finite() && call.k.is_finite() && call.v.is_finite();
-        let exact = !finite || !grad_out.iter().all(|x| x.widen().is_finite());
+        let exact = !finite || !grad_out.is_finite();
         // What was rounded to 16 bits is worth less than computing it again.
         let saved = saved.filter(|_| T::DTYPE.is_f32());
+        let saved = match saved {
+            Some(saved) => Some((Wide::new(saved.out)?, saved.lse)),
+            None => None,
+        };
         let shapes = plan.mods.as_ref().map_or(&[][..], |mods| &mods.mods.inputs);
         let sums = InputSums::new(shapes.iter().map(|input| input.shape.iter().product()), call.batch * kv_heads)?;
-        let group = heads / kv_heads;
-        let units: Vec<_> = chunks(&mut dq, group * q_len * d)
-            .zip(chunks(&mut dk, kv_len * d).zip(chunks(&mut dvs, kv_len * dv)))
-            .map(|unit| Mutex::new(Some(unit)))
-            .collect();
-        self.inner.each_unit(&units, sums.most_at_once(), |room, unit, (dq, (dk, dv))| {
+        let (dims, group) = ([dq.dim(), dk.dim(), dvs.dim()], heads / kv_heads);
+        let mut tensors = call.tensors();
+        tensors.set(Tensor::GradOut, grad_out.tensor());
+        tensors.set(Tensor::GradQ, contiguous(Pointer::to(dq.as_slice_mut().unwrap_or_default()), dims[0]));
+        tensors.set(Tensor::GradK, contiguous(Pointer::to(dk.as_slice_mut().unwrap_or_default()), dims[1]));
+        tensors.set(Tensor::GradV, contiguous(Pointer::to(dvs.as_slice_mut().unwrap_or_default()), dims[2]));
+        if let Some((out, _)) = &saved {
+            tensors.set(Tensor::Out, out.tensor());
+        }
+        let site = call.site(tensors);
+        let units: Vec<_> = (0..call.batch * kv_heads).map(|_| Mutex::new(Some(()))).collect();
+        self.inner.each_unit(&units, sums.most_at_once(), |workspace, unit, ()| {
             let mut inputs = sums.of_unit(unit);
-            // Fresh memory is added to, and so read first: a page that is read before it is written costs two faults and
-            // an interrupt of every thread, more than the rest of a short window's pass.
-            dk.fill(0.0);
-            dv.fill(0.0);
-            for (i, dq) in dq.chunks_mut((q_len * d).max(1)).enumerate() {
-                let head = call.head(room, unit, i);
-                let (b, h) = (unit / kv_heads, unit % kv_heads * group + i);
-                let saved = saved
-                    .as_ref()
-                    .map(|saved| (saved.out.slice(ndarray::s![b, h, .., ..]), saved.lse.slice(ndarray::s![b, h, ..])));
-                let v = call.v.given.slice(ndarray::s![b, unit % kv_heads, .., ..]);
-                let targets = Targets { dq, dk: &mut *dk, dv: &mut *dv, inputs: &mut inputs, sizes: &sums.sizes };
-                head.backward(v, grad_out.slice(ndarray::s![b, h, .., ..]), saved, exact, targets);
+            for i in 0..group {
+                let item = (unit / kv_heads, unit % kv_heads * group + i);
+                let lse = saved.as_ref().map(|(_, lse)| lse.slice(ndarray::s![item.0, item.1, ..]));
+                let forward = |run: &mut Run<'_>| {
+                    run.head.exact = exact;
+                    let statistics = lse.as_ref().map(|lse| run.take_log_sums(lse));
+                    let gives_out = |&of_loop: &usize| run.inner.loops[of_loop].gives_out;
+                    let is_given = |of_loop: usize| statistics.is_some_and(|given| run.is_given(of_loop, given));
+                    let loops = 0..run.forward_loops();
+                    // The caller's output is read, unless a loop that computes it computes more than was saved.
+                    let out_is_given = loops.clone().filter(gives_out).all(is_given);
+                    let left = loops.filter(|of_loop| !is_given(*of_loop) || (gives_out(of_loop) && !out_is_given));
+                    let left: Vec<usize> = left.collect();
+                    run.head.out = (!out_is_given).then_some(run.own_out);
+                    left.into_iter().for_each(|of_loop| run.run_loop(of_loop, &mut []));
+                    out_is_given
+                };
+                call.with_head(workspace, site, (unit, i), forward, |run, (out_is_given, finite)| {
+                    run.head.out = (!out_is_given).then_some(run.own_out);
+                    // Finite tensors may still have scores that are not: by what a score mod reads or makes, or by overflow.
+                    // One such score leaves a mark in its row's sum, and the row's Z and gradients are NaN from there on.
+                    run.head.exact = exact || !finite;
+                    for of_loop in run.forward_loops()..run.inner.loops.len() {
+                        run.run_loop(of_loop, &mut inputs);
+                    }
+                });
             }
         })?;
-        drop(units);
         let inputs = shapes.iter().zip(sums.finish()).map(|(input, sum)| {
             (input.name.clone(), ArrayD::from_shape_vec(input.shape.clone(), sum).unwrap_or_default())
         });
@@ -358,8 +394,8 @@ struct Call<'a, T> {
     q: Wide<'a, T>,
     k: Wide<'a, T>,
     v: Wide<'a, T>,
-    /// Addresses of the score mods' inputs and constants.
-    inputs: Vec<usize>,
+    /// The score mods' inputs and constants.
+    inputs: Vec<Address>,
     dropout: Option<&'a Dropout>,
     /// Number of the first batch element among those that dropout numbers.
     first: usize,
@@ -368,38 +404,256 @@ struct Call<'a, T> {
 
 impl<'a, T: Element> Call<'a, T> {
     fn new(inner: &'a Inner, [q, k, v]: [ArrayView4<'a, T>; 3], step: &'a Step<'_>) -> Result<Self> {
-        let plan = &inner.pass.plan;
+        let plan = inner.kernel.plan();
+        let shape = &plan.shape;
         if T::DTYPE != inner.dtype {
             return Err(Error::Dtype { expected: inner.dtype.name(), found: T::DTYPE.name() });
         }
         let batch = q.dim().0;
-        check("q", q.shape(), &[batch, plan.heads, plan.q_len, plan.head_dim])?;
-        check("k", k.shape(), &[batch, plan.kv_heads, plan.kv_len, plan.head_dim])?;
-        check("v", v.shape(), &[batch, plan.kv_heads, plan.kv_len, plan.value_dim])?;
+        check("q", q.shape(), &[batch, shape.heads, shape.q_len, shape.head_dim])?;
+        check("k", k.shape(), &[batch, shape.kv_heads, shape.kv_len, shape.head_dim])?;
+        check("v", v.shape(), &[batch, shape.kv_heads, shape.kv_len, shape.value_dim])?;
         let dropout = step.dropout.as_ref();
-        if dropout.is_some() && !plan.training.is_some_and(|training| training.dropout) {
+        if dropout.is_some() && !plan.has_dropout() {
             return Err(Error::unsupported("dropout", "this kernel was compiled without it"));
         }
         let given = step.inputs.check(plan.mods.as_ref().map(|mods| &mods.mods))?;
         let constants = inner.constants.iter().map(Vec::as_slice);
-        let inputs = given.into_iter().chain(constants).map(|table| table.as_ptr().expose_provenance()).collect();
+        let inputs = given.into_iter().chain(constants).map(|table| Address(table.as_ptr())).collect();
         let (q, k, v) = (Wide::new(q)?, Wide::new(k)?, Wide::new(v)?);
         Ok(Self { inner, q, k, v, inputs, dropout, first: step.first, batch })
     }
 
-    /// Query head `i` of a unit, in a room.
-    fn head<'r>(&'r self, room: &'r mut Room, unit: usize, i: usize) -> Head<'r> {
-        let tensors = Tensors {
-            q: self.q.tensor(),
-            k: self.k.tensor(),
-            v: self.v.tensor(),
-            inputs: self.inputs.as_ptr().expose_provenance(),
+    fn tensors(&self) -> Tensors<'_> {
+        let mut tensors = Tensors::default();
+        tensors.set(Tensor::Q, self.q.tensor());
+        tensors.set(Tensor::K, self.k.tensor());
+        tensors.set(Tensor::V, self.v.tensor());
+        tensors
+    }
+
+    fn site<'s>(&'s self, tensors: Tensors<'s>) -> Site<'s> {
+        let inputs = Pointer::from(self.inputs.as_ptr());
+        Site { kernel: &self.inner.kernel, loops: &self.inner.loops, tensors, inputs }
+    }
+
+    /// Runs `forward`, then `backward`, on query head `i` of a unit, in a workspace. The second is given what the first
+    /// says, and whether all row sums that it has computed are finite.
+    fn with_head<R>(
+        &self,
+        workspace: &mut Workspace,
+        site: Site<'_>,
+        at: (usize, usize),
+        forward: impl FnOnce(&mut Run<'_>) -> R,
+        backward: impl FnOnce(&mut Run<'_>, (R, bool)),
+    ) {
+        self.name_rows(workspace, at);
+        workspace.row_sum.fill(0.0);
+        let said = forward(&mut self.run(workspace, site, at));
+        let finite = workspace.row_sum.iter().all(|sum| sum.is_finite());
+        backward(&mut self.run(workspace, site, at), (said, finite));
+    }
+
+    /// Batch element and query head of query head `i` of a unit.
+    fn head_of(&self, (unit, i): (usize, usize)) -> (usize, usize) {
+        let plan = self.inner.kernel.plan();
+        let kv_heads = plan.shape.kv_heads;
+        (unit / kv_heads, unit % kv_heads * plan.group() + i)
+    }
+
+    fn run<'w>(&self, workspace: &'w mut Workspace, site: Site<'w>, at: (usize, usize)) -> Run<'w>
+    where
+        'a: 'w,
+    {
+        let plan = self.inner.kernel.plan();
+        let (batch, head) = self.head_of(at);
+        let out_given = site.tensors.has(Tensor::Out);
+        let Workspace { local, head: of_head, row_max, row_sum, out, row_keys, hop_keys, sums, stretches, .. } =
+            workspace;
+        let dropout = self.dropped(row_keys, hop_keys);
+        let own_out = HeadRows { base: Pointer::to(out), stride: plan.shape.value_dim };
+        let statistics = [Pointer::to(row_max), Pointer::to(row_sum)];
+        let head = Head {
+            site,
+            batch,
+            head,
+            workspace: of_head.as_mut().map_or(Pointer::NULL, Buffer::pointer),
+            statistics,
+            out: (!out_given).then_some(own_out),
+            exact: false,
+            dropout,
         };
-        Head::new(self.inner, room, tensors, (unit, i), (self.dropout, self.first))
+        let locals = local.iter_mut().map(Buffer::pointer).collect();
+        Run { inner: self.inner, head, own_out, locals, sums, stretches: *stretches }
+    }
+
+    /// Writes dropout's keys of a head's rows.
+    fn name_rows(&self, workspace: &mut Workspace, at: (usize, usize)) {
+        let Some(dropout) = self.dropout else { return };
+        let plan = self.inner.kernel.plan();
+        let q_len = plan.shape.q_len;
+        let (batch, head) = self.head_of(at);
+        let item = ((self.first + batch) * plan.shape.heads + head) as u64;
+        let order = plan.walks[0].masks[plan.mask_of_head[head] as usize].order.as_deref();
+        let number = |place: usize| order.map_or(place, |order| order[place] as usize) as u64;
+        if dropout.attention > 0.0 {
+            for (place, key) in workspace.row_keys.iter_mut().enumerate().take(q_len) {
+                *key = dropout::row_key(dropout.seed, Dropout::ATTENTION, item, number(place));
+            }
+        }
+        if dropout.hop > 0.0 {
+            for (hop, keys) in workspace.hop_keys.chunks_mut(self.hop_stride().max(1)).enumerate() {
+                for (place, key) in keys.iter_mut().enumerate().take(q_len) {
+                    *key = dropout::row_key(dropout.seed, Dropout::hop_stream(hop), item, number(place));
+                }
+            }
+        }
+    }
+
+    /// Row keys of a hop.
+    fn hop_stride(&self) -> usize {
+        self.inner.kernel.plan().shape.q_len.next_multiple_of(QUERY_BLOCK)
+    }
+
+    /// What kernels take of dropout, with the keys that [`Self::name_rows`] wrote.
+    fn dropped<'w>(&self, row_keys: &'w mut [u32], hop_keys: &'w mut [u32]) -> Dropped<'w> {
+        let Some(dropout) = self.dropout else { return Dropped::NONE };
+        let mut dropped = Dropped { hop_stride: self.hop_stride(), ..Dropped::NONE };
+        if dropout.attention > 0.0 {
+            (dropped.threshold, dropped.keep) =
+                (dropout::threshold(dropout.attention), dropout::scale(dropout.attention));
+            dropped.row_keys = Pointer::to(row_keys);
+        }
+        if dropout.hop > 0.0 {
+            (dropped.hop_threshold, dropped.hop_keep) = (dropout::threshold(dropout.hop), dropout::scale(dropout.hop));
+            dropped.hop_keys = Pointer::to(hop_keys);
+        }
+        dropped
     }
 }
 
+/// One query head whose loops are run one after the other.
+struct Run<'a> {
+    inner: &'a Inner,
+    head: Head<'a>,
+    /// The output in workspace.
+    own_out: HeadRows<'a>,
+    locals: Pointers<'a>,
+    sums: &'a mut [Vec<f32>],
+    stretches: usize,
+}
+
+impl Run<'_> {
+    /// Loops that compute the output.
+    fn forward_loops(&self) -> usize {
+        self.inner.loops.iter().take_while(|of_loop| !of_loop.backward).count()
+    }
+
+    /// Whether everything that a loop computes was saved: the output, and, where `statistics`, maxima and sums.
+    fn is_given(&self, of_loop: usize, statistics: bool) -> bool {
+        let body = &self.inner.kernel.plan().body;
+        self.inner.loops[of_loop].defines.iter().all(|&id| {
+            let value = body.value(id);
+            match value.extent {
+                crate::program::Extent::Tensor(Tensor::Out) => true,
+                crate::program::Extent::Row | crate::program::Extent::Keys => self.inner.loops[of_loop].gives_out,
+                _ => statistics && value.space == Space::Query,
+            }
+        })
+    }
+
+    /// Puts a saved log-sum-exp where rows keep their maxima and 1 / sums, if it is exact enough for P to be made again
+    /// from it.
+    fn take_log_sums(&self, lse: &ndarray::ArrayView1<'_, f32>) -> bool {
+        let serves = |lse: &f32| lse.abs() <= LARGEST_LOG_SUM || *lse == f32::NEG_INFINITY;
+        if !lse.iter().all(serves) {
+            return false;
+        }
+        self.inner.keep_log_sums(&self.head, lse)
+    }
+
+    /// Runs a loop: here, or its stretches on all workers; what stretches add to rows of keys, and to the gradients of
+    /// inputs, follows in order.
+    fn run_loop(&mut self, of_loop: usize, inputs: &mut [f32]) {
+        let plan = self.inner.kernel.plan();
+        let facts = &self.inner.loops[of_loop];
+        let sizes = self.inner.input_sizes();
+        if self.stretches == 1 {
+            let list = input_list(&sizes, Pointer::to(inputs));
+            let own = Own { input_gradients: Pointer::from(list.as_ptr()), ..Own::PLAIN };
+            return self.head.run_loop(of_loop, self.locals[0], own);
+        }
+        let rows = plan.block_rows();
+        let unit = rows.div_ceil(self.stretches);
+        let adds = !facts.sums.is_empty() || facts.adds_to_inputs;
+        if !adds || plan.body.loops[of_loop].stages.len() > 1 {
+            let list = input_list(&sizes, Pointer::to(inputs));
+            let own = Own { input_gradients: Pointer::from(list.as_ptr()), ..Own::PLAIN };
+            if adds {
+                return self.head.run_loop(of_loop, self.locals[0], own);
+            }
+            return self.head.share_loop(of_loop, &self.inner.threads, &self.locals, unit);
+        }
+        self.head.clear_sums(of_loop);
+        // The first stretch adds to the sums themselves, every other to its own.
+        let first = Own::PLAIN;
+        let own_list = input_list(&sizes, Pointer::to(inputs));
+        let mut lists = vec![own_list];
+        let mut instead: Vec<Vec<(ValueId, Pointer<'_>)>> = vec![Vec::new()];
+        let parts: Vec<(ValueId, usize)> = facts.sums.iter().map(|&id| (id, self.inner.sum_floats(id))).collect();
+        for of_stretch in &mut *self.sums {
+            of_stretch.fill(0.0);
+            let base = Pointer::to(of_stretch);
+            let mut at = 0;
+            let mut places = Vec::new();
+            for &(id, floats) in &parts {
+                places.push((id, base.at((at * size_of::<f32>()) as isize)));
+                at += floats;
+            }
+            lists.push(input_list(&sizes, base.at((at * size_of::<f32>()) as isize)));
+            instead.push(places);
+        }
+        let (head, locals) = (&self.head, &self.locals);
+        let range = |stretch: usize| -> Range<usize> { (stretch * unit).min(rows)..((stretch + 1) * unit).min(rows) };
+        spread(&self.inner.threads, locals.len(), self.stretches, |worker, stretch| {
+            let rows = range(stretch);
+            if !rows.is_empty() {
+                let own = Own {
+                    instead: &instead[stretch],
+                    input_gradients: Pointer::from(lists[stretch].as_ptr()),
+                    ..first
+                };
+                head.stage((of_loop, 0), locals[worker], rows, own);
+            }
+        });
+        for of_stretch in &*self.sums {
+            let mut at = 0;
+            for &(id, floats) in &parts {
+                self.head.add_rows(id, &of_stretch[at..at + floats]);
+                at += floats;
+            }
+            inputs.iter_mut().zip(&of_stretch[at..]).for_each(|(sum, x)| *sum += x);
+        }
+    }
+}
+
+/// Where the gradient of each of the score mods' inputs begins, one behind the other.
+fn input_list(sizes: &[usize], base: Pointer<'_>) -> Vec<Address> {
+    let mut at = 0;
+    let list = sizes.iter().map(|size| {
+        let here = base.at((at * size_of::<f32>()) as isize);
+        at += size;
+        Address(here.get().cast_const().cast())
+    });
+    list.collect()
+}
+
 impl Inner {
+    /// Hops of the output, at least 1.
+    fn hops(&self) -> usize {
+        self.kernel.plan().hops().max(1)
+    }
+
     /// Stretches that block rows of a unit are cut into: by the sizes of the problem alone.
     fn stretches(&self, units: usize) -> usize {
         if units >= UNITS || units == 0 {
@@ -407,59 +661,85 @@ impl Inner {
         }
         let bytes = self.stretch_floats() * size_of::<f32>();
         let affordable = (STRETCH_BYTES / bytes.max(1)).max(2);
-        (2 * UNITS).div_ceil(units).min(self.pass.plan.block_rows() / STRETCH_ROWS).min(affordable).max(1)
+        (2 * UNITS).div_ceil(units).min(self.kernel.plan().block_rows() / STRETCH_ROWS).min(affordable).max(1)
+    }
+
+    /// Elements of every input of the score mods.
+    fn input_sizes(&self) -> Vec<usize> {
+        let mods = self.kernel.plan().mods.iter().flat_map(|mods| &mods.mods.inputs);
+        mods.map(|input| input.shape.iter().product::<usize>()).collect()
     }
 
     /// Elements of the score mods' inputs.
     fn input_floats(&self) -> usize {
-        let mods = self.pass.plan.mods.iter().flat_map(|mods| &mods.mods.inputs);
-        mods.map(|input| input.shape.iter().product::<usize>()).sum()
+        self.input_sizes().iter().sum()
     }
 
-    /// Sums that a stretch keeps for itself: of keys, values and inputs.
+    /// Sums that a stretch keeps for itself: of keys, values and inputs, in the loop that has most.
     fn stretch_floats(&self) -> usize {
-        let plan = &self.pass.plan;
-        plan.kv_len * (plan.head_dim + plan.value_dim) + self.input_floats()
+        let of = |facts: &LoopFacts| {
+            let inputs = if facts.adds_to_inputs { self.input_floats() } else { 0 };
+            facts.sums.iter().map(|&id| self.sum_floats(id)).sum::<usize>() + inputs
+        };
+        self.loops.iter().map(of).max().unwrap_or(0)
     }
 
-    fn local_bytes(&self) -> usize {
-        self.pass.local().max(self.stored.as_ref().map_or(0, Part::local))
+    /// Floats of rows of keys that block rows add to.
+    fn sum_floats(&self, id: ValueId) -> usize {
+        let plan = self.kernel.plan();
+        match (plan.layout().buffer(id), plan.body.value(id).space) {
+            (Some(buffer), _) => plan.shape.kv_len * buffer.stride,
+            (None, Space::Keys(width) | Space::Queries(width)) => plan.shape.kv_len * width,
+            (None, _) => 0,
+        }
     }
 
-    /// Runs `work` for every unit, each in a room of its own, in order where only one may run at once.
+    /// Puts log-sum-exp in the place of maxima, and 1 in that of sums, by place. Whether the plan keeps both.
+    fn keep_log_sums(&self, head: &Head<'_>, lse: &ndarray::ArrayView1<'_, f32>) -> bool {
+        let plan = self.kernel.plan();
+        let statistics = plan.body.ops().find_map(|operation| match (&operation.op, operation.results.get(1)) {
+            (Op::Exp { m, .. }, Some(&l)) => Some((plan.body.root(*m), plan.body.root(l))),
+            _ => None,
+        });
+        let Some((m, l)) = statistics else { return false };
+        let order = plan.walks[0].masks[plan.mask_of_head[head.head] as usize].order.as_deref();
+        let number = |place: usize| order.map_or(place, |order| order[place] as usize);
+        let max = |place: usize| lse[number(place)] * std::f32::consts::LOG2_E;
+        let inverse = |place: usize| if lse[number(place)] == f32::NEG_INFINITY { 0.0 } else { 1.0 };
+        head.write_lanes(m, lse.len(), max) && head.write_lanes(l, lse.len(), inverse)
+    }
+
+    /// Runs `work` for every unit, each in a workspace of its own, in order where only one may run at once.
     fn each_unit<U: Send>(
         &self,
         units: &[Mutex<Option<U>>],
         most_at_once: usize,
-        work: impl Fn(&mut Room, usize, U) + Send + Sync,
+        work: impl Fn(&mut Workspace, usize, U) + Send + Sync,
     ) -> Result<()> {
+        if self.kernel.plan().shape.q_len == 0 {
+            return Ok(());
+        }
         let stretches = self.stretches(units.len());
         let workers =
             if stretches > 1 { 1 } else { self.threads.current_num_threads().min(units.len()).min(most_at_once) };
-        let mut rooms = Vec::new();
+        let mut spaces = Vec::new();
         for _ in 0..workers {
             let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let mut room = idle.unwrap_or_default();
-            room.prepare(self, stretches, if stretches > 1 { self.threads.current_num_threads() } else { 1 })?;
-            rooms.push(Mutex::new(room));
+            let mut workspace = idle.unwrap_or_default();
+            workspace.prepare(self, stretches, if stretches > 1 { self.threads.current_num_threads() } else { 1 })?;
+            spaces.push(Mutex::new(workspace));
         }
-        spread_over(&self.threads, workers, units.len(), |worker, unit| {
-            let mut room = rooms[worker].lock().unwrap_or_else(PoisonError::into_inner);
+        spread(&self.threads, workers, units.len(), |worker, unit| {
+            let mut workspace = spaces[worker].lock().unwrap_or_else(PoisonError::into_inner);
             let taken = units[unit].lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(taken) = taken {
-                work(&mut room, unit, taken);
+                work(&mut workspace, unit, taken);
             }
         });
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.extend(rooms.into_iter().map(|room| room.into_inner().unwrap_or_else(PoisonError::into_inner)));
+        idle.extend(spaces.into_iter().map(|space| space.into_inner().unwrap_or_else(PoisonError::into_inner)));
         Ok(())
     }
-}
-
-/// The elements of a fresh array, `size` at a time; as many empty ones as there are units where that is 0.
-fn chunks(array: &mut Array4<f32>, size: usize) -> impl Iterator<Item = &mut [f32]> {
-    // A fresh array is contiguous.
-    array.as_slice_mut().unwrap_or_default().chunks_mut(size.max(1))
 }
 
 fn narrow<T: Element>(array: Array4<f32>) -> Array4<T> {

@@ -4,6 +4,7 @@
 use super::gradient::{EdgeGradientCall, GradientCall};
 use super::half_panel::PanelCall;
 use super::join::JoinCall;
+use super::rows::RowsTiles;
 use super::stored::StoredFamily;
 use super::transposed::{ScatterCall, TransposedCall};
 use super::{EdgeCall, ExpCall, ModCall, PackCall, ScoreCall, Tile, ValueCall};
@@ -51,6 +52,8 @@ pub struct Family {
     pub gradient: Tile<GradientCall>,
     /// See [`EdgeGradientCall`].
     pub edge_gradient: Tile<EdgeGradientCall>,
+    /// See [`RowsCall`](super::rows::RowsCall): copy, scale, add, dot, drop.
+    pub rows: RowsTiles,
     /// The wrappers for bf16, with dot products of pairs where the family has them.
     pub(super) bf16: StoredFamily,
     /// The wrappers for f16.
@@ -80,6 +83,7 @@ macro_rules! family_table {
             f16: super::stored::of::<Stored<half::f16>>(None),
             pack, exp, edge_score, edge_exp, edge_value, join, narrow_panel, widen_panel, softcap, alibi, transposed,
             scatter, gradient, edge_gradient, chains,
+            rows: [copy_rows, scale_rows, add_rows, dot_rows, drop_rows],
         };
         const _: () = assert!(<$vectors as super::lanes::Vectors>::WIDTH == crate::target::Isa::$isa.lanes());
 
@@ -99,6 +103,11 @@ macro_rules! family_table {
             scatter(super::transposed::ScatterCall) = super::transposed::scatter_edges::<true>;
             gradient(super::gradient::GradientCall) = super::gradient::panel::<$vectors>;
             edge_gradient(super::gradient::EdgeGradientCall) = super::gradient::edges;
+            copy_rows(super::rows::RowsCall) = super::rows::copy;
+            scale_rows(super::rows::RowsCall) = super::rows::scale;
+            add_rows(super::rows::RowsCall) = super::rows::add;
+            dot_rows(super::rows::RowsCall) = super::rows::dot;
+            drop_rows(super::rows::RowsCall) = super::rows::drop;
         }
 
         #[target_feature(enable = $features)]

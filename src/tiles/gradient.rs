@@ -26,17 +26,21 @@ pub struct Dropped {
     pub keep: f32,
 }
 
-/// A panel, in place: `p = m ∘ p`, with m what [`Dropped`] says, and, where `dp` is given,
+/// A panel, in place: `p = m ∘ p`, with m what [`Dropped`] says, where that is wanted, and, where `dp` is given,
 /// `dp = scale · p ∘ (m ∘ dp − delta)`, with the p from before and 0 where that is 0.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct GradientCall {
     /// Probabilities: where the segment's first key stands in group 0 of the panel.
     pub p: *mut f32,
-    /// Their gradient, in a panel of the same shape; null where only weights are dropped.
+    /// Their gradient, in another panel; null where only weights are dropped.
     pub dp: *mut f32,
     /// Floats from one group's panel to the next.
     pub stride: usize,
+    /// The same in the panel of `dp`.
+    pub dp_stride: usize,
+    /// Not 0: what dropout leaves of p is written in its place.
+    pub leaves: usize,
     /// Keys, at least 1.
     pub nkeys: usize,
     /// Groups of 16 queries, 1 to 4.
@@ -57,6 +61,8 @@ pub struct EdgeGradientCall {
     pub p: *mut f32,
     /// Their gradient, or null.
     pub dp: *mut f32,
+    /// As in [`GradientCall`].
+    pub leaves: usize,
     /// Queries, 1 to 64.
     pub rows: usize,
     /// `[rows + 1]` offsets of the block's queries into the head's edge list.
@@ -90,8 +96,8 @@ pub(super) unsafe fn panel<V: Vectors>(c: &GradientCall) {
         let (scale, zero) = (V::splat(c.scale), V::splat(0.0));
         for part in 0..c.groups * (LANES / V::WIDTH) {
             let first = part * V::WIDTH;
-            let at = first / LANES * c.stride + first % LANES;
-            let (mut p, mut dp) = (c.p.add(at), c.dp.wrapping_add(at));
+            let (group, lane) = (first / LANES, first % LANES);
+            let (mut p, mut dp) = (c.p.add(group * c.stride + lane), c.dp.wrapping_add(group * c.dp_stride + lane));
             let minus = if c.dp.is_null() { zero } else { V::mul(V::load(c.delta.add(first)), V::splat(-1.0)) };
             let row_keys = if d.row_keys.is_null() { V::splat_word(0) } else { V::load_words(d.row_keys.add(first)) };
             for j in 0..c.nkeys {
@@ -106,7 +112,7 @@ pub(super) unsafe fn panel<V: Vectors>(c: &GradientCall) {
                     // Whatever stands at a pair that is not allowed.
                     V::store(dp, V::select(V::not_zero(weights), V::mul(V::mul(weights, scale), inner)));
                 }
-                if !d.row_keys.is_null() {
+                if c.leaves != 0 && !d.row_keys.is_null() {
                     // Selected: what is dropped is 0, whatever it was.
                     V::store(p, V::select(V::not_zero(factors), V::mul(weights, factors)));
                 }
@@ -139,7 +145,9 @@ pub(super) unsafe fn edges(c: &EdgeGradientCall) {
                     let dp = c.dp.add(edge - base);
                     *dp = gradient_of(*p, *dp, factor, *c.delta.add(r), c.scale);
                 }
-                *p = if factor == 0.0 { 0.0 } else { *p * factor };
+                if c.leaves != 0 {
+                    *p = if factor == 0.0 { 0.0 } else { *p * factor };
+                }
             }
         }
     }

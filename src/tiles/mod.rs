@@ -42,6 +42,7 @@ pub mod mod_gradients;
 mod pack;
 pub mod peak;
 mod prefetch;
+pub mod rows;
 mod split;
 pub mod stored;
 pub mod transposed;

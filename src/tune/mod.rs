@@ -272,10 +272,10 @@ impl<'a> Session<'a> {
         };
         // Another choice that makes the same plan would be measured twice.
         let plan = compiled.kernel.plan();
-        let twin = self.ready.iter().find(|ready| ready.compiled.kernel.plan().does_the_same(plan));
-        if let Some(Choice { strategy, .. }) = twin.map(|twin| twin.candidate.choice) {
+        if let Some(same) = self.ready.iter().find(|ready| ready.compiled.kernel.plan().does_the_same(plan)) {
+            let strategy = same.candidate.choice.strategy;
             if strategy != choice.strategy {
-                self.refused.push(refuse(format!("the same kernel as {strategy}")));
+                self.refused.push(refuse(format!("does the same as {strategy}")));
             }
             return Ok(());
         }

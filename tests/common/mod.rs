@@ -115,7 +115,7 @@ pub fn ways(isa: Isa, spec: &PatternSpec, pattern: &Pattern) -> Vec<(&'static st
     let least = compiler::compile_training(spec, pattern, &single, false);
     let mut ways = vec![("stored", stored), ("again", again)];
     // With few hops or long values two Z in turn may take no less.
-    if least.is_ok_and(|kernel| kernel.plan().training.is_some_and(|training| training.hops_per_pass == 1)) {
+    if least.is_ok_and(|kernel| kernel.plan().strategy == Strategy::FRUGAL) {
         ways.push(("hop by hop", single));
     }
     ways

@@ -23,14 +23,14 @@ const MAP: &[(&str, &[&str])] = &[
     // The oracle shares no code with what it judges.
     ("interpreter", &["error", "dropout", "spec", "pattern"]),
     ("mask", &["error", "limits", "spec", "pattern"]),
-    ("program", &["error", "dtype", "spec", "mask"]),
+    ("program", &["error", "dtype", "spec", "pattern", "mask"]),
     ("passes", &["error", "dtype", "spec", "pattern", "mask", "program"]),
     ("cost", &["target", "dtype", "machine", "spec", "pattern", "mask", "program", "passes", "tiles"]),
     ("plan", &["error", "target", "dtype", "machine", "spec", "mask", "program", "passes", "cost", "tiles"]),
     // The interpreter judges its passes in tests.
-    ("codegen", &["error", "limits", "target", "spec", "interpreter", "mask", "plan", "tiles"]),
+    ("codegen", &["error", "limits", "target", "dropout", "spec", "interpreter", "mask", "program", "plan", "tiles"]),
     ("jit", &["error", "limits", "target", "tiles", "plan", "codegen"]),
-    ("runtime", &["error", "target", "dtype", "dropout", "spec", "mask", "plan", "codegen", "jit"]),
+    ("runtime", &["error", "target", "dtype", "dropout", "spec", "mask", "program", "plan", "codegen", "jit"]),
     ("tuned", &["error", "target", "dtype", "cache", "machine", "spec", "passes", "plan"]),
     (
         "compiler",
@@ -62,6 +62,7 @@ const MAP: &[(&str, &[&str])] = &[
             "import",
             "interpreter",
             "mask",
+            "program",
             "passes",
             "cost",
             "plan",

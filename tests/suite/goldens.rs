@@ -2,11 +2,13 @@
 //!
 //! `HOPWEAVE_BLESS=1` shows what changed and writes the files anew.
 
+use std::collections::BTreeSet;
+
 use crate::common::{golden, options, spec_with};
 use hopweave::compiler::{self, Stage};
 use hopweave::passes::{self, PASSES, RECIPES, Strategy};
-use hopweave::plan::{self, PlanOptions};
-use hopweave::program::{self, KnownReach, Program, VerifiedProgram};
+use hopweave::plan::{self, Model, PlanOptions};
+use hopweave::program::{self, KnownReach, Operation, Program};
 use hopweave::spec::PatternSpec;
 use hopweave::target::Isa;
 use hopweave::{codegen, mask, pattern};
@@ -18,16 +20,16 @@ const GLOBALS: &str = "name: globals\nhead_dim: 8\npattern:\n  any:\n    - windo
 const DIFFUSER: &str = "name: diffuser\nhead_dim: 8\npattern:\n  any:\n    - window: {radius: 8}\n    \
                         - random: {keys_per_query: 2, seed: 1}\ndiffusion: {hops: 5, alpha: 0.1}\n";
 
-const BAND: &str =
-    "name: band\nhead_dim: 8\npattern: {window: {left: 30, right: 0}}\ndiffusion: {hops: 3, alpha: 0.1}\n";
-
 const MODS: &str = "name: mods\nheads: 2\nhead_dim: 8\ninputs: {rel: {shape: [heads, \"2*n - 1\"]}}\npattern: causal\n\
                     score:\n  mods:\n    - softcap: 20\n    - alibi\n    \
                     - bias: {input: rel, index: [h, \"q - k + n - 1\"]}\n    \
                     - expr: \"if(q - k < 8 and not k == 0, s, s - 0.1 * rel[h, k])\"\n";
 
+const GRID: &str = "name: grid\nhead_dim: 8\npattern: {grid: {shape: [12, 12], kernel: [5, 5]}}\n";
+
 /// Spec, length.
-const CASES: [(&str, usize); 5] = [(WINDOW, 200), (CAUSAL, 130), (GLOBALS, 150), (DIFFUSER, 100), (MODS, 70)];
+const CASES: [(&str, usize); 6] =
+    [(WINDOW, 200), (CAUSAL, 130), (GLOBALS, 150), (DIFFUSER, 100), (GRID, 144), (MODS, 70)];
 
 /// Which spec each pass has something to do on.
 const PASS_CASES: [(&str, &str, usize); 6] = [
@@ -71,48 +73,51 @@ fn texts_of_training_are_read_back() {
         let spec = spec_with(text, &[]);
         for dropout in [false, true] {
             let derived = program::derive_gradient(built(&spec, n), dropout).expect("a gradient");
-            let fused = passes::run(derived.clone(), &[]).expect("passes");
-            for program in [derived, fused.clone()] {
+            for program in [derived.clone(), passes::run(derived, &[]).expect("passes")] {
                 let program = program::verify(program).unwrap_or_else(|error| panic!("{error}"));
                 assert_eq!(program::parse(&program.print()).expect("a program"), *program, "{}", spec.name);
-            }
-            for chosen in plan::choose_training(&fused, &[], None).expect("nests") {
-                let program = Program { body: chosen.body, ..fused.clone() };
-                let program = program::verify(program).unwrap_or_else(|error| panic!("{error}"));
-                let training = (chosen.strategy, spec.scale);
-                let (pass, stored) = plan::build_training(&program, Isa::Avx512, training).expect("plans");
-                assert_eq!(stored.is_some(), chosen.strategy == Strategy::STORED);
-                for plan in stored.into_iter().chain([pass]) {
-                    // Reading a plan verifies it.
-                    assert_eq!(plan::parse(&plan.print()).expect("a plan"), plan, "{} {training:?}", spec.name);
-                    assert_eq!(plan.training.map(|training| training.dropout), Some(dropout));
+                for &strategy in Strategy::ALL.iter().chain(Strategy::TRAINING) {
+                    let reach = KnownReach::new(&program.neighbors);
+                    let nest = passes::apply(&program, strategy, &[], None, &reach);
+                    let serves = Strategy::TRAINING.contains(&strategy);
+                    assert_eq!(nest.is_ok(), serves, "{} {strategy}", spec.name);
+                    let Ok((body, _)) = nest else { continue };
+                    let nested = program::verify(Program { body, ..(*program).clone() });
+                    let nested = nested.unwrap_or_else(|error| panic!("{} {strategy}: {error}", spec.name));
+                    let options = PlanOptions { strategy, ..PlanOptions::default() };
+                    let plan = plan::build(&nested, Isa::Avx512, options).unwrap_or_else(|error| panic!("{error}"));
+                    let read = plan::parse(&plan.print()).and_then(plan::verify).expect("a plan");
+                    assert_eq!(read, plan, "{} {strategy}", spec.name);
                 }
             }
         }
     }
 }
 
-/// What the verifier says when an operation of a gradient is left out, doubled or moved before what it reads.
+/// What the verifier says when an operation of the gradient is left out, doubled, or done before one that it reads.
 #[test]
 fn broken_gradients_are_refused() {
-    let program = program::derive_gradient(built(&spec_with(MODS, &[]), 70), true).expect("a gradient");
-    program::verify(program.clone()).expect("a right program");
-    let adjoint = program.body.loops.iter().position(|one| one.ops().any(|step| step.op.name() == "dot_rows"));
-    let mut refused = [0; 3];
-    for at in adjoint.expect("a gradient")..program.body.loops.len() {
-        let mut doubled = program.clone();
-        doubled.body.loops.insert(at, program.body.loops[at].clone());
-        assert!(program::verify(doubled).is_err(), "loop {at} twice");
-        let mut without = program.clone();
+    let derived = program::derive_gradient(built(&spec_with(MODS, &[]), 70), true).expect("a gradient");
+    program::verify(derived.clone()).expect("a right program");
+    let reads =
+        |operation: &Operation, of: &Operation| operation.op.reads().iter().any(|(id, _)| of.results.contains(id));
+    let mut refused = 0;
+    for at in 0..derived.body.loops.len() {
+        let mut doubled = derived.clone();
+        doubled.body.loops.insert(at, derived.body.loops[at].clone());
+        assert!(program::verify(doubled).is_err(), "operation {at} twice");
+        let mut without = derived.clone();
         without.body.loops.remove(at);
-        assert!(program::verify(without).is_err(), "without loop {at}");
-        let mut moved = program.clone();
-        let operation = moved.body.loops.remove(at);
-        moved.body.loops.insert(0, operation);
-        assert!(program::verify(moved).is_err(), "loop {at} before all others");
-        refused.iter_mut().for_each(|count| *count += 1);
+        assert!(program::verify(without).is_err(), "without operation {at}");
+        let operation = |at: usize| &derived.body.loops[at].stages[0].ops[0];
+        if at > 0 && reads(operation(at), operation(at - 1)) {
+            let mut moved = derived.clone();
+            moved.body.loops.swap(at - 1, at);
+            assert!(program::verify(moved).is_err(), "operations {} and {at} swapped", at - 1);
+            refused += 1;
+        }
     }
-    assert!(refused[0] > 8, "{refused:?}");
+    assert!(refused > 10, "{refused} operations read the one before");
 }
 
 #[test]
@@ -129,11 +134,9 @@ fn kernels_have_their_clif() {
     // One of each strategy: every change of code generation rewrites them.
     for (text, n) in [(WINDOW, 200), (DIFFUSER, 100)] {
         let spec = spec_with(text, &[]);
-        let (program, strategy) = nested(&spec, n);
-        let plan_options = PlanOptions { strategy, ..PlanOptions::default() };
-        let plan = plan::build(&program, Isa::Avx512, plan_options).expect("a plan");
-        let functions = codegen::lower(&plan, &*isa);
-        let printed: String = functions.iter().map(|lowered| format!("{}\n", lowered.function.display())).collect();
+        let lowered = codegen::lower(planned(&spec, n), &*isa);
+        let functions = lowered.functions().iter();
+        let printed: String = functions.map(|lowered| format!("{}\n", lowered.function.display())).collect();
         golden(&format!("goldens/{}.clif", spec.name), &printed);
     }
 }
@@ -157,40 +160,54 @@ fn every_pass_has_its_before_and_after() {
     }
 }
 
-/// Each pass of each recipe where it first does something, forward or backward, with dropout or without.
+/// What each recipe is applied to: two hops over a window, causal where hops are taken at once.
+const RECIPE_CASES: [(&str, &str, &str); 8] = [
+    ("flash", "{any: [{window: {radius: 8}}, {random: {keys_per_query: 2, seed: 1}}]}", "{hops: 1, alpha: 0.1}"),
+    ("resident", "{window: {radius: 8}}", "{hops: 2, alpha: 0.1, store: bf16}"),
+    ("recompute", "{window: {radius: 8}}", "{hops: 2, alpha: 0.1}"),
+    ("wavefront", "{window: {radius: 8}}", "{hops: 2, alpha: 0.1, store: bf16}"),
+    ("triangular", "{window: {left: 8, right: 0}}", "{hops: 2, alpha: 0.1}"),
+    ("stored", "{window: {radius: 8}}", "{hops: 2, alpha: 0.1}"),
+    ("again", "{window: {radius: 8}}", "{hops: 2, alpha: 0.1}"),
+    ("frugal", "{window: {radius: 8}}", "{hops: 2, alpha: 0.1}"),
+];
+
 #[test]
 fn every_nest_pass_has_its_before_and_after() {
-    let mut done: Vec<&str> = Vec::new();
-    for recipe in RECIPES {
-        let strategy: Strategy = recipe.name.parse().expect("its name");
-        let cases = [(WINDOW, 200), (CAUSAL, 130), (BAND, 700), (GLOBALS, 150), (DIFFUSER, 100)];
-        // Dropout alone leaves rows behind a hop, and weights that are used twice.
-        for ((text, n), dropout) in cases.into_iter().flat_map(|case| [(case, false), (case, true)]) {
-            let mut program = built(&spec_with(text, &[]), n);
-            if recipe.training {
-                program = program::derive_gradient(program, dropout).expect("a gradient");
-            }
-            let program = passes::run(program, &[]).expect("passes");
-            let reach = KnownReach::new(&program.neighbors);
-            // The nest after so many of its passes.
-            let nest = |count: usize| {
-                let without: Vec<String> = recipe.passes[count..].iter().map(|pass| pass.name.to_owned()).collect();
-                passes::apply(&program, strategy, &without, Some(hopweave::Dtype::Bf16), &reach).ok()
-            };
-            for (count, pass) in recipe.passes.iter().enumerate() {
-                let (Some((before, _)), Some((after, _))) = (nest(count), nest(count + 1)) else { break };
-                if before == after || done.contains(&pass.name) {
-                    continue;
-                }
-                done.push(pass.name);
-                let text = format!("{} of {}\n\nbefore\n{before}\nafter\n{after}", pass.name, recipe.name);
-                golden(&format!("goldens/passes/{}.txt", pass.name), &text);
-            }
+    let mut seen = BTreeSet::new();
+    assert_eq!(RECIPES.len(), RECIPE_CASES.len());
+    for (recipe, (name, pattern, diffusion)) in RECIPES.iter().zip(RECIPE_CASES) {
+        assert_eq!(recipe.name, name);
+        let strategy: Strategy = name.parse().expect("a strategy");
+        let text = format!("name: {name}\nhead_dim: 8\npattern: {pattern}\ndiffusion: {diffusion}\n");
+        // The combination of an output and its restart in an operation of its own shows what is done behind a hop.
+        let mut program = built(&spec_with(&text, &[]), 400);
+        if recipe.training {
+            program = program::derive_gradient(program, true).expect("a gradient");
         }
+        let program = passes::run(program, &["fold_restart_into_spmm".to_owned()]).expect("passes");
+        let reach = KnownReach::new(&program.neighbors);
+        let nest = |passes: usize| {
+            let without: Vec<String> = recipe.passes[passes..].iter().map(|pass| pass.name.to_owned()).collect();
+            let (body, _) = passes::apply(&program, strategy, &without, None, &reach).expect("a nest");
+            let nested = program::verify(Program { body, ..program.clone() }).unwrap_or_else(|error| panic!("{error}"));
+            nested.print_nest()
+        };
+        let mut before = nest(0);
+        let mut found = before.clone();
+        for (index, pass) in recipe.passes.iter().enumerate() {
+            let after = nest(index + 1);
+            if after != before {
+                seen.insert(pass.name);
+                found += &format!("\n{}: {}\n{after}", pass.name, pass.rewrite);
+            }
+            before = after;
+        }
+        golden(&format!("goldens/nests/{name}.txt"), &found);
     }
-    let missing: Vec<&str> =
-        passes::nest_passes().into_iter().map(|pass| pass.name).filter(|name| !done.contains(name)).collect();
-    assert!(missing.is_empty(), "passes that did nothing: {missing:?}");
+    let idle: Vec<&str> =
+        passes::nest_passes().iter().map(|pass| pass.name).filter(|name| !seen.contains(name)).collect();
+    assert!(idle.is_empty(), "{idle:?} change nothing here");
 }
 
 fn built(spec: &PatternSpec, n: usize) -> Program {
@@ -198,11 +215,11 @@ fn built(spec: &PatternSpec, n: usize) -> Program {
     program::build(spec, mask::build(&pattern, u64::MAX).expect("a mask")).expect("a program")
 }
 
-/// The program in the nest that is chosen on a machine that nobody measured.
-fn nested(spec: &PatternSpec, n: usize) -> (VerifiedProgram, Strategy) {
-    let mut program = passes::run(built(spec, n), &[]).expect("passes");
-    let model = plan::Model::new(&program, Isa::Avx512, 1, None);
-    let chosen = plan::choose(&program, &[], None, None, &model).expect("a nest");
-    program.body = chosen.body;
-    (program::verify(program).expect("a program that keeps the rules"), chosen.strategy)
+fn planned(spec: &PatternSpec, n: usize) -> plan::VerifiedPlan {
+    let fused = passes::run(built(spec, n), &[]).expect("passes");
+    let model = Model::new(&fused, Isa::Avx512, 1, None);
+    let chosen = plan::choose(&fused, &[], None, None, &model).expect("a nest");
+    let nested = program::verify(Program { body: chosen.body, ..fused }).expect("a program that keeps the rules");
+    let options = PlanOptions { strategy: chosen.strategy, reasons: chosen.reasons, ..PlanOptions::default() };
+    plan::build(&nested, Isa::Avx512, options).expect("a plan")
 }

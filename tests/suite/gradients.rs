@@ -147,6 +147,8 @@ fn every_form_of_diffusion_has_gradients() {
         "{heat: 2, hops: 3}",
         "{coefficients: [0.5, 0.3, 0, 0.2]}",
         "{coefficients: [1]}",
+        "{coefficients: [0]}",
+        "{coefficients: [0, 0, 0]}",
         "{alpha: 0.3, tolerance: 0.2}",
         "{hops: 5, alpha: 0.1, store: bf16}",
     ] {

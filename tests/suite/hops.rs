@@ -129,7 +129,7 @@ fn p_in_bf16_errs_by_its_rounding_and_its_rows_still_sum_to_one() {
             for strategy in strategies(&spec, n) {
                 let compiled = compile(&spec, n, &options(isa, Some(strategy)));
                 let what = format!("{pattern} {isa} {strategy}");
-                assert_eq!(compiled.kernel.plan().store.is_f32(), !strategy.stores_p(), "{what}");
+                assert_eq!(compiled.kernel.plan().store().is_f32(), !strategy.stores_p(), "{what}");
                 let found = tensors.run(&compiled);
                 // A probability is off by 2^-9 of itself, and so is their sum: the mean by twice that at most.
                 let bound = f64::from(largest) * f64::from(hops) / 256.0;

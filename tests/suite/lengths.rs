@@ -217,7 +217,7 @@ fn decoding_shares_rows_and_cuts_keys() {
         let spec = spec_with(&spec.print(), &[&format!("heads={heads}"), &format!("kv_heads={kv_heads}")]);
         let compiled = compiler::compile(&spec, 1, kv_len, &options(hopweave::target::Isa::Portable, None));
         let plan = compiled.expect("a kernel").kernel.plan().clone();
-        (plan.stack, plan.heads, plan.q_len, plan.parts)
+        (plan.stack, plan.shape.heads, plan.shape.q_len, plan.parts)
     };
     assert_eq!(plan("full", 12, 12, 20_000), (1, 12, 1, 1));
     assert_eq!(plan("full", 12, 2, 20_000), (6, 2, 6, 4));

@@ -298,7 +298,7 @@ proptest! {
         let printed = emit(Stage::Plan);
         let read = plan::parse(&printed).unwrap_or_else(|error| panic!("{printed}\n{error}"));
         let compiled = compile(&spec, n, &options(Isa::Portable, None));
-        prop_assert_eq!(&read, compiled.kernel.plan());
+        prop_assert_eq!(&read, &**compiled.kernel.plan());
         prop_assert_eq!(read.print(), printed);
         let again = hopweave::spec::parse(&spec.print(), "<printed>").unwrap_or_else(|error| panic!("{error}"));
         prop_assert!(spec.same(&again));

@@ -123,7 +123,7 @@ fn json(explained: &Explained<'_>, args: &Args, options: &Global) -> Result<serd
             ("tuned_by".into(), json!(compiled.tuned_by)),
             ("predicted_ms".into(), json!(compiled.forecast.map(|forecast| forecast.seconds * 1e3))),
             ("reasons".into(), json!(plan.reasons)),
-            ("nest".into(), json!(compiled.program.body.to_string())),
+            ("nest".into(), json!(plan.body.to_string())),
             ("scratch_bytes".into(), json!(scratch)),
             ("score_mods".into(), json!(mod_names(plan.mods.as_ref()))),
             ("compile_ms".into(), json!(ms(*compile_time))),

@@ -6,6 +6,10 @@ use crate::cli::table::{Align, Table, milliseconds, significant, thousands};
 use crate::error::Bytes;
 use crate::mask::{BlockMask, EdgeRule, HeadMask, Keys, RowRun};
 use crate::plan::{ModsBy, ModsPlan};
+use crate::program::Body;
+
+/// Lines of a nest that are shown.
+const NEST_LINES: usize = 60;
 
 /// The lines of a table: names, and what there is to say.
 pub fn text(explained: &Explained<'_>) -> String {
@@ -75,14 +79,29 @@ pub fn lines(explained: &Explained<'_>) -> Vec<(String, String)> {
     for reason in &plan.reasons {
         add("", reason.clone());
     }
-    for (at, line) in compiled.program.body.to_string().lines().enumerate() {
-        add(if at == 0 { "nest" } else { "" }, line.to_owned());
+    for (at, line) in nest(&plan.body).into_iter().enumerate() {
+        add(if at == 0 { "nest" } else { "" }, line);
     }
     add("scratch", Bytes(explained.scratch).to_string());
     let steps: Vec<String> =
         compiled.timings.iter().map(|(step, time)| format!("{step} {}", significant(ms(*time)))).collect();
     add("compiled in", format!("{} ({})", milliseconds(explained.compile_time), steps.join(", ")));
     lines
+}
+
+/// The loops of a kernel, and what they keep beyond a block row; of a long one, the beginning.
+fn nest(body: &Body) -> Vec<String> {
+    let text = body.to_string();
+    let of_row = |line: &&str| {
+        let ends = |end: &str| line.ends_with(end);
+        line.starts_with("keep ") && (line.contains(" tensor ") || ends(" row") || ends(" keys"))
+    };
+    let lines: Vec<&str> = text.lines().filter(|line| !of_row(line)).collect();
+    let mut shown: Vec<String> = lines.iter().take(NEST_LINES).map(|&line| line.to_owned()).collect();
+    if lines.len() > NEST_LINES {
+        shown.push(format!("… {} more lines", lines.len() - NEST_LINES));
+    }
+    shown
 }
 
 fn balance_text(balance: &Balance) -> String {

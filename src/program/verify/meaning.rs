@@ -260,14 +260,17 @@ impl<'a> Meaning<'a> {
             }
             Op::Join { x, m, l } => {
                 let (x, m, l) = (self.number(*x)?, self.number(*m)?, self.number(*l)?);
+                // Rows that every part adds are there once in the end, since the parts' shares of a row sum to 1.
+                let of_all = |rows: F| matches!(self.form(rows), Form::Given(_));
                 let same = match *self.form(x) {
-                    // Shares of the parts add up to 1, and so do those of what is added in each.
-                    Form::Hop { p, l: Some(of), .. } => match *self.form(p) {
-                        Form::Weights { scores, .. } => {
-                            *self.form(m) == Form::Maximum(scores) && *self.form(l) == Form::Sums(p) && of == l
+                    Form::Hop { p, l: Some(of), plus, .. } if plus.is_none_or(|(rows, _)| of_all(rows)) => {
+                        match *self.form(p) {
+                            Form::Weights { scores, .. } => {
+                                *self.form(m) == Form::Maximum(scores) && *self.form(l) == Form::Sums(p) && of == l
+                            }
+                            _ => false,
                         }
-                        _ => false,
-                    },
+                    }
                     _ => false,
                 };
                 if !same {

@@ -22,12 +22,20 @@ use crate::mask;
 
 /// A program that [`verify`] has accepted. For it, planning and code generation succeed or say why not.
 #[derive(Debug, Clone, PartialEq)]
-pub struct VerifiedProgram(Program);
+pub struct VerifiedProgram {
+    program: Program,
+    reach: Option<Reach>,
+}
 
 impl VerifiedProgram {
     /// The program, to be rewritten and verified again.
     pub fn into_inner(self) -> Program {
-        self.0
+        self.program
+    }
+
+    /// How far block rows reach, where the nest goes by it.
+    pub const fn reach(&self) -> Option<Reach> {
+        self.reach
     }
 }
 
@@ -35,7 +43,7 @@ impl std::ops::Deref for VerifiedProgram {
     type Target = Program;
 
     fn deref(&self) -> &Program {
-        &self.0
+        &self.program
     }
 }
 
@@ -46,12 +54,12 @@ impl std::ops::Deref for VerifiedProgram {
 pub fn verify(program: Program) -> Result<VerifiedProgram> {
     mask::verify(&program.neighbors)?;
     match check(&program) {
-        Ok(()) => Ok(VerifiedProgram(program)),
+        Ok(reach) => Ok(VerifiedProgram { program, reach }),
         Err(fault) => Err(program.broken(fault)),
     }
 }
 
-fn check(program: &Program) -> Result<(), String> {
+fn check(program: &Program) -> Result<Option<Reach>, String> {
     let Program { shape, body, neighbors, .. } = program;
     if (shape.q_len, shape.kv_len) != (neighbors.q_len, neighbors.kv_len) {
         return Err("the neighbors are for another number of queries or keys".to_owned());
@@ -76,7 +84,8 @@ fn check(program: &Program) -> Result<(), String> {
     };
     order::check(shape, body, &sites, reach)?;
     stages::check(body, &sites, reach)?;
-    meaning::check(shape, body)
+    meaning::check(shape, body)?;
+    Ok(reach)
 }
 
 /// Checks the nest for neighbors of a known reach: types, order, extents and stages, but not what the operations mean.

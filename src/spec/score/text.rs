@@ -1,4 +1,4 @@
-//! The text form of [`ScoreMods`], which programs and plans share: a line each for positions, inputs and mods.
+//! The text form of [`ScoreMods`], which schedules and plans share: a line each for positions, inputs and mods.
 //!
 //! ```text
 //! positions q_len 8 kv_len 8 heads 2 q_offset 0

@@ -231,9 +231,11 @@ fn check_edge_gradient(
     let (mut p, mut dp, delta) = (random.floats(count), random.floats(count), random.floats(rows));
     let row_keys = GuardedBuffer::new(&(0..rows).map(|_| random.bits() as u32).collect::<Vec<_>>());
     let (before_p, before_dp) = (p.to_vec(), dp.to_vec());
+    let leaves = random.bits() & 1 == 0;
     let call = EdgeGradientCall {
         p: p.as_mut_ptr(),
         dp: dp.as_mut_ptr(),
+        leaves: usize::from(leaves),
         rows,
         offsets: offsets.as_ptr(),
         edge_keys: keys.as_ptr(),
@@ -247,6 +249,7 @@ fn check_edge_gradient(
         for edge in (offsets[r] - offsets[0]) as usize..(offsets[r + 1] - offsets[0]) as usize {
             let key = keys[edge + offsets[0] as usize];
             let (weight, grad) = expected(before_p[edge], before_dp[edge], delta[r], Some(row_keys[r]), key, 0.2);
+            let weight = if leaves { weight } else { f64::from(before_p[edge]) };
             close(&format!("{} edge p", tiles.name), p[edge], weight, 2.0);
             close(&format!("{} edge ds", tiles.name), dp[edge], grad, 2.0);
         }
@@ -287,9 +290,10 @@ fn gradients_of_panels_match_the_reference() {
 
 fn check_gradient(random: &mut Random, tiles: &Tiles, nkeys: usize, groups: usize, case: usize) {
     let (drops, listed, only_drops) = (case & 1 == 1, case & 2 == 2, case == 5);
-    let stride = nkeys * LANES + 16;
-    let count = (groups - 1) * stride + nkeys * LANES;
-    let (mut p, mut dp) = (random.floats(count), random.floats(count));
+    let leaves = only_drops || case & 4 == 0;
+    let (stride, dp_stride) = (nkeys * LANES + 16, nkeys * LANES + if listed { 16 } else { 48 });
+    let count = |stride: usize| (groups - 1) * stride + nkeys * LANES;
+    let (mut p, mut dp) = (random.floats(count(stride)), random.floats(count(dp_stride)));
     // What is not allowed has weight 0 beside anything.
     (p[0], dp[0]) = (0.0, f32::NAN);
     let delta = random.floats(groups * LANES);
@@ -301,6 +305,8 @@ fn check_gradient(random: &mut Random, tiles: &Tiles, nkeys: usize, groups: usiz
         p: p.as_mut_ptr(),
         dp: if only_drops { std::ptr::null_mut() } else { dp.as_mut_ptr() },
         stride,
+        dp_stride,
+        leaves: usize::from(leaves),
         nkeys,
         groups,
         delta: delta.as_ptr(),
@@ -313,18 +319,18 @@ fn check_gradient(random: &mut Random, tiles: &Tiles, nkeys: usize, groups: usiz
         for j in 0..nkeys {
             let key = if listed { keys[j] } else { (11 + 3 * j) as u32 };
             for lane in 0..LANES {
-                let at = group * stride + j * LANES + lane;
+                let [at, dp_at] = [stride, dp_stride].map(|stride| group * stride + j * LANES + lane);
                 let r = group * LANES + lane;
                 let row_key = drops.then(|| row_keys[r]);
                 let what = format!("{} case {case} keys {nkeys} group {group} key {j} lane {lane}", tiles.name);
                 if before_p[at] == 0.0 {
                     assert_eq!(p[at], 0.0, "{what}");
-                    assert!(only_drops || dp[at] == 0.0, "{what}");
+                    assert!(only_drops || dp[dp_at] == 0.0, "{what}");
                     continue;
                 }
-                let (weight, grad) = expected(before_p[at], before_dp[at], delta[r], row_key, key, 0.2);
-                close(&what, p[at], weight, 2.0);
-                close(&what, dp[at], if only_drops { f64::from(before_dp[at]) } else { grad }, 2.0);
+                let (weight, grad) = expected(before_p[at], before_dp[dp_at], delta[r], row_key, key, 0.2);
+                close(&what, p[at], if leaves { weight } else { f64::from(before_p[at]) }, 2.0);
+                close(&what, dp[dp_at], if only_drops { f64::from(before_dp[dp_at]) } else { grad }, 2.0);
             }
         }
     }
