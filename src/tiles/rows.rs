@@ -209,3 +209,6 @@ pub type RowsTiles = [super::Tile<RowsCall>; 5];
 
 /// For any CPU.
 pub const PLAIN: RowsTiles = [copy_rows, scale_rows, add_rows, dot_rows, drop_rows];
+
+#[cfg(test)]
+mod tests;
