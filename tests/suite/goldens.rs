@@ -120,6 +120,27 @@ fn broken_gradients_are_refused() {
     assert!(refused > 10, "{refused} operations read the one before");
 }
 
+/// What fuzzing of stages begins with are these texts, as stages write them today.
+#[test]
+fn seeds_of_the_fuzzer_are_read() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/ir");
+    let mut read = 0;
+    for entry in std::fs::read_dir(folder).expect("seeds") {
+        let path = entry.expect("an entry").path();
+        let seed = std::fs::read_to_string(&path).expect("a text");
+        let (stage, text) = seed.split_at(1);
+        let found = match stage {
+            "0" => pattern::parse_text(text).map(|pattern| pattern.print()),
+            "1" => mask::parse(text).map(|mask| mask.print()),
+            "2" => program::parse(text).map(|program| program.print()),
+            _ => plan::parse(text).map(|plan| plan.print()),
+        };
+        assert_eq!(found.unwrap_or_else(|error| panic!("{}: {error}", path.display())), text);
+        read += 1;
+    }
+    assert!(read > 20, "{read} seeds");
+}
+
 #[test]
 fn kernels_have_their_clif() {
     // Not this machine's settings, and no CPU features: calling convention and pointers are all that a kernel's
