@@ -11,7 +11,7 @@ use super::{
     shorten_buffers, split_gradient_by_hops, store_p_in_bf16, take_weights_left, walk_by_keys,
 };
 use crate::error::Error;
-use crate::program::Program;
+use crate::program::{Loop, Program};
 
 /// A way to nest the operations of a program.
 #[derive(Debug)]
@@ -207,6 +207,13 @@ impl Recipe {
             (false, true) => return Err("gradients are computed hop by hop".to_owned()),
             (true, false) => return Err("there is no gradient to compute".to_owned()),
             _ => {}
+        }
+        let apart = |one: &Loop| {
+            let [stage] = one.stages.as_slice() else { return false };
+            stage.ops.len() == 1 && stage.shift == 0 && !stage.by_keys && one.edge_rows == 1 && !one.halo
+        };
+        if !program.body.loops.iter().all(apart) {
+            return Err("its operations stand in a nest already".to_owned());
         }
         if program.neighbors.parts > 1 && !self.parts {
             return Err("not with a mask in parts; asked for, it has the mask built whole".to_owned());

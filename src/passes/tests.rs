@@ -88,3 +88,19 @@ fn every_pass_may_be_left_out() {
         }
     }
 }
+
+/// A recipe is for operations that stand apart: what its passes would make of a nest is no business of theirs.
+#[test]
+fn nests_are_not_nested_again() {
+    for hops in HOPS {
+        let built = program(&text(PATTERNS[2], hops, ""), 300);
+        for program in [built.clone(), derive_gradient(built, true).unwrap()] {
+            for (_, nested) in nests(&program, &[]) {
+                for (again, verdict) in verdicts(&nested, &[]) {
+                    let Err(why) = verdict else { panic!("{again} of a nest:\n{}", nested.print()) };
+                    assert!(why.contains("nest already") || why.contains("gradient"), "{again}: {why}");
+                }
+            }
+        }
+    }
+}
