@@ -7,6 +7,7 @@ use hopweave::compiler::{self, Options};
 use hopweave::dropout::Dropout;
 use hopweave::interpreter;
 use hopweave::operator::{Arguments, Operator};
+use hopweave::passes::{PASSES, nest_passes};
 use hopweave::pattern::{self, Pattern};
 use hopweave::runtime::{Gradients, Saved, Step, TrainingKernel};
 use hopweave::spec::{Inputs, PatternSpec};
@@ -160,6 +161,33 @@ fn every_form_of_diffusion_has_gradients() {
             }
         }
     }
+}
+
+/// Each pass left out, of operations and of nests: the same gradients, or a refusal in words.
+#[test]
+fn gradients_do_without_any_pass() {
+    let names: Vec<&str> =
+        PASSES.iter().map(|pass| pass.name).chain(nest_passes().into_iter().map(|pass| pass.name)).collect();
+    let dropout = Dropout::new(0.3, 0.2, 5).expect("rates");
+    let (mut served, mut refused) = (0, 0);
+    for (diffusion, dropout) in [("{hops: 1}", None), ("{hops: 3, alpha: 0.2}", None), ("{hops: 2}", Some(dropout))] {
+        let spec = spec_of("{any: [{window: {radius: 9}}, {random: {keys_per_query: 2, seed: 1}}]}", 8, 5, diffusion);
+        let case = Case::new(&spec, (75, 75), dropout);
+        for name in &names {
+            for (way, options) in ways(Isa::best(), &spec, &case.pattern) {
+                let options = Options { without: vec![(*name).to_owned()], ..options };
+                match compiler::compile_training(&spec, &case.pattern, &options, dropout.is_some()) {
+                    Ok(kernel) => {
+                        served += 1;
+                        case.check_found(&case.run(&kernel), 2e-5, &format!("{diffusion} {way} without {name}"));
+                    }
+                    Err(hopweave::Error::Unsupported { .. } | hopweave::Error::Memory { .. }) => refused += 1,
+                    Err(error) => panic!("{diffusion} {way} without {name}: {error}"),
+                }
+            }
+        }
+    }
+    assert!(served > 2 * refused, "{served} served, {refused} refused");
 }
 
 const MODS: &[&str] = &[
