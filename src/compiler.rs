@@ -258,7 +258,7 @@ fn build_mask(
     strategy: Option<Strategy>,
     allowance: Allowance,
 ) -> Result<BlockMask> {
-    let flash = spec.diffusion.hops.len() <= 1
+    let flash = spec.diffusion.hops() <= 1
         && strategy.is_none_or(|strategy| strategy == Strategy::FLASH)
         && !options.without.iter().any(|pass| pass == "fuse_hop_into_softmax" || pass == "walk_by_keys");
     match flash {

@@ -163,7 +163,8 @@ fn link_code(
         builder.symbol(tile.name(), address);
     }
     let rows = family.map_or(rows::PLAIN, |family| family.rows);
-    let names = [TileFn::CopyRows, TileFn::ScaleRows, TileFn::AddRows, TileFn::DotRows, TileFn::DropRows];
+    let names =
+        [TileFn::CopyRows, TileFn::ScaleRows, TileFn::AddRows, TileFn::DotRows, TileFn::DropRows, TileFn::SumRows];
     for (tile, address) in names.into_iter().zip(rows) {
         builder.symbol(tile.name(), address as *const u8);
     }
@@ -382,6 +383,7 @@ fn portable_tiles(
             | TileFn::AddRows
             | TileFn::DotRows
             | TileFn::DropRows
+            | TileFn::SumRows
             | TileFn::Mods
             | TileFn::EdgeMods
             | TileFn::ModGradients

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::pattern::{self, Pattern, RunTime};
 use crate::runtime::memory::zeros;
 use crate::runtime::{Gradients, Output, Saved, Step, TrainingKernel, check_outputs};
-use crate::spec::{Inputs, PatternSpec};
+use crate::spec::{Factors, Inputs, PatternSpec};
 
 /// Kernels that an operator keeps at most.
 const KEPT: usize = 64;
@@ -107,8 +107,11 @@ impl Facts {
 
     /// Whether a restart term (or no hop at all) would read values of padding.
     fn pads(&self, spec: &PatternSpec) -> bool {
-        let hops = &spec.diffusion.hops;
-        self.key_length.is_some() && (hops.is_empty() || hops.iter().any(|hop| hop.restart != 0.0))
+        let keeps = match spec.diffusion.fixed() {
+            Some(Factors { hops, .. }) => hops.is_empty() || hops.iter().any(|hop| hop.restart != 0.0),
+            None => true,
+        };
+        self.key_length.is_some() && keeps
     }
 
     /// `v` of an element with these facts, `[1, heads, kv_len, width]`: a copy with zeros for padding where the restart

@@ -255,7 +255,8 @@ impl Kernel {
         check("k", of(k.dim()), [batch, plan.shape.kv_heads, plan.shape.kv_len, plan.shape.head_dim], [0, 6, 4, 3])?;
         check("v", of(v.dim()), [batch, plan.shape.kv_heads, plan.shape.kv_len, plan.shape.value_dim], [0, 6, 4, 5])?;
         check("out", of(out.dim()), [batch, heads, q_len, plan.shape.value_dim], [0, 1, 2, 5])?;
-        let given = inputs.check(plan.mods.as_ref().map(|mods| &mods.mods))?;
+        let given =
+            inputs.check(plan.mods.as_ref().map(|mods| &mods.mods), plan.body.given.as_ref(), plan.shape.heads)?;
         if out.is_empty() || plan.shape.q_len == 0 {
             return Ok(());
         }
@@ -287,7 +288,7 @@ impl Kernel {
             let Workspace { local, heads: in_flight, row_sum, inputs: tables } = &mut workspace;
             tables.clear();
             let constants = self.inner.constants.iter().map(Vec::as_slice);
-            tables.extend(given.into_iter().chain(constants).map(|table| Address(table.as_ptr())));
+            tables.extend(given.mods.into_iter().chain(constants).map(|table| Address(table.as_ptr())));
             let mut tensors = Tensors::default();
             tensors.set(Tensor::Q, tensor_at(&q).stacked(plan.stack));
             tensors.set(Tensor::K, tensor_at(&k));
@@ -301,6 +302,7 @@ impl Kernel {
                 loops: &self.inner.loops,
                 tensors,
                 inputs: Pointer::from(tables.as_ptr()),
+                numbers: given.numbers,
             };
             let task = Task {
                 inner: &self.inner,

@@ -124,7 +124,7 @@ impl PySpec {
 
     #[getter]
     fn hops(&self) -> usize {
-        self.inner.diffusion.hops.len()
+        self.inner.diffusion.hops()
     }
 
     /// The spec as YAML, which parses to the same spec.

@@ -86,7 +86,7 @@ pub fn analyse(pattern: &Pattern, mask: &BlockMask, spec: &PatternSpec, memory_l
     let nnz = counts.nnz();
     let pairs = pattern.q_len as f64 * pattern.kv_len as f64 * spec.heads as f64;
     let rows = crate::mask::QUERY_BLOCK as u64;
-    let scarce = walk::bytes(pattern, &spec.diffusion) > memory_limit;
+    let scarce = walk::bytes(pattern, &spec.diffusion.typical()) > memory_limit;
     // Heads of one mask walk alike.
     let mut alike: HashMap<&[u32], usize> = HashMap::new();
     let mut distinct: Vec<(usize, &[u32])> = Vec::new();
@@ -124,16 +124,16 @@ pub fn analyse(pattern: &Pattern, mask: &BlockMask, spec: &PatternSpec, memory_l
         },
         spectral_gap: match scarce {
             true => SpectralGap::none(SCARCE),
-            false => spectral_gap(pattern, &walks, &spec.diffusion),
+            false => spectral_gap(pattern, &walks, &spec.diffusion.typical()),
         },
         reach_everything: reach_everything(&walks),
-        far_weight: far_weight(&walks, &spec.diffusion),
+        far_weight: far_weight(&walks, &spec.diffusion.typical()),
         balance: balance(mask, &walks),
     }
 }
 
 /// Useful operations on `nnz` allowed pairs: 2 · nnz · head_dim for the scores, 2 · nnz · value_dim a hop.
 pub fn flops(nnz: u64, spec: &PatternSpec) -> u64 {
-    let per_pair = 2 * spec.head_dim + 2 * spec.diffusion.hops.len() * spec.value_dim;
+    let per_pair = 2 * spec.head_dim + 2 * spec.diffusion.hops() * spec.value_dim;
     nnz.saturating_mul(per_pair as u64)
 }

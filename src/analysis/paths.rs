@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::{Place, Searcher, Walk};
-use crate::spec::Diffusion;
+use crate::spec::Factors;
 
 /// Longest sequence from whose every query paths are followed, and most pairs that they may pass in all.
 const ALL: usize = 1024;
@@ -83,7 +83,7 @@ pub struct FarWeight {
 
 /// Applies the diffused operator to the keys of the first and of the last quarter; `None` where there are no quarters or
 /// that takes too long.
-pub fn far_weight(walks: &[(usize, Walk<'_>)], diffusion: &Diffusion) -> Option<FarWeight> {
+pub fn far_weight(walks: &[(usize, Walk<'_>)], diffusion: &Factors) -> Option<FarWeight> {
     let (_, first) = walks.first()?;
     let (q_len, kv_len) = (first.queries(), first.keys());
     let (queries, keys) = (q_len / 4, kv_len / 4);
@@ -107,7 +107,7 @@ pub fn far_weight(walks: &[(usize, Walk<'_>)], diffusion: &Diffusion) -> Option<
 }
 
 /// Z_K of a column V, by the definition.
-fn diffuse(walk: &Walk<'_>, diffusion: &Diffusion, v: &[f64]) -> Vec<f64> {
+fn diffuse(walk: &Walk<'_>, diffusion: &Factors, v: &[f64]) -> Vec<f64> {
     let mut z: Vec<f64> = v.iter().map(|v| diffusion.initial * v).collect();
     for hop in &diffusion.hops {
         let mut next = vec![0.0; walk.queries()];

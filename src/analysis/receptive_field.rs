@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::support::{count, set};
 use super::{EdgeList, KeyFinder, Searcher, Support, Walk, each_hop};
 use crate::pattern::Pattern;
-use crate::spec::{Diffusion, HopFactors, PatternSpec};
+use crate::spec::{Factors, HopFactors, PatternSpec};
 
 /// Words of 64 keys that may be joined, over all heads and hops.
 const BUDGET: u64 = 8_000_000_000;
@@ -64,7 +64,8 @@ pub fn receptive_field(
     spec: &PatternSpec,
     memory_limit: u64,
 ) -> ReceptiveField {
-    let hops = &spec.diffusion.hops;
+    let factors = &spec.diffusion.typical();
+    let hops = &factors.hops;
     if pattern.q_len == 0 || pattern.kv_len == 0 || hops.is_empty() {
         return ReceptiveField { hops: Vec::new(), rows: 0, note: String::new() };
     }
@@ -77,7 +78,7 @@ pub fn receptive_field(
     let quick = (pairs * width).saturating_mul(hops.len() as u64) <= BUDGET;
     if pattern.q_len.max(pattern.kv_len) <= EXACT && matrices <= memory_limit && quick {
         let each: Vec<Vec<Shares>> =
-            walks.iter().map(|(head, walk)| weighed(exact(pattern, *head, &spec.diffusion), walk.heads())).collect();
+            walks.iter().map(|(head, walk)| weighed(exact(pattern, *head, factors), walk.heads())).collect();
         return ReceptiveField { hops: join(&each), rows: pattern.q_len, note: String::new() };
     }
     let rows = SAMPLE.min(pattern.q_len);
@@ -90,7 +91,7 @@ pub fn receptive_field(
         return ReceptiveField { hops: Vec::new(), rows: 0, note };
     }
     let visits = VISITS / (walks.len() * rows);
-    let initial = spec.diffusion.initial != 0.0;
+    let initial = factors.initial != 0.0;
     let each: Vec<Option<Vec<Shares>>> = walks
         .iter()
         .flat_map(|(head, walk)| {
@@ -162,7 +163,7 @@ fn join(each: &[Vec<Shares>]) -> Vec<Reach> {
 }
 
 /// Shares of all rows.
-fn exact(pattern: &Pattern, head: usize, diffusion: &Diffusion) -> Vec<Shares> {
+fn exact(pattern: &Pattern, head: usize, diffusion: &Factors) -> Vec<Shares> {
     let (q_len, kv_len) = (pattern.q_len, pattern.kv_len);
     let list = EdgeList::build(pattern, head);
     let mut shares = Vec::new();
@@ -244,8 +245,7 @@ fn sampled(
 
 #[cfg(test)]
 pub(super) fn both_ways(pattern: &Pattern, head: usize, initial: bool, hops: &[HopFactors]) -> [Vec<(f64, f64)>; 2] {
-    let diffusion =
-        Diffusion { initial: f64::from(u8::from(initial)), hops: hops.to_vec(), store: crate::spec::Dtype::F32 };
+    let diffusion = Factors { initial: f64::from(u8::from(initial)), hops: hops.to_vec() };
     let exact = exact(pattern, head, &diffusion).iter().map(|shares| (shares.mean, shares.minimum)).collect();
     let mask = crate::mask::build(pattern, u64::MAX).expect("a mask");
     let walk = Walk::new(&mask, head).expect("no rows of several heads");

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::{Searcher, Walk};
 use crate::pattern::Pattern;
-use crate::spec::Diffusion;
+use crate::spec::Factors;
 
 /// Additions that may be spent in all, over all heads.
 const BUDGET: u64 = 600_000_000;
@@ -73,7 +73,7 @@ struct Second {
 type Complex = (f64, f64);
 
 /// Finds the gaps; `walks` are those of the distinct heads, with their numbers.
-pub fn spectral_gap(pattern: &Pattern, walks: &[(usize, Walk<'_>)], diffusion: &Diffusion) -> SpectralGap {
+pub fn spectral_gap(pattern: &Pattern, walks: &[(usize, Walk<'_>)], diffusion: &Factors) -> SpectralGap {
     let n = pattern.q_len;
     if n != pattern.kv_len {
         return SpectralGap::none("queries and keys are not the same tokens");
@@ -125,7 +125,7 @@ fn modulus((re, im): Complex) -> f64 {
 }
 
 /// p(λ), where Z_K = p(A) V: the recurrence of the hops on a number.
-fn polynomial(diffusion: &Diffusion, (re, im): Complex) -> Complex {
+fn polynomial(diffusion: &Factors, (re, im): Complex) -> Complex {
     diffusion.hops.iter().fold((diffusion.initial, 0.0), |(x, y), hop| {
         (hop.step * (re * x - im * y) + hop.restart, hop.step * (re * y + im * x))
     })

@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use super::EdgeList;
-use crate::spec::{Diffusion, HopFactors};
+use crate::spec::{Factors, HopFactors};
 
 /// The support of one Z_j.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl Support {
 }
 
 /// Calls `visit` with the support of every Z_j, j from 1, of a list over so many keys.
-pub fn each_hop(list: &EdgeList, keys: usize, diffusion: &Diffusion, mut visit: impl FnMut(usize, &Support)) {
+pub fn each_hop(list: &EdgeList, keys: usize, diffusion: &Factors, mut visit: impl FnMut(usize, &Support)) {
     let mut support = Support::start(keys, diffusion.initial != 0.0);
     for (at, &hop) in diffusion.hops.iter().enumerate() {
         support = support.step(list, keys, hop);

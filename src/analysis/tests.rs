@@ -4,7 +4,7 @@ use std::sync::Arc;
 use super::receptive_field::both_ways;
 use super::*;
 use crate::pattern::{Cover, KeySet, Leaf, Tree};
-use crate::spec::{Align, Diffusion, HopFactors};
+use crate::spec::{Align, Factors, HopFactors};
 
 /// A leaf given by its predicate over (head, q, k).
 #[derive(Debug)]
@@ -80,7 +80,7 @@ fn mask_of(pattern: &Pattern) -> BlockMask {
 }
 
 /// Gaps of a pattern of one head.
-fn gap(pattern: &Pattern, diffusion: &Diffusion) -> SpectralGap {
+fn gap(pattern: &Pattern, diffusion: &Factors) -> SpectralGap {
     let mask = mask_of(pattern);
     let walks: Vec<(usize, Walk<'_>)> = Walk::new(&mask, 0).map(|walk| (0, walk)).into_iter().collect();
     spectral_gap(pattern, &walks, diffusion)
@@ -93,7 +93,7 @@ fn near(found: Option<f64>, expected: f64, relative: f64) {
 
 #[test]
 fn gaps_of_known_walks() {
-    let plain = Diffusion::plain();
+    let plain = Factors::restart(1, 0.0);
     // Full: one step mixes. Self only: nothing ever does.
     near(gap(&pattern(50, |_, _, _| true), &plain).spectral_gap, 1.0, 1e-12);
     assert!(gap(&pattern(50, |_, q, k| q == k), &plain).spectral_gap.unwrap() < 1e-9);
@@ -119,7 +119,7 @@ fn gaps_of_known_walks() {
 fn parts_that_never_meet_have_no_gap() {
     for text in ["{chunk: {size: 50}}", "{window: {radius: 40, dilation: 2}}"] {
         let spec = crate::spec::parse(&format!("name: x\nhead_dim: 4\npattern: {text}\n"), "<text>").unwrap();
-        let apart = gap(&crate::pattern::resolve(&spec, 2000, 2000).unwrap(), &Diffusion::plain());
+        let apart = gap(&crate::pattern::resolve(&spec, 2000, 2000).unwrap(), &Factors::plain());
         assert_eq!((apart.spectral_gap, apart.spectral_gap_residual), (Some(0.0), Some(0.0)), "{text}");
     }
 }
@@ -129,7 +129,7 @@ fn a_slow_walk_settles() {
     // A window over a long path: 1 - λ2 is about the variance of a step times (π / n)² / 2, and 0.8 % more with the ends.
     let n = 8192;
     let spec = crate::spec::parse("name: x\nhead_dim: 4\npattern: {window: {radius: 64}}\n", "<text>").unwrap();
-    let slow = gap(&crate::pattern::resolve(&spec, n, n).unwrap(), &Diffusion::plain());
+    let slow = gap(&crate::pattern::resolve(&spec, n, n).unwrap(), &Factors::plain());
     let variance = 64.0 * 65.0 / 3.0;
     near(slow.spectral_gap, 1.008 * variance * (std::f64::consts::PI / n as f64).powi(2) / 2.0, 0.01);
     assert_eq!(slow.spectral_gap_note, "");
@@ -139,15 +139,15 @@ fn a_slow_walk_settles() {
 fn the_diffused_gap_is_the_polynomial_of_the_eigenvalue() {
     let causal = pattern(40, |_, q, k| k <= q);
     // p(x) = 0.81 x² + 0.09 x + 0.1, and λ2 = 1/2.
-    let restart = gap(&causal, &Diffusion::restart(2, 0.1));
+    let restart = gap(&causal, &Factors::restart(2, 0.1));
     near(restart.diffused_gap, 1.0 - (0.81 / 4.0 + 0.09 / 2.0 + 0.1), 1e-12);
-    near(gap(&causal, &Diffusion::plain()).diffused_gap, 0.5, 1e-12);
+    near(gap(&causal, &Factors::plain()).diffused_gap, 0.5, 1e-12);
     // p(1) need not be 1: (2 + 3/2) / 5.
-    near(gap(&causal, &Diffusion::polynomial(&[2.0, 3.0])).diffused_gap, 1.0 - 3.5 / 5.0, 1e-12);
-    assert_eq!(gap(&causal, &Diffusion::polynomial(&[1.0, -1.0])).diffused_gap, None);
+    near(gap(&causal, &Factors::polynomial(&[2.0, 3.0])).diffused_gap, 1.0 - 3.5 / 5.0, 1e-12);
+    assert_eq!(gap(&causal, &Factors::polynomial(&[1.0, -1.0])).diffused_gap, None);
     // Against the eigenvalue of the diffused operator itself, on a symmetric walk: (1 + 2 cos) / 3.
     let cycle =
-        gap(&pattern(64, |_, q, k| q == k || (q + 1) % 64 == k || (k + 1) % 64 == q), &Diffusion::restart(3, 0.2));
+        gap(&pattern(64, |_, q, k| q == k || (q + 1) % 64 == k || (k + 1) % 64 == q), &Factors::restart(3, 0.2));
     let x = (1.0 + 2.0 * (std::f64::consts::TAU / 64.0).cos()) / 3.0;
     let z = (0..3).fold(1.0, |z, _| 0.8 * x * z + 0.2);
     near(cycle.diffused_gap, 1.0 - z, 0.02);
@@ -155,7 +155,7 @@ fn the_diffused_gap_is_the_polynomial_of_the_eigenvalue() {
 
 #[test]
 fn there_is_no_gap_without_keys() {
-    let none = gap(&pattern(4, |_, q, _| q > 0), &Diffusion::plain());
+    let none = gap(&pattern(4, |_, q, _| q > 0), &Factors::plain());
     assert_eq!(none.spectral_gap, None);
     assert_eq!(none.spectral_gap_note, "1 queries have no key, so the walk ends there");
 }
@@ -243,21 +243,21 @@ fn everything_is_reached_or_never() {
 
 #[test]
 fn far_weight_of_known_patterns() {
-    let weight = |pattern: &Pattern, diffusion: &Diffusion| {
+    let weight = |pattern: &Pattern, diffusion: &Factors| {
         let mask = mask_of(pattern);
         let walks = [(0, Walk::new(&mask, 0).expect("no rows of several heads"))];
         far_weight(&walks, diffusion)
     };
-    let full = weight(&pattern(64, |_, _, _| true), &Diffusion::restart(3, 0.0)).expect("tokens");
+    let full = weight(&pattern(64, |_, _, _| true), &Factors::restart(3, 0.0)).expect("tokens");
     assert!((full.back - 0.25).abs() < 1e-12 && (full.ahead - 0.25).abs() < 1e-12 && full.full == 0.25);
     // A restart keeps a tenth of every query at home.
-    let kept = weight(&pattern(64, |_, _, _| true), &Diffusion::restart(1, 0.1)).expect("tokens");
+    let kept = weight(&pattern(64, |_, _, _| true), &Factors::restart(1, 0.1)).expect("tokens");
     assert!((kept.back - 0.9 * 0.25).abs() < 1e-12);
     // Causal, one hop: query q gives 16 / (q + 1) to the first 16 keys, and nothing goes ahead.
-    let causal = weight(&pattern(64, |_, q, k| k <= q), &Diffusion::plain()).expect("tokens");
+    let causal = weight(&pattern(64, |_, q, k| k <= q), &Factors::plain()).expect("tokens");
     let expected = (48..64).map(|q| 16.0 / f64::from(q + 1)).sum::<f64>() / 16.0;
     assert!((causal.back - expected).abs() < 1e-12 && causal.ahead == 0.0);
-    assert_eq!(weight(&pattern(3, |_, _, _| true), &Diffusion::plain()), None);
+    assert_eq!(weight(&pattern(3, |_, _, _| true), &Factors::plain()), None);
 }
 
 #[test]

@@ -11,10 +11,10 @@ use rayon::prelude::*;
 
 use crate::mask::{BlockMask, HeadMask, KeyOrder, Keys, QUERY_BLOCK, RowRun};
 use crate::pattern::Pattern;
-use crate::spec::Diffusion;
+use crate::spec::Factors;
 
 /// Most bytes that the walks of a pattern and their vectors take at a time.
-pub(super) fn bytes(pattern: &Pattern, diffusion: &Diffusion) -> u64 {
+pub(super) fn bytes(pattern: &Pattern, diffusion: &Factors) -> u64 {
     let (q_len, kv_len, hops) = (pattern.q_len as u64, pattern.kv_len as u64, diffusion.hops.len() as u64);
     // What a thread has seen, and after which hop; keys and queries on the way, and where they are found.
     let searcher = (hops + 2) * q_len.max(kv_len).div_ceil(8) + 8 * kv_len + 8 * q_len;

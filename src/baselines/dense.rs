@@ -11,7 +11,7 @@ use super::{Baseline, Prepared, Problem, head_classes, lanes};
 use crate::analysis::KeyFinder;
 use crate::error::{Error, Result};
 use crate::pattern::Pattern;
-use crate::spec::PatternSpec;
+use crate::spec::{Factors, PatternSpec};
 
 /// The line in the table.
 pub const BASELINE: Baseline = Baseline {
@@ -34,12 +34,19 @@ fn bytes(problem: &Problem<'_>) -> u64 {
 fn prepare(problem: &Problem<'_>) -> Box<dyn Prepared> {
     let (classes, _) = head_classes(problem.pattern);
     let masks = (0..classes).into_par_iter().map(|head| mask(problem.pattern, head)).collect();
-    Box::new(Dense { pattern: problem.pattern.clone(), spec: problem.spec.clone(), masks })
+    Box::new(Dense {
+        pattern: problem.pattern.clone(),
+        spec: problem.spec.clone(),
+        factors: problem.spec.diffusion.typical(),
+        masks,
+    })
 }
 
 struct Dense {
     pattern: Pattern,
     spec: PatternSpec,
+    /// What a call gives for each head is made up: see [`Diffusion::typical`](crate::spec::Diffusion::typical).
+    factors: Factors,
     /// `[q_len, kv_len]` of each distinct head.
     masks: Vec<Vec<bool>>,
 }
@@ -74,7 +81,7 @@ impl Prepared for Dense {
             if let Some(scores) = a.as_slice_mut() {
                 lanes::masked_softmax(scores, &self.masks[class(h)], self.pattern.kv_len, scale);
             }
-            let diffusion = &self.spec.diffusion;
+            let diffusion = &self.factors;
             let mut z = v.to_owned();
             if diffusion.initial != 1.0 {
                 z *= diffusion.initial as f32;

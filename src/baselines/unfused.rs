@@ -12,7 +12,7 @@ use super::{Baseline, Prepared, Problem, head_classes, lanes};
 use crate::analysis::EdgeList;
 use crate::error::{Error, Result};
 use crate::pattern::Pattern;
-use crate::spec::PatternSpec;
+use crate::spec::{Factors, PatternSpec};
 
 mod training;
 
@@ -46,6 +46,8 @@ fn prepare(problem: &Problem<'_>) -> Box<dyn Prepared> {
 struct Unfused {
     pattern: Pattern,
     spec: PatternSpec,
+    /// What a call gives for each head is made up: see [`Diffusion::typical`](crate::spec::Diffusion::typical).
+    factors: Factors,
     /// One of each distinct head.
     lists: Vec<EdgeList>,
 }
@@ -64,7 +66,12 @@ impl Unfused {
     fn new(problem: &Problem<'_>) -> Self {
         let (classes, _) = head_classes(problem.pattern);
         let lists = (0..classes).into_par_iter().map(|head| EdgeList::build(problem.pattern, head)).collect();
-        Self { pattern: problem.pattern.clone(), spec: problem.spec.clone(), lists }
+        Self {
+            pattern: problem.pattern.clone(),
+            spec: problem.spec.clone(),
+            factors: problem.spec.diffusion.typical(),
+            lists,
+        }
     }
 
     /// All rows of all (batch, head), cut into tasks.
@@ -123,7 +130,7 @@ impl Unfused {
 
     /// Z_0.
     fn first<'v>(&self, v: &'v [f32]) -> Cow<'v, [f32]> {
-        let initial = self.spec.diffusion.initial;
+        let initial = self.factors.initial;
         if initial == 1.0 { Cow::Borrowed(v) } else { v.iter().map(|x| x * initial as f32).collect() }
     }
 
@@ -136,7 +143,7 @@ impl Unfused {
     /// Z after hop number `number`, from the one before.
     fn hop(&self, number: usize, tasks: &[Task<'_>], p: &mut [f32], z: &[f32], v: &[f32]) -> Vec<f32> {
         let (kv_len, width) = (self.pattern.kv_len, self.spec.value_dim);
-        let hop = self.spec.diffusion.hops[number];
+        let hop = self.factors.hops[number];
         let rows: usize = tasks.iter().map(|task| task.rows.len()).sum();
         let mut next = vec![0.0; rows * width];
         let probabilities = parts(tasks, p, |task| task.keys.len());
@@ -160,10 +167,10 @@ impl Prepared for Unfused {
         let tasks = self.tasks(shape.0);
         let mut p = self.probabilities(&tasks, &q, &k);
         let mut z = self.first(&v);
-        for number in 0..self.spec.diffusion.hops.len() {
+        for number in 0..self.factors.hops.len() {
             z = Cow::Owned(self.hop(number, &tasks, &mut p, &z, &v));
         }
-        array(shape, if self.spec.diffusion.hops.is_empty() { self.by_head(shape.0, &z) } else { z.into_owned() })
+        array(shape, if self.factors.hops.is_empty() { self.by_head(shape.0, &z) } else { z.into_owned() })
     }
 }
 

@@ -23,7 +23,7 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     for path in &args.specs {
         match options.load(path) {
             Ok(spec) => {
-                let hops = spec.diffusion.hops.len();
+                let hops = spec.diffusion.hops();
                 print(&format!(
                     "ok {}: {}, {} {} of {}, {hops} {}\n",
                     shown(path),

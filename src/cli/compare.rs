@@ -81,7 +81,7 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
         entries.push(Entry {
             spec: spec.name.clone(),
             file: spec.source.file.clone(),
-            hops: spec.diffusion.hops.len(),
+            hops: spec.diffusion.hops(),
             strategy: compiled.kernel.plan().strategy.to_string(),
             scratch_bytes: compiled.kernel.scratch_bytes(1),
             compile_ms: *compile_ms,

@@ -91,9 +91,9 @@ fn draw(args: &Args, options: &Global, spec: &PatternSpec, detail: Detail) -> Re
     let limit = options.memory_limit();
     let detail = fit(detail, q_len, kv_len);
     if args.hops {
-        return picture::of_hops(&pattern, &spec.diffusion, args.head, detail, limit);
+        return picture::of_hops(&pattern, &spec.diffusion.typical(), args.head, detail, limit);
     }
-    let one_hop = spec.diffusion.hops.len() <= 1;
+    let one_hop = spec.diffusion.hops() <= 1;
     picture::of_pattern(&pattern, args.head, one_hop, detail, limit)
 }
 

@@ -64,7 +64,8 @@ pub fn gradients(
             let grad_out = grad_out.slice(ndarray::s![b, h, .., ..]);
             let grad_out = grad_out.rows().into_iter().map(|row| row.iter().map(|&x| f64::from(x)).collect()).collect();
             let (q, k, v) = (at(&q, b, h), at(&k, b, kv), at(&v, b, kv));
-            Head { pattern, spec, mods, dropout, item: place as u64, index: h, q, k, v }.gradients(grad_out)
+            Head { pattern, spec, mods, factors: mods.factors(spec, h), dropout, item: place as u64, index: h, q, k, v }
+                .gradients(grad_out)
         })
         .collect();
     let mut sums = Gradients {
@@ -107,7 +108,7 @@ struct HeadGradients {
 impl Head<'_> {
     fn gradients(&self, grad_out: Vec<Vec<f64>>) -> HeadGradients {
         let (q_len, kv_len) = (self.pattern.q_len, self.pattern.kv_len);
-        let diffusion = &self.spec.diffusion;
+        let diffusion = &self.factors;
         // Forward: A, what dropout leaves of it, and every Z.
         let rows: Vec<Row> = (0..q_len).map(|i| self.probabilities(i)).collect();
         let kept: Vec<Vec<(u32, f64)>> = rows.iter().enumerate().map(|(i, row)| self.kept(i, row)).collect();

@@ -22,7 +22,7 @@ use rayon::prelude::*;
 use crate::dropout::Dropout;
 use crate::error::{Error, Result};
 use crate::pattern::Pattern;
-use crate::spec::{Diffusion, HopFactors, Inputs, PatternSpec};
+use crate::spec::{Factors, HopFactors, Inputs, PatternSpec};
 
 mod gradients;
 mod sample;
@@ -102,7 +102,8 @@ pub fn run_dropout(
             let (b, h) = (place / spec.heads, place % spec.heads);
             let kv = spec.kv_head(h);
             let (q, k, v) = (at(&q, b, h), at(&k, b, kv), at(&v, b, kv));
-            Head { pattern, spec, mods, dropout, item: place as u64, index: h, q, k, v }.run()
+            Head { pattern, spec, mods, factors: mods.factors(spec, h), dropout, item: place as u64, index: h, q, k, v }
+                .run()
         })
         .collect();
     let head = |b: usize, h: usize| &heads[b * spec.heads + h];
@@ -139,9 +140,7 @@ fn check_shapes(
             });
         }
     }
-    let hops = &spec.diffusion.hops;
-    let plain = hops.len() == 1 && hops[0].restart == 0.0;
-    if !plain && pattern.q_len != pattern.kv_len {
+    if !spec.diffusion.is_plain() && pattern.q_len != pattern.kv_len {
         return Err(Error::unsupported(
             format!("diffusion with {} queries and {} keys", pattern.q_len, pattern.kv_len),
             "with different lengths only plain attention is defined",
@@ -160,6 +159,8 @@ struct Head<'a> {
     pattern: &'a Pattern,
     spec: &'a PatternSpec,
     mods: &'a Mods<'a>,
+    /// Those of this head.
+    factors: Factors,
     dropout: Option<&'a Dropout>,
     /// batch · heads + head, the number by which dropout knows it.
     item: u64,
@@ -183,7 +184,7 @@ impl Head<'_> {
         let rows: Vec<Row> = (0..self.pattern.q_len).map(|i| self.probabilities(i)).collect();
         let kept: Vec<Vec<(u32, f64)>> = rows.iter().enumerate().map(|(i, row)| self.kept(i, row)).collect();
         let mut z = self.first();
-        for number in 0..self.spec.diffusion.hops.len() {
+        for number in 0..self.factors.hops.len() {
             z = self.next(number, &kept, &z);
         }
         (z, rows.iter().map(|row| row.lse).collect())
@@ -191,12 +192,12 @@ impl Head<'_> {
 
     /// Z_0.
     fn first(&self) -> Vec<Vec<f64>> {
-        self.v.axis_iter(Axis(0)).map(|row| initial_row(&self.spec.diffusion, row)).collect()
+        self.v.axis_iter(Axis(0)).map(|row| initial_row(&self.factors, row)).collect()
     }
 
     /// Z after hop number `number`, from the rows of A that dropout leaves and the Z before.
     fn next(&self, number: usize, kept: &[Vec<(u32, f64)>], z: &[Vec<f64>]) -> Vec<Vec<f64>> {
-        let hop = &self.spec.diffusion.hops[number];
+        let hop = &self.factors.hops[number];
         let next = |(i, edges): (usize, &Vec<(u32, f64)>)| {
             let mut sums = vec![0.0; self.spec.value_dim];
             step(&mut sums, hop, edges, |key| &z[key]);
@@ -263,8 +264,8 @@ impl Head<'_> {
 }
 
 /// One row of Z_0.
-fn initial_row(diffusion: &Diffusion, row: ArrayView1<'_, f32>) -> Vec<f64> {
-    row.iter().map(|&x| if diffusion.initial == 0.0 { 0.0 } else { diffusion.initial * f64::from(x) }).collect()
+fn initial_row(factors: &Factors, row: ArrayView1<'_, f32>) -> Vec<f64> {
+    row.iter().map(|&x| if factors.initial == 0.0 { 0.0 } else { factors.initial * f64::from(x) }).collect()
 }
 
 /// Adds step · A Z to one row of Z'.

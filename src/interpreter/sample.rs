@@ -65,10 +65,21 @@ pub fn run_rows(
     for &(batch, index) in places.iter().filter(|&&(b, h)| b < q.dim().0 && h < spec.heads) {
         let kv = spec.kv_head(index);
         let (q, k, v) = (at(&q, batch, index), at(&k, batch, kv), at(&v, batch, kv));
-        let head =
-            Head { pattern, spec, mods, dropout: None, item: (batch * spec.heads + index) as u64, index, q, k, v };
+        let factors = mods.factors(spec, index);
+        let hops = factors.hops.len();
+        let head = Head {
+            pattern,
+            spec,
+            mods,
+            factors,
+            dropout: None,
+            item: (batch * spec.heads + index) as u64,
+            index,
+            q,
+            k,
+            v,
+        };
         let mut walk = Walk { head, known: HashMap::new(), spent: 0, budget };
-        let hops = spec.diffusion.hops.len();
         // needed[j]: rows of Z_j that must be computed.
         let mut needed: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); hops + 1];
         let mut taken = Vec::new();
@@ -111,7 +122,7 @@ impl Walk<'_> {
     /// The rows of each Z_j that row `query` of the output needs and that `needed` does not hold yet; `None`
     /// when the budget ends first.
     fn reach(&mut self, query: usize, needed: &[BTreeSet<usize>]) -> Option<Vec<BTreeSet<usize>>> {
-        let diffusion = &self.head.spec.diffusion;
+        let diffusion = self.head.factors.clone();
         let hops = diffusion.hops.len();
         let mut reach = vec![BTreeSet::new(); hops + 1];
         // The log-sum-exp is asked for even where no hop reads the row of A.
@@ -148,10 +159,9 @@ impl Walk<'_> {
 
     /// The needed rows of Z_K, from those of Z_0 up.
     fn forward(&self, needed: &[BTreeSet<usize>]) -> HashMap<usize, Vec<f64>> {
-        let Head { spec, v, .. } = &self.head;
-        let mut z: HashMap<usize, Vec<f64>> =
-            needed[0].iter().map(|&i| (i, initial_row(&spec.diffusion, v.row(i)))).collect();
-        for (hop, rows) in spec.diffusion.hops.iter().zip(&needed[1..]) {
+        let Head { spec, factors, v, .. } = &self.head;
+        let mut z: HashMap<usize, Vec<f64>> = needed[0].iter().map(|&i| (i, initial_row(factors, v.row(i)))).collect();
+        for (hop, rows) in factors.hops.iter().zip(&needed[1..]) {
             z = rows
                 .iter()
                 .map(|&i| {

@@ -2,13 +2,15 @@
 
 use crate::error::Result;
 use crate::spec::expr::{BinOp, Env, Expr, Var};
-use crate::spec::score::{self, Condition, Element, ScoreMod, ScoreMods, Term, TermFunc};
-use crate::spec::{Inputs, PatternSpec};
+use crate::spec::score::{self, Checked, Condition, Element, HeadNumbers, ScoreMod, ScoreMods, Term, TermFunc};
+use crate::spec::{Factors, Inputs, PatternSpec};
 
 /// The mods of a spec at given lengths, with their inputs.
 pub(super) struct Mods<'a> {
     pub(super) mods: Option<ScoreMods>,
     pub(super) inputs: Vec<&'a [f32]>,
+    /// What the diffusion takes for each head.
+    pub(super) numbers: HeadNumbers<'a>,
 }
 
 /// A pair of query and key, and its head.
@@ -23,8 +25,15 @@ pub(super) struct Pair<'a> {
 impl<'a> Mods<'a> {
     pub fn new(spec: &PatternSpec, q_len: usize, kv_len: usize, inputs: &'a Inputs<'_>) -> Result<Self> {
         let mods = score::resolve(spec, q_len, kv_len)?;
-        let inputs = inputs.check(mods.as_ref())?;
-        Ok(Self { mods, inputs })
+        let Checked { mods: inputs, numbers } =
+            inputs.check(mods.as_ref(), spec.diffusion.given().as_ref(), spec.heads)?;
+        Ok(Self { mods, inputs, numbers })
+    }
+
+    /// The factors of a head's diffusion.
+    pub fn factors(&self, spec: &PatternSpec, head: usize) -> Factors {
+        let numbers: Vec<f64> = self.numbers.of_head(head).iter().map(|&x| f64::from(x)).collect();
+        spec.diffusion.of_head(&numbers)
     }
 
     /// The modified score of query `i` and key `key`, from the scaled one.

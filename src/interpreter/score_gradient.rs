@@ -7,7 +7,7 @@
 
 use super::score::{Mods, Pair};
 use crate::spec::expr::BinOp;
-use crate::spec::score::{Element, ScoreMod, ScoreMods, Term, TermFunc};
+use crate::spec::score::{Element, HeadNumbers, ScoreMod, ScoreMods, Term, TermFunc};
 
 /// The gradient of the inputs, each in C order.
 pub(super) type InputGradients = Vec<Vec<f64>>;
@@ -23,7 +23,7 @@ pub fn score_gradient(
     scaled: f64,
     weight: f64,
 ) -> (f64, Vec<Vec<f64>>) {
-    let mods = Mods { mods: Some(mods.clone()), inputs: inputs.to_vec() };
+    let mods = Mods { mods: Some(mods.clone()), inputs: inputs.to_vec(), numbers: HeadNumbers::default() };
     let mut by_inputs = mods.no_gradients();
     let by_scaled = mods.pull(place, scaled, weight, &mut by_inputs);
     (by_scaled, by_inputs)

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use super::Pass;
 use super::nest::{self, Sites};
-use crate::program::{Op, Program, ValueId};
+use crate::program::{Factor, Op, Program, ValueId};
 
 pub(super) const PASS: Pass =
     Pass { name: "fold_restart_into_spmm", rewrite: "spmm p z * a, combine z + v * b -> spmm p z * a + v * b", run };
@@ -15,7 +15,7 @@ pub(super) const PASS: Pass =
 fn run(program: &mut Program) {
     let body = &mut program.body;
     let sites = Sites::of(body);
-    let mut added: HashMap<ValueId, (ValueId, f64)> = HashMap::new();
+    let mut added: HashMap<ValueId, (ValueId, Factor)> = HashMap::new();
     let mut renamed: HashMap<ValueId, ValueId> = HashMap::new();
     for operation in body.ops() {
         let Op::Combine { x, y, factor } = operation.op else { continue };

@@ -19,7 +19,11 @@ fn run(body: &mut Body, _: &Setting<'_>) -> Verdict {
     nest::join_loops(body, |values, last, next| {
         let of_rows = |op: &Op| match op {
             Op::Copy { x } => values[x.0 as usize].space != Space::Pairs,
-            Op::Dropout { hop: Some(_), .. } | Op::DotRows { .. } | Op::AddRows { .. } | Op::ScaleRows { .. } => true,
+            Op::Dropout { hop: Some(_), .. }
+            | Op::DotRows { .. }
+            | Op::SumRows { .. }
+            | Op::AddRows { .. }
+            | Op::ScaleRows { .. } => true,
             _ => false,
         };
         let before = last.ops().all(|operation| of_rows(&operation.op));

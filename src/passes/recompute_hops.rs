@@ -77,7 +77,9 @@ fn hops(body: &Body) -> Vec<Hop> {
     let mut hops: Vec<Hop> = Vec::new();
     for (i, one) in body.loops.iter().enumerate() {
         let begins = nest::starts_with(one, |op| matches!(op, Op::Spmm { .. }));
-        let goes_on = nest::starts_with(one, |op| matches!(op, Op::Combine { .. } | Op::Dropout { hop: Some(_), .. }));
+        let goes_on = nest::starts_with(one, |op| {
+            matches!(op, Op::Combine { .. } | Op::ScaleRows { .. } | Op::Dropout { hop: Some(_), .. })
+        });
         if begins && hops.len() < count {
             hops.push(Hop { loops: i..i, results: Vec::new() });
         } else if !goes_on || hops.last().is_none_or(|hop| hop.loops.end != i) {

@@ -8,7 +8,7 @@ use super::{Cell, Panel, Picture, REACHED};
 use crate::analysis::{EdgeList, Support, each_hop};
 use crate::error::Result;
 use crate::pattern::Pattern;
-use crate::spec::Diffusion;
+use crate::spec::Factors;
 
 /// Longest sequence that is followed token by token.
 const EXACT: usize = 4096;
@@ -25,7 +25,7 @@ const PANELS: usize = 12;
 /// As [`of_pattern`].
 pub fn of_hops(
     pattern: &Pattern,
-    diffusion: &Diffusion,
+    diffusion: &Factors,
     head: usize,
     detail: Detail,
     memory_limit: u64,
@@ -77,7 +77,7 @@ struct Drawing {
 
 impl Drawing {
     /// Follows a list over so many keys, which may be blocks.
-    fn draw(self, list: &EdgeList, keys: usize, diffusion: &Diffusion, mut note: String) -> Picture {
+    fn draw(self, list: &EdgeList, keys: usize, diffusion: &Factors, mut note: String) -> Picture {
         let (rows, columns) = self.grid;
         let hops = diffusion.hops.len();
         let mut panels = Vec::new();

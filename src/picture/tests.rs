@@ -113,7 +113,7 @@ fn a_million_tokens_are_drawn_from_runs() {
 fn hops(text: &str, diffusion: &str, n: usize, cells: usize) -> Picture {
     let spec = spec(text, diffusion);
     let pattern = resolve(&spec, n, n).unwrap_or_else(|error| panic!("{error}"));
-    of_hops(&pattern, &spec.diffusion, 0, Detail { rows: cells, columns: cells }, u64::MAX)
+    of_hops(&pattern, &spec.diffusion.typical(), 0, Detail { rows: cells, columns: cells }, u64::MAX)
         .unwrap_or_else(|error| panic!("{error}"))
 }
 

@@ -1,7 +1,7 @@
 //! The functions of a kernel: every stage of the nest, with the storage of its operands resolved ([`super::resolve`]).
 
 use crate::dtype::Dtype;
-use crate::program::{Tensor, ValueId};
+use crate::program::{Factor, Tensor, ValueId};
 
 /// Operands that a function can have.
 pub const MOST_OPERANDS: usize = 24;
@@ -25,7 +25,7 @@ pub struct StageCall {
     /// What the function's operands are, in order.
     pub operands: Vec<Operand>,
     /// What its factors are.
-    pub factors: Vec<f32>,
+    pub factors: Vec<Factor>,
     /// The hop whose dropout it concerns.
     pub hop: Option<u32>,
 }
@@ -283,6 +283,15 @@ pub enum RowOp {
     },
     /// Something row by row, without neighbors.
     Dense(Dense),
+    /// The sum of the rows' numbers goes to the gradient of what the call gives for the head.
+    SumRows {
+        /// Numbers for every query.
+        x: Lanes,
+        /// Column of what is given.
+        column: u32,
+        /// Factor.
+        factor: f32,
+    },
     /// The parts of a head become its output.
     Join {
         /// The parts' rows.
@@ -346,7 +355,7 @@ impl Panel {
 impl RowOp {
     /// Whether it works on neighbor pairs, and so on some keys at a time.
     pub const fn is_on_pairs(&self) -> bool {
-        !matches!(self, Self::Pack { .. } | Self::Dense(_) | Self::Join { .. })
+        !matches!(self, Self::Pack { .. } | Self::Dense(_) | Self::SumRows { .. } | Self::Join { .. })
     }
 }
 

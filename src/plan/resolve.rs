@@ -13,7 +13,7 @@ use super::function::{
 use super::layout::Layout;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::program::{Body, Extent, Loop, Op, Operation, Shape, Space, Stage, Tensor, ValueId};
+use crate::program::{Body, Extent, Factor, Loop, Op, Operation, Shape, Space, Stage, Tensor, ValueId};
 
 /// Resolves all stages of a body.
 ///
@@ -122,7 +122,7 @@ fn refusal(stage: &Stage, ops: &[RowOp]) -> Option<(&'static str, &'static str)>
     if !ops.iter().all(is_wide) {
         return Some(("rows of 16 bits that are added to", "sums are f32; fold what is added into the product"));
     }
-    let twice = |operation: &Operation| matches!(&operation.op, Op::Spmm { onto: Some(_), plus: Some((_, factor)), .. } if *factor != 0.0);
+    let twice = |operation: &Operation| matches!(&operation.op, Op::Spmm { onto: Some(_), plus: Some((_, factor)), .. } if !factor.is_zero());
     if stage.ops.iter().any(twice) {
         return Some(("a product that is added to two values", "add one of them in an operation of its own"));
     }
@@ -137,7 +137,7 @@ struct Resolver<'a> {
     of_loop: &'a Loop,
     stage: &'a Stage,
     operands: Vec<Operand>,
-    factors: Vec<f32>,
+    factors: Vec<Factor>,
     statistics: Statistics,
     hop: Option<u32>,
 }
@@ -153,8 +153,8 @@ impl Resolver<'_> {
         }
     }
 
-    fn factor(&mut self, factor: f64) -> usize {
-        self.factors.push(factor as f32);
+    fn factor(&mut self, factor: Factor) -> usize {
+        self.factors.push(factor);
         self.factors.len() - 1
     }
 
@@ -342,11 +342,11 @@ impl Resolver<'_> {
             Op::Spmm { p, z, l, factor, plus, onto } => {
                 let of_gradient = self.is_gradient(*p);
                 let widen = !self.body.value(self.chains.root(*p)).store.is_f32();
-                let applies = *factor != 0.0;
+                let applies = !factor.is_zero();
                 let (p, z, l, out) = (self.panel(*p), self.rows(*z), self.sums(*l), self.rows(result));
                 let factor = self.factor(*factor);
                 // What it is added to are rows that are added, and the rows that are written.
-                let plus = onto.map(|onto| (onto, 1.0)).or(plus.filter(|&(_, factor)| factor != 0.0));
+                let plus = onto.map(|onto| (onto, Factor::ONE)).or(plus.filter(|(_, factor)| !factor.is_zero()));
                 let plus = plus.map(|(rows, factor)| (self.rows(rows), self.factor(factor)));
                 ops.push(RowOp::Spmm { p, z, l, out, factor, plus, of_gradient, applies, widen });
             }
@@ -396,6 +396,10 @@ impl Resolver<'_> {
             Op::SpmmT { p, x, .. } => {
                 let (p, x, out) = (self.panel(*p), self.rows(*x), self.rows(result));
                 ops.push(RowOp::SpmmT { p, x, out });
+            }
+            Op::SumRows { x, column, factor } => {
+                let x = self.lanes(*x);
+                ops.push(RowOp::SumRows { x, column: *column, factor: *factor as f32 });
             }
             Op::AddRows { x, factor, onto } => {
                 let (x, out) = (self.rows(*x), self.rows(*onto));

@@ -1,10 +1,10 @@
 //! From a spec and its neighbors to the definition: one operation a step, each in a loop of its own.
 
-use super::{Base, BlockTest, Body, Extent, Loop, Names, Op, Program, Shape, Space, Tensor, ValueId};
+use super::{Base, BlockTest, Body, Extent, Factor, Loop, Names, Op, Program, Shape, Space, Tensor, ValueId};
 use crate::error::{Error, Result};
 use crate::mask::BlockMask;
 use crate::spec::score::{self, ScoreMods};
-use crate::spec::{HopFactors, PatternSpec};
+use crate::spec::{self, Diffusion, DiffusionForm, PatternSpec};
 
 /// The program as the definition has it, before any pass.
 ///
@@ -16,12 +16,7 @@ use crate::spec::{HopFactors, PatternSpec};
 /// Those of [`score::resolve`]: an index of a score mod that may leave its input.
 pub fn build(spec: &PatternSpec, neighbors: BlockMask) -> Result<Program> {
     let mods = score::resolve(spec, neighbors.q_len, neighbors.kv_len)?;
-    let initial = spec.diffusion.initial;
-    let mut hops = spec.diffusion.hops.clone();
-    match hops.first_mut() {
-        None => hops.push(HopFactors { step: 0.0, restart: initial }),
-        Some(first) => first.step *= initial,
-    }
+    let hops = hops(&spec.diffusion);
     let shape = Shape {
         heads: spec.heads / neighbors.stack.max(1),
         kv_heads: spec.kv_heads,
@@ -36,7 +31,39 @@ pub fn build(spec: &PatternSpec, neighbors: BlockMask) -> Result<Program> {
         return Err(Error::internal("program", "several hops over neighbors in parts", spec.print()));
     }
     let body = Builder::new(shape).build(mods, spec.scale, &hops, neighbors.parts > 1);
+    let body = Body { given: spec.diffusion.given(), ..body };
     Ok(Program { shape, block_test: BlockTest::Every, body, neighbors })
+}
+
+/// Factor of a hop on the product, and of V beside it.
+type HopFactors = (Factor, Factor);
+
+/// The recurrence of a diffusion.
+fn hops(diffusion: &Diffusion) -> Vec<HopFactors> {
+    let (initial, mut hops): (Factor, Vec<HopFactors>) = match &diffusion.form {
+        DiffusionForm::Restart { hops, .. } => (Factor::ONE, vec![(Factor::rest_of(0), Factor::given(0)); *hops]),
+        DiffusionForm::Polynomial { hops, .. } => {
+            // Horner's rule: the last coefficient first.
+            let hop = |column| (Factor::ONE, Factor::given(column));
+            let hops = *hops as u32;
+            (Factor::given(hops), (0..hops).rev().map(hop).collect())
+        }
+        DiffusionForm::Fixed(_) | DiffusionForm::Limit { .. } => {
+            let factors = diffusion.typical();
+            let hop = |hop: &spec::HopFactors| (Factor::fixed(hop.step), Factor::fixed(hop.restart));
+            (Factor::fixed(factors.initial), factors.hops.iter().map(hop).collect())
+        }
+    };
+    match hops.first_mut() {
+        None => hops.push((Factor::fixed(0.0), initial)),
+        // One of the two is a constant.
+        Some((step, _)) if initial.is_given() => *step = Factor { slope: initial.slope * step.constant, ..initial },
+        Some((step, _)) => {
+            *step =
+                Factor { constant: step.constant * initial.constant, slope: step.slope * initial.constant, ..*step };
+        }
+    }
+    hops
 }
 
 struct Builder {
@@ -67,7 +94,7 @@ impl Builder {
         let (p, l) = (self.value("p", Space::Pairs, Extent::All), self.value("l", Space::Query, Extent::All));
         self.body.loops.push(Loop::of(Op::Exp { s, m, base: Base::E, masked: false }, &[p, l]));
         let mut z = v;
-        for (i, &HopFactors { step, restart }) in hops.iter().enumerate() {
+        for (i, &(step, restart)) in hops.iter().enumerate() {
             let last = i + 1 == hops.len() && !parts;
             let extent = if last { Extent::Tensor(Tensor::Out) } else { Extent::All };
             let name = match (last, parts) {
@@ -76,7 +103,7 @@ impl Builder {
                 (false, false) => format!("z{}", i + 1),
             };
             // An output that is rounded to 16 bits cannot be added to afterwards.
-            let (plus, combined) = match (restart != 0.0, dtype.is_f32()) {
+            let (plus, combined) = match (!restart.is_zero(), dtype.is_f32()) {
                 (false, _) => (None, false),
                 (true, true) => (None, true),
                 (true, false) => (Some((v, restart)), false),

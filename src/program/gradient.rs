@@ -6,18 +6,21 @@
 //! ```text
 //! z' = spmm p z / l * c       ->  delta += (g · z' - …) / l, h = g / l * c, g' = spmm_t p h; dp gets the pair (h, z)
 //! z' = combine z + v * r      ->  gradv += g * r
+//! z' = scale_rows z * s       ->  (goes into h)
 //! z' = dropout z              ->  g = dropout g
 //! p, l = exp s - m            ->  dp = Σ h zᵀ on the pairs, ds = p ∘ (dp - delta)
 //! s' = mods s, s' = scale s   ->  ds = mods' s ds, ds = scale ds
 //! s = sddmm (pack q) k        ->  gradq = spmm ds k, gradk += spmm_t ds q
 //! ```
 //!
+//! Where a call gives a factor of rows, what that gets is the sum over queries of the gradient times those rows.
+//!
 //! The maximum has no gradient: whatever is subtracted cancels. A hop with factor 0 takes no product backward either. What
 //! is refused: neighbors in parts.
 
 use std::collections::HashMap;
 
-use super::{Body, Extent, Loop, Names, Op, Operation, Program, Space, Tensor, ValueId};
+use super::{Body, Extent, Factor, Loop, Names, Op, Operation, Program, Space, Tensor, Value, ValueId};
 use crate::dtype::Dtype;
 use crate::error::Result;
 
@@ -32,6 +35,7 @@ pub fn derive_gradient(mut program: Program, dropout: bool) -> Result<Program> {
     }
     program.shape.dtype = Dtype::F32;
     program.shape.store = Dtype::F32;
+    insert_products(&mut program.body);
     if dropout {
         insert_dropout(&mut program.body);
     }
@@ -51,6 +55,34 @@ pub fn derive_gradient(mut program: Program, dropout: bool) -> Result<Program> {
     program.body = adjoint.body;
     program.body.normalise();
     Ok(program)
+}
+
+/// `z = spmm p y * S + v * R -> y' = spmm p y, z = scale_rows y' * S, z = combine z + v * R` where a call gives S: its
+/// derivative takes the product without it.
+fn insert_products(body: &mut Body) {
+    let mut names = Names::of(body);
+    for mut one in std::mem::take(&mut body.loops) {
+        let operation = one.stages.first_mut().and_then(|stage| stage.ops.first_mut());
+        let (scale, plus, result, product) = match operation {
+            Some(Operation { op: Op::Spmm { factor, plus, .. }, results }) if factor.is_given() => {
+                let &Value { space, extent, .. } = body.value(results[0]);
+                let product = names.add(body, "y", space, Extent::All);
+                let scale = std::mem::replace(factor, Factor::ONE);
+                let result = std::mem::replace(&mut results[0], product);
+                (scale, plus.take().map(|plus| (plus, names.add(body, "z", space, extent))), result, product)
+            }
+            _ => {
+                body.loops.push(one);
+                continue;
+            }
+        };
+        body.loops.push(one);
+        let scaled = plus.map_or(result, |(_, scaled)| scaled);
+        body.loops.push(Loop::of(Op::ScaleRows { x: product, l: None, factor: scale }, &[scaled]));
+        if let Some(((y, factor), x)) = plus {
+            body.loops.push(Loop::of(Op::Combine { x, y, factor }, &[result]));
+        }
+    }
 }
 
 /// `spmm p z -> p' = dropout (copy p), dropout (spmm p' z) hop i`.
@@ -80,10 +112,10 @@ fn insert_dropout(body: &mut Body) {
                 let left = add(body, Op::Dropout { x: copy, hop: None }, &mut done);
                 renamed.insert(result, left);
             }
-            Op::Spmm { .. } | Op::Combine { .. } => {
-                let combined =
-                    loops.peek().is_some_and(|next| next.ops().any(|next| matches!(next.op, Op::Combine { .. })));
-                if !combined {
+            Op::Spmm { .. } | Op::ScaleRows { .. } | Op::Combine { .. } => {
+                let goes_on =
+                    |next: &Loop| next.ops().any(|next| matches!(next.op, Op::ScaleRows { .. } | Op::Combine { .. }));
+                if !loops.peek().is_some_and(goes_on) {
                     let left = add(body, Op::Dropout { x: result, hop: Some(hop) }, &mut done);
                     renamed.insert(result, left);
                     hop += 1;
@@ -137,8 +169,9 @@ struct Adjoint {
 #[derive(Debug, Clone, Copy)]
 struct Behind {
     last: ValueId,
-    plus: Option<(ValueId, f64)>,
+    plus: Option<(ValueId, Factor)>,
     hop: Option<u32>,
+    scale: Factor,
 }
 
 impl Adjoint {
@@ -169,7 +202,7 @@ impl Adjoint {
     fn step(&mut self, operation: &Operation, forward: &[Operation]) {
         let result = operation.results[0];
         let behind = |this: &Self| this.behind.get(&result).copied();
-        let unchanged = Behind { last: result, plus: None, hop: None };
+        let unchanged = Behind { last: result, plus: None, hop: None, scale: Factor::ONE };
         match &operation.op {
             Op::Dropout { x, hop: None } => {
                 self.dropout = true;
@@ -190,23 +223,34 @@ impl Adjoint {
                 self.behind.insert(*x, Behind { plus: Some((*y, *factor)), ..after });
                 let Some(g) = self.rows.remove(&result) else { return };
                 self.add_rows(*y, g, *factor);
+                self.sum_given(g, *y, *factor);
+                self.rows.insert(*x, g);
+            }
+            Op::ScaleRows { x, factor, .. } => {
+                let after = behind(self).unwrap_or(unchanged);
+                self.behind.insert(*x, Behind { scale: *factor, ..after });
+                let Some(g) = self.rows.remove(&result) else { return };
+                self.sum_given(g, *x, *factor);
                 self.rows.insert(*x, g);
             }
             Op::Spmm { p, z, l, factor, plus, .. } => {
                 let Some(g) = self.rows.remove(&result) else { return };
-                let Behind { last, plus: combined, hop } = behind(self).unwrap_or(unchanged);
+                let Behind { last, plus: combined, hop, scale } = behind(self).unwrap_or(unchanged);
                 if let Some((rows, factor)) = plus {
                     self.add_rows(*rows, g, *factor);
+                    self.sum_given(g, *rows, *factor);
                 }
-                if *factor == 0.0 {
+                if factor.is_zero() {
                     return;
                 }
+                // One that is given stands apart.
+                let factor = if scale == Factor::ONE { *factor } else { scale };
                 let minus = plus.or(combined);
                 let onto = self.delta;
                 let delta = Op::DotRows { x: g, y: last, minus, hop, l: *l, onto };
                 self.delta = Some(self.emit("delta", Space::Query, delta));
                 let width = Space::Queries(self.value_dim);
-                let h = self.emit("h", width, Op::ScaleRows { x: g, l: *l, factor: *factor });
+                let h = self.emit("h", width, Op::ScaleRows { x: g, l: *l, factor });
                 self.products.push((h, *z));
                 if *z == self.v {
                     self.grad_v = self.onto(self.grad_v, |onto| Op::SpmmT { p: *p, x: h, onto: Some(onto) });
@@ -266,7 +310,7 @@ impl Adjoint {
             // Their results are parts of the rules of what reads them, and the maximum cancels.
             Op::Pack { .. } | Op::Copy { .. } | Op::RowMax { .. } => {}
             Op::Join { .. }
-            | Op::ScaleRows { .. }
+            | Op::SumRows { .. }
             | Op::DotRows { .. }
             | Op::SoftmaxGradient { .. }
             | Op::ModsGradient { .. }
@@ -290,13 +334,13 @@ impl Adjoint {
         };
         let extent = Extent::Tensor(Tensor::GradQ);
         let result = self.names.add(&mut self.body, "gradq", Space::Queries(width), extent);
-        let op = Op::Spmm { p: ds, z: k, l: None, factor, plus: None, onto: None };
+        let op = Op::Spmm { p: ds, z: k, l: None, factor: Factor::fixed(factor), plus: None, onto: None };
         self.body.loops.push(Loop::of(op, &[result]));
         self.wrote_grad_q = true;
     }
 
     /// Adds `factor · g` to the gradient of `rows`.
-    fn add_rows(&mut self, rows: ValueId, g: ValueId, factor: f64) {
+    fn add_rows(&mut self, rows: ValueId, g: ValueId, factor: Factor) {
         if rows == self.v {
             self.grad_v = self.onto(self.grad_v, |onto| Op::AddRows { x: g, factor, onto });
             return;
@@ -306,6 +350,15 @@ impl Adjoint {
             None => self.emit("g", Space::Queries(self.value_dim), Op::ScaleRows { x: g, l: None, factor }),
         };
         self.rows.insert(rows, sum);
+    }
+
+    /// What the call gives in `factor` gets, for the gradient `g` of rows that have been multiplied with it.
+    fn sum_given(&mut self, g: ValueId, rows: ValueId, factor: Factor) {
+        if factor.is_given() {
+            let op = Op::DotRows { x: g, y: rows, minus: None, hop: None, l: None, onto: None };
+            let x = self.emit("d", Space::Query, op);
+            self.emit("d", Space::Query, Op::SumRows { x, column: factor.column, factor: factor.slope });
+        }
     }
 
     /// An operation that adds to `onto`, and what that is called behind it.

@@ -22,6 +22,7 @@
 //!
 //! ```text
 //! program heads H kv_heads G q_len M kv_len N head_dim D value_dim E [dtype T] [store T]
+//! [given NAME COLUMNS any | share | positive]   numbers for each head that come with the call
 //! blocks test every | blocks test partial
 //! for [part,] row [, edges by B] [, halo] {     one loop; `part`: for every part of a head
 //!   at row [- SHIFT] [by keys] {                one stage
@@ -46,12 +47,15 @@
 //!     ds = mods' r ds * C
 //!     g = spmm_t p h [onto g]                   rows of keys
 //!     g = add_rows h * C onto g
+//!     d = sum_rows d * C in COLUMN              over all queries, to the gradient of what the call gives
 //!   }
 //! }
 //! keep NAME EXTENT [STORE]                      all | ring R | row | keys | tensor NAME
 //! neighbors
 //! …the block mask's own text form…
 //! ```
+//!
+//! A factor C on rows may hold what a call gives for the head: `1-1@0` is 1 less the number in column 0.
 //!
 //! Every operation names its results anew (`s`, `s.1`, `s.2`, …), also where it works in place. Tensors that are given
 //! come first among the values, then results in the order of the operations; values written in place have the extent and
@@ -64,6 +68,7 @@ use smallvec::SmallVec;
 use crate::dtype::Dtype;
 use crate::error::Error;
 use crate::mask::BlockMask;
+use crate::spec::Given;
 use crate::spec::score::ScoreMods;
 
 mod build;
@@ -129,6 +134,8 @@ pub enum BlockTest {
 /// Operations, in the loops that run them, and what their values keep.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Body {
+    /// What a call gives for each head besides tensors.
+    pub given: Option<Given>,
     /// Every value, tensors first.
     pub values: Vec<Value>,
     /// The loops, one after the other.
@@ -236,7 +243,7 @@ pub struct Operation {
     pub results: SmallVec<[ValueId; 2]>,
 }
 
-/// What is computed. Factors are constants of the kernel.
+/// What is computed. Factors of rows may come with the call ([`Factor`]), others are constants of the kernel.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Op {
     /// `factor · x`, rows of queries side by side, packed. → packed
@@ -316,9 +323,9 @@ pub enum Op {
         /// Row sums that it is divided by.
         l: Option<ValueId>,
         /// Factor on the product; 0 leaves it out, so that NaN in it does not enter.
-        factor: f64,
+        factor: Factor,
         /// Rows that are added with a factor, where that is not 0.
-        plus: Option<(ValueId, f64)>,
+        plus: Option<(ValueId, Factor)>,
         /// What it is added to, in place.
         onto: Option<ValueId>,
     },
@@ -329,7 +336,7 @@ pub enum Op {
         /// Rows that are added.
         y: ValueId,
         /// Their factor.
-        factor: f64,
+        factor: Factor,
     },
     /// The output of a head from those of its parts, by their maxima and sums. → rows of queries
     Join {
@@ -347,7 +354,7 @@ pub enum Op {
         /// Row sums.
         l: Option<ValueId>,
         /// Factor.
-        factor: f64,
+        factor: Factor,
     },
     /// `(x · y − factor x · w) / l` for every query, added to `onto`. → a number for every query
     DotRows {
@@ -356,7 +363,7 @@ pub enum Op {
         /// Rows of queries.
         y: ValueId,
         /// Rows with their factor that y holds besides.
-        minus: Option<(ValueId, f64)>,
+        minus: Option<(ValueId, Factor)>,
         /// The hop whose dropout left y: its products are taken as before it.
         hop: Option<u32>,
         /// Row sums.
@@ -401,10 +408,69 @@ pub enum Op {
         /// Rows of queries.
         x: ValueId,
         /// Factor.
-        factor: f64,
+        factor: Factor,
         /// What it is added to.
         onto: ValueId,
     },
+    /// The sum of a number for every query, times `factor`: added to what the call's numbers get, [`Body::given`], in a
+    /// column of the head's. → a number for every query, in place: what was summed
+    SumRows {
+        /// A number for every query.
+        x: ValueId,
+        /// Column.
+        column: u32,
+        /// Factor.
+        factor: f64,
+    },
+}
+
+/// A factor on rows: `constant + slope · x`, where x is what a call gives for the head in a column.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Factor {
+    /// All of it, where nothing is given.
+    pub constant: f64,
+    /// Factor on what is given; 0 where nothing is.
+    pub slope: f64,
+    /// Column of what is given; 0 where nothing is.
+    pub column: u32,
+}
+
+impl Factor {
+    /// Nothing is changed.
+    pub const ONE: Self = Self::fixed(1.0);
+
+    /// A constant.
+    pub const fn fixed(constant: f64) -> Self {
+        Self { constant, slope: 0.0, column: 0 }
+    }
+
+    /// What a call gives.
+    pub const fn given(column: u32) -> Self {
+        Self { constant: 0.0, slope: 1.0, column }
+    }
+
+    /// What a call gives leaves so much of 1.
+    pub const fn rest_of(column: u32) -> Self {
+        Self { constant: 1.0, slope: -1.0, column }
+    }
+
+    /// Whether it is 0 in every call: what has this factor is left out, so that NaN in it does not enter.
+    pub fn is_zero(self) -> bool {
+        self.constant == 0.0 && self.slope == 0.0
+    }
+
+    /// Whether a call gives a part of it.
+    pub fn is_given(self) -> bool {
+        self.slope != 0.0
+    }
+
+    /// The factor of a head for which `numbers` are given.
+    pub fn of(self, numbers: &[f32]) -> f32 {
+        match numbers.get(self.column as usize) {
+            Some(&x) if self.is_given() => (self.constant + self.slope * f64::from(x)) as f32,
+            _ => self.constant as f32,
+        }
+    }
 }
 
 /// Base of the softmax's exponential.
@@ -468,6 +534,7 @@ impl Op {
                 reads.extend(onto.map(|onto| (onto, Onto)));
             }
             Self::AddRows { x, onto, .. } => reads.extend([(*x, Row), (*onto, Onto)]),
+            Self::SumRows { x, .. } => reads.push((*x, Row)),
         }
         reads
     }
@@ -486,6 +553,7 @@ impl Op {
             Self::ModsGradient { ds, .. } => [Some(*ds), None],
             Self::Spmm { onto, .. } | Self::DotRows { onto, .. } | Self::SpmmT { onto, .. } => [*onto, None],
             Self::AddRows { onto, .. } => [Some(*onto), None],
+            Self::SumRows { x, .. } => [Some(*x), None],
             Self::Pack { .. }
             | Self::Sddmm { .. }
             | Self::Copy { .. }
@@ -532,6 +600,7 @@ impl Op {
                 onto.iter_mut().for_each(|onto| each(&mut [onto]));
             }
             Self::AddRows { x, onto, .. } => each(&mut [x, onto]),
+            Self::SumRows { x, .. } => each(&mut [x]),
         }
     }
 
@@ -556,6 +625,7 @@ impl Op {
             Self::ModsGradient { .. } => "mods'",
             Self::SpmmT { .. } => "spmm_t",
             Self::AddRows { .. } => "add_rows",
+            Self::SumRows { .. } => "sum_rows",
         }
     }
 }

@@ -8,12 +8,13 @@ use std::collections::{HashMap, HashSet};
 use smallvec::SmallVec;
 
 use super::{
-    Base, BlockTest, Body, Extent, Loop, Op, Operation, Program, Shape, Space, Stage, Tensor, Value, ValueId, spaces,
+    Base, BlockTest, Body, Extent, Factor, Loop, Op, Operation, Program, Shape, Space, Stage, Tensor, Value, ValueId,
+    spaces,
 };
 use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Span};
 use crate::mask;
-use crate::spec::MAX_DIM;
+use crate::spec::{Given, GivenRange, HeadInput, MAX_DIM, MAX_HOPS};
 
 /// Most heads, rows of a ring and block rows of a shift that are read.
 const MOST: usize = 1 << 20;
@@ -60,6 +61,10 @@ fn read_nest(lines: &mut Lines<'_>, end: &str) -> Result<(Shape, BlockTest, Body
     loop {
         let line = lines.next(&format!("a loop, a `keep` line or `{end}`"))?;
         match line.split(' ').next() {
+            Some("given") if reader.body.loops.is_empty() && reader.body.given.is_none() => {
+                let given = read_given(line).ok_or_else(|| lines.refuse(format!("`{line}` gives nothing")))?;
+                reader.body.given = Some(given);
+            }
             Some("for") => reader.read_loop(line, lines)?,
             // Read before.
             Some("keep") => {}
@@ -246,7 +251,7 @@ impl Reader {
             "dropout" => Op::Dropout { x: words.value()?, hop: words.hop()? },
             "spmm" => {
                 let (p, z, l) = (words.value()?, words.value()?, words.over()?);
-                let factor = words.factor("*")?;
+                let factor = words.row_factor("*")?;
                 Op::Spmm { p, z, l, factor, plus: words.rows("+")?, onto: words.onto()? }
             }
             "combine" => {
@@ -255,7 +260,7 @@ impl Reader {
                 Op::Combine { x, y, factor }
             }
             "join" => Op::Join { x: words.value()?, m: words.value()?, l: words.value()? },
-            "scale_rows" => Op::ScaleRows { x: words.value()?, l: words.over()?, factor: words.factor("*")? },
+            "scale_rows" => Op::ScaleRows { x: words.value()?, l: words.over()?, factor: words.row_factor("*")? },
             "dot_rows" => {
                 let (x, y) = (words.value()?, words.value()?);
                 let (minus, hop) = (words.rows("-")?, words.hop()?);
@@ -263,15 +268,24 @@ impl Reader {
             }
             "softmax'" => {
                 let (p, dp) = (words.value()?, words.value()?);
-                let Some((delta, factor)) = words.rows("-")? else { return Err("softmax' without delta".to_owned()) };
+                words.expect("-")?;
+                let (delta, factor) = (words.value()?, words.factor("*")?);
                 Op::SoftmaxGradient { p, dp, delta, factor, dropout: words.take(&["with", "dropout"]) }
             }
             "mods'" => Op::ModsGradient { s: words.value()?, ds: words.value()?, factor: words.factor("*")? },
             "spmm_t" => Op::SpmmT { p: words.value()?, x: words.value()?, onto: words.onto()? },
             "add_rows" => {
-                let (x, factor) = (words.value()?, words.factor("*")?);
+                let (x, factor) = (words.value()?, words.row_factor("*")?);
                 let onto = words.onto()?.ok_or("add_rows onto nothing")?;
                 Op::AddRows { x, factor, onto }
+            }
+            "sum_rows" => {
+                let (x, factor) = (words.value()?, words.factor("*")?);
+                words.expect("in")?;
+                let column = words.next()?;
+                let columns = self.body.given.as_ref().map_or(0, |given| given.columns);
+                let column = column.parse().ok().filter(|&column: &u32| (column as usize) < columns);
+                Op::SumRows { x, factor, column: column.ok_or("sum_rows in no column")? }
             }
             _ => return Err(format!("`{name}` is no operation")),
         };
@@ -331,6 +345,24 @@ fn read_stage_header(line: &str) -> Option<Stage> {
         None => return None,
     };
     Some(Stage { shift, by_keys, ops: Vec::new() })
+}
+
+fn read_given(line: &str) -> Option<Given> {
+    let ["given", name, columns, range] = line.split(' ').collect::<Vec<_>>()[..] else { return None };
+    let columns = columns.parse().ok().filter(|columns| (1..=MAX_HOPS + 1).contains(columns))?;
+    let range = GivenRange::ALL.into_iter().find(|known| known.name() == range)?;
+    Some(Given { input: HeadInput { name: name.to_owned(), at: Span::default() }, columns, range })
+}
+
+/// A constant, or `CONSTANT SLOPE @ COLUMN` in one word.
+fn read_factor(word: &str, columns: usize) -> Option<Factor> {
+    let Some((numbers, column)) = word.split_once('@') else { return word.parse().ok().map(Factor::fixed) };
+    let column: u32 = column.parse().ok().filter(|&column| (column as usize) < columns)?;
+    // The sign of an exponent is none between numbers.
+    let sign = |(at, c): (usize, char)| at > 0 && matches!(c, '+' | '-') && !numbers[..at].ends_with(['e', 'E']);
+    let (at, _) = numbers.char_indices().find(|&(at, c)| sign((at, c)))?;
+    let (constant, slope) = (numbers[..at].parse().ok()?, numbers[at..].parse().ok()?);
+    Some(Factor { constant, slope, column }).filter(|factor| factor.is_given())
 }
 
 fn read_keep(text: &str) -> Option<(&str, (Extent, Dtype))> {
@@ -403,6 +435,14 @@ impl<'a> Words<'a> {
         values
     }
 
+    /// `WORD FACTOR`, which may be given.
+    fn row_factor(&mut self, word: &str) -> Result<Factor, String> {
+        self.expect(word)?;
+        let factor = self.next()?;
+        let columns = self.reader.body.given.as_ref().map_or(0, |given| given.columns);
+        read_factor(factor, columns).ok_or_else(|| format!("`{factor}` is no factor"))
+    }
+
     /// `WORD FACTOR`
     fn factor(&mut self, word: &str) -> Result<f64, String> {
         self.expect(word)?;
@@ -411,11 +451,11 @@ impl<'a> Words<'a> {
     }
 
     /// `[WORD VALUE * FACTOR]`
-    fn rows(&mut self, word: &str) -> Result<Option<(ValueId, f64)>, String> {
+    fn rows(&mut self, word: &str) -> Result<Option<(ValueId, Factor)>, String> {
         if !self.take(&[word]) {
             return Ok(None);
         }
-        Ok(Some((self.value()?, self.factor("*")?)))
+        Ok(Some((self.value()?, self.row_factor("*")?)))
     }
 
     /// `[/ VALUE]`

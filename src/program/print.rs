@@ -2,7 +2,8 @@
 
 use std::fmt::{self, Write};
 
-use super::{Base, BlockTest, Body, Extent, Loop, Op, Operation, Program, Shape, Stage, Tensor, ValueId};
+use super::{Base, BlockTest, Body, Extent, Factor, Loop, Op, Operation, Program, Shape, Stage, Tensor, ValueId};
+use crate::spec::Given;
 
 impl Program {
     /// The text form.
@@ -45,6 +46,9 @@ impl fmt::Display for Shape {
 
 impl fmt::Display for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(Given { input, columns, range }) = &self.given {
+            writeln!(f, "given {} {columns} {}", input.name, range.name())?;
+        }
         self.loops.iter().try_for_each(|one| self.print_loop(f, one))?;
         let roots = self.roots();
         for (value, _) in
@@ -57,6 +61,16 @@ impl fmt::Display for Body {
             writeln!(f)?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Factor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { constant, slope, column } = self;
+        match self.is_given() {
+            true => write!(f, "{constant:?}{slope:+?}@{column}"),
+            false => write!(f, "{constant:?}"),
+        }
     }
 }
 
@@ -153,19 +167,19 @@ impl Body {
             }
             Op::Dropout { x, hop } => write!(out, "{}{}", name(x), of_hop(hop)),
             Op::Spmm { p, z, l, factor, plus, onto: to } => {
-                let _ = write!(out, "{} {}{} * {factor:?}", name(p), name(z), over(l));
+                let _ = write!(out, "{} {}{} * {factor}", name(p), name(z), over(l));
                 if let Some((rows, factor)) = plus {
-                    let _ = write!(out, " + {} * {factor:?}", name(rows));
+                    let _ = write!(out, " + {} * {factor}", name(rows));
                 }
                 write!(out, "{}", onto(to))
             }
-            Op::Combine { x, y, factor } => write!(out, "{} + {} * {factor:?}", name(x), name(y)),
+            Op::Combine { x, y, factor } => write!(out, "{} + {} * {factor}", name(x), name(y)),
             Op::Join { x, m, l } => write!(out, "{} {} {}", name(x), name(m), name(l)),
-            Op::ScaleRows { x, l, factor } => write!(out, "{}{} * {factor:?}", name(x), over(l)),
+            Op::ScaleRows { x, l, factor } => write!(out, "{}{} * {factor}", name(x), over(l)),
             Op::DotRows { x, y, minus, hop, l, onto: to } => {
                 let _ = write!(out, "{} {}", name(x), name(y));
                 if let Some((rows, factor)) = minus {
-                    let _ = write!(out, " - {} * {factor:?}", name(rows));
+                    let _ = write!(out, " - {} * {factor}", name(rows));
                 }
                 write!(out, "{}{}{}", of_hop(hop), over(l), onto(to))
             }
@@ -175,7 +189,8 @@ impl Body {
             }
             Op::ModsGradient { s, ds, factor } => write!(out, "{} {} * {factor:?}", name(s), name(ds)),
             Op::SpmmT { p, x, onto: to } => write!(out, "{} {}{}", name(p), name(x), onto(to)),
-            Op::AddRows { x, factor, onto } => write!(out, "{} * {factor:?} onto {}", name(x), name(onto)),
+            Op::SumRows { x, column, factor } => write!(out, "{} * {factor:?} in {column}", name(x)),
+            Op::AddRows { x, factor, onto } => write!(out, "{} * {factor} onto {}", name(x), name(onto)),
         };
         out
     }

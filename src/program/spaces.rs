@@ -144,5 +144,9 @@ pub fn spaces(op: &Op, shape: &Shape, space: impl Fn(ValueId) -> Space) -> Resul
             same(width(*x)?, width(*onto)?)?;
             smallvec![space(*onto)]
         }
+        Op::SumRows { x, .. } => {
+            query(*x)?;
+            smallvec![Space::Query]
+        }
     })
 }

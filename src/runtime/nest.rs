@@ -13,6 +13,7 @@ use crate::jit::Linked;
 use crate::mask::QUERY_BLOCK;
 use crate::plan::{KernelPlan, MOST_FACTORS, MOST_OPERANDS, Operand, StageCall};
 use crate::program::{Access, Extent, Op, Space, Tensor, ValueId};
+use crate::spec::score::HeadNumbers;
 
 /// A tensor `[batch, heads, rows, width]` as kernels see it.
 #[derive(Debug, Clone, Copy)]
@@ -126,7 +127,7 @@ impl LoopFacts {
                     let gives = |&id: &ValueId| body.value(root(id)).extent == Extent::Tensor(Tensor::GradQ);
                     backward |= operation.results.iter().any(gives);
                     backward |= operation.op.reads().iter().any(|&(id, _)| Some(root(id)) == gradient);
-                    facts.adds_to_inputs |= matches!(operation.op, Op::ModsGradient { .. });
+                    facts.adds_to_inputs |= matches!(operation.op, Op::ModsGradient { .. } | Op::SumRows { .. });
                     for &id in &operation.results {
                         let value = body.value(root(id));
                         if !facts.defines.contains(&root(id)) {
@@ -164,6 +165,8 @@ pub(super) struct Site<'a> {
     pub tensors: Tensors<'a>,
     /// The list of the score mods' inputs and constants.
     pub inputs: Pointer<'a>,
+    /// What the call gives for each head.
+    pub numbers: HeadNumbers<'a>,
 }
 
 /// One (batch, head) of a call.
@@ -278,7 +281,10 @@ impl<'a> Head<'a> {
             factors: [0.0; MOST_FACTORS],
             operands: [OperandArgs::NONE; MOST_OPERANDS],
         };
-        args.factors[..call.factors.len()].copy_from_slice(&call.factors);
+        let numbers = self.site.numbers.of_head(self.head);
+        for (to, factor) in args.factors.iter_mut().zip(&call.factors) {
+            *to = factor.of(numbers);
+        }
         for (to, &operand) in args.operands.iter_mut().zip(&call.operands) {
             *to = self.operand(operand, own);
         }

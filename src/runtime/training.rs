@@ -24,6 +24,7 @@ use crate::mask::QUERY_BLOCK;
 use crate::plan::VerifiedPlan;
 use crate::program::{Op, Space, Tensor, ValueId};
 use crate::spec::Inputs;
+use crate::spec::score::{Checked, HeadNumbers};
 
 /// Units from which on none is cut, and the stretches that fewer units make together.
 const UNITS: usize = 8;
@@ -52,14 +53,15 @@ pub struct Gradients<T = f32> {
     pub k: Array4<T>,
     /// `[batch, kv_heads, kv_len, value_dim]`.
     pub v: Array4<T>,
-    /// Of every input of the score mods, by name and of its shape: summed over batch and heads, in f32.
+    /// Of every input of the score mods, and of what the hops take for each head, by name and of its shape: summed over
+    /// batch, and over heads where all have the same, in f32.
     pub inputs: Vec<(String, ArrayD<f32>)>,
 }
 
 /// What a training step brings besides its tensors.
 #[derive(Debug, Clone, Default)]
 pub struct Step<'a> {
-    /// What the score mods read.
+    /// What the score mods and the hops read.
     pub inputs: Inputs<'a>,
     /// What is dropped; the kernel must have been compiled for it.
     pub dropout: Option<Dropout>,
@@ -291,8 +293,7 @@ impl TrainingKernel {
             Some(saved) => Some((Wide::new(saved.out)?, saved.lse)),
             None => None,
         };
-        let shapes = plan.mods.as_ref().map_or(&[][..], |mods| &mods.mods.inputs);
-        let sums = InputSums::new(shapes.iter().map(|input| input.shape.iter().product()), call.batch * kv_heads)?;
+        let sums = InputSums::new(self.inner.input_sizes(), call.batch * kv_heads)?;
         let (dims, group) = ([dq.dim(), dk.dim(), dvs.dim()], heads / kv_heads);
         let mut tensors = call.tensors();
         tensors.set(Tensor::GradOut, grad_out.tensor());
@@ -334,10 +335,22 @@ impl TrainingKernel {
                 });
             }
         })?;
-        let inputs = shapes.iter().zip(sums.finish()).map(|(input, sum)| {
+        let mut sums = sums.finish().into_iter();
+        let shapes = plan.mods.as_ref().map_or(&[][..], |mods| &mods.mods.inputs);
+        let inputs = shapes.iter().zip(&mut sums).map(|(input, sum)| {
             (input.name.clone(), ArrayD::from_shape_vec(input.shape.clone(), sum).unwrap_or_default())
         });
-        Ok(Gradients { q: narrow(dq), k: narrow(dk), v: narrow(dvs), inputs: inputs.collect() })
+        let mut inputs: Vec<_> = inputs.collect();
+        if let (Some(given), Some(sum)) = (&plan.body.given, sums.next()) {
+            let shape = given.shapes(heads).into_iter().find(|shape| {
+                // One number for all heads gets what all heads give.
+                shape.iter().product::<usize>() == call.numbers.all().len()
+            });
+            let sum = if shape == Some(vec![1]) { vec![sum.iter().sum()] } else { sum };
+            let gradient = ArrayD::from_shape_vec(shape.unwrap_or_default(), sum).unwrap_or_default();
+            inputs.push((given.input.name.clone(), gradient));
+        }
+        Ok(Gradients { q: narrow(dq), k: narrow(dk), v: narrow(dvs), inputs })
     }
 }
 
@@ -350,8 +363,7 @@ struct InputSums {
 }
 
 impl InputSums {
-    fn new(sizes: impl Iterator<Item = usize>, units: usize) -> Result<Self> {
-        let sizes: Vec<usize> = sizes.collect();
+    fn new(sizes: Vec<usize>, units: usize) -> Result<Self> {
         let all: usize = sizes.iter().sum();
         let of_unit = |_| Ok(Mutex::new(zeros("the gradients of inputs", all)?.into_raw_vec_and_offset().0));
         let of_units = (0..Self::count(all, units)).map(of_unit).collect::<Result<_>>()?;
@@ -396,6 +408,8 @@ struct Call<'a, T> {
     v: Wide<'a, T>,
     /// The score mods' inputs and constants.
     inputs: Vec<Address>,
+    /// What it gives for each head.
+    numbers: HeadNumbers<'a>,
     dropout: Option<&'a Dropout>,
     /// Number of the first batch element among those that dropout numbers.
     first: usize,
@@ -417,11 +431,12 @@ impl<'a, T: Element> Call<'a, T> {
         if dropout.is_some() && !plan.has_dropout() {
             return Err(Error::unsupported("dropout", "this kernel was compiled without it"));
         }
-        let given = step.inputs.check(plan.mods.as_ref().map(|mods| &mods.mods))?;
+        let mods = plan.mods.as_ref().map(|mods| &mods.mods);
+        let Checked { mods: given, numbers } = step.inputs.check(mods, plan.body.given.as_ref(), shape.heads)?;
         let constants = inner.constants.iter().map(Vec::as_slice);
         let inputs = given.into_iter().chain(constants).map(|table| Address(table.as_ptr())).collect();
         let (q, k, v) = (Wide::new(q)?, Wide::new(k)?, Wide::new(v)?);
-        Ok(Self { inner, q, k, v, inputs, dropout, first: step.first, batch })
+        Ok(Self { inner, q, k, v, inputs, numbers, dropout, first: step.first, batch })
     }
 
     fn tensors(&self) -> Tensors<'_> {
@@ -434,7 +449,7 @@ impl<'a, T: Element> Call<'a, T> {
 
     fn site<'s>(&'s self, tensors: Tensors<'s>) -> Site<'s> {
         let inputs = Pointer::from(self.inputs.as_ptr());
-        Site { kernel: &self.inner.kernel, loops: &self.inner.loops, tensors, inputs }
+        Site { kernel: &self.inner.kernel, loops: &self.inner.loops, tensors, inputs, numbers: self.numbers }
     }
 
     /// Runs `forward`, then `backward`, on query head `i` of a unit, in a workspace. The second is given what the first
@@ -664,13 +679,15 @@ impl Inner {
         (2 * UNITS).div_ceil(units).min(self.kernel.plan().block_rows() / STRETCH_ROWS).min(affordable).max(1)
     }
 
-    /// Elements of every input of the score mods.
+    /// Elements of every input of the score mods, then of what a call gives for all heads.
     fn input_sizes(&self) -> Vec<usize> {
-        let mods = self.kernel.plan().mods.iter().flat_map(|mods| &mods.mods.inputs);
-        mods.map(|input| input.shape.iter().product::<usize>()).collect()
+        let plan = self.kernel.plan();
+        let mods = plan.mods.iter().flat_map(|mods| &mods.mods.inputs);
+        let given = plan.body.given.iter().map(|given| plan.shape.heads * given.columns);
+        mods.map(|input| input.shape.iter().product::<usize>()).chain(given).collect()
     }
 
-    /// Elements of the score mods' inputs.
+    /// Elements of all of them.
     fn input_floats(&self) -> usize {
         self.input_sizes().iter().sum()
     }

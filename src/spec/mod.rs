@@ -20,7 +20,7 @@ mod source;
 mod yaml;
 
 pub use crate::dtype::Dtype;
-pub use diffusion::MAX_HOPS;
+pub use diffusion::{DEFAULT_TOLERANCE, MAX_HOPS, TYPICAL_ALPHA};
 pub use keys::{KEYS, KeyDef, LARGEST_FACTOR, MAX_DIM};
 pub use nearest::nearest;
 pub use parse::{CheckLeaf, parse, parse_checked, parse_node, parse_source, parse_with, read_value};
@@ -59,6 +59,8 @@ pub struct PatternSpec {
     pub scale: f64,
     /// Hops.
     pub diffusion: Diffusion,
+    /// The pattern of each hop, where hops have their own; `None` for [`Self::pattern`]. Empty where no hop has one.
+    pub hop_patterns: Vec<Option<Node>>,
     /// Place of the `diffusion` key, or of the first line where there is none.
     pub diffusion_at: Span,
     /// The text, for messages.
@@ -159,18 +161,100 @@ pub enum Data {
     Map(Vec<(String, Span, Value)>),
 }
 
-/// The diffusion of a spec, as a recurrence over hops.
+/// The diffusion of a spec.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Diffusion {
+    /// Which function of A is applied to V.
+    pub form: DiffusionForm,
+    /// How A is stored where a strategy keeps it: f32 or bf16. The meaning does not change, rounding does.
+    pub store: Dtype,
+}
+
+/// What is applied to V. The numbers of a [`HeadInput`] come with each call.
+#[derive(Debug, Clone, PartialEq)]
+pub enum DiffusionForm {
+    /// Hops whose factors are known.
+    Fixed(Factors),
+    /// `Z_0 = V`, `Z_{k+1} = (1 - a) A Z_k + a V` with a number a for each head.
+    Restart {
+        /// How many.
+        hops: usize,
+        /// The numbers a, `[heads]` or `[1]`.
+        alpha: HeadInput,
+    },
+    /// `Σ θ_k A^k V` with the row θ of the head.
+    Polynomial {
+        /// Largest k.
+        hops: usize,
+        /// The rows θ, `[heads, hops + 1]`.
+        coefficients: HeadInput,
+    },
+    /// `a (I - (1 - a) A)^-1 V`: hops without end.
+    Limit {
+        /// The number a.
+        alpha: Alpha,
+        /// Where the limit is no forward substitution, the smallest K with `(1 - a)^K <= tolerance` hops are taken.
+        tolerance: f64,
+    },
+}
+
+/// A restart factor.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Alpha {
+    /// Known.
+    Fixed(f64),
+    /// Given at each call.
+    Input(HeadInput),
+}
+
+/// Numbers for each head that come with a call, f32.
+#[derive(Debug, Clone, Eq)]
+pub struct HeadInput {
+    /// Their name.
+    pub name: String,
+    /// Place of the name.
+    pub at: Span,
+}
+
+impl PartialEq for HeadInput {
+    /// Wherever the names were written.
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+/// What a call gives to a diffusion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Given {
+    /// Its name and place.
+    pub input: HeadInput,
+    /// Numbers for each head. A single one may be the same for all heads.
+    pub columns: usize,
+    /// What they may be, besides finite.
+    pub range: GivenRange,
+}
+
+/// What a number that a call gives may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GivenRange {
+    /// Any finite number.
+    Any,
+    /// 0 to 1.
+    Share,
+    /// Above 0, at most 1.
+    Positive,
+}
+
+/// A recurrence over hops.
 ///
 /// Every form of the contract is `Z_0 = initial · V`, `Z_{j+1} = step_j · A Z_j + restart_j · V`:
 /// restart diffusion (Feng et al., AAAI 2023, eq. 7) directly, polynomials in A by Horner's rule.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Diffusion {
+pub struct Factors {
     /// Factor on V before the first hop.
     pub initial: f64,
     /// One entry a hop, in the order of execution; empty for zero hops.
     pub hops: Vec<HopFactors>,
-    /// How A is stored where a strategy keeps it: f32 or bf16. The meaning does not change, rounding does.
-    pub store: Dtype,
 }
 
 /// The factors of one hop: `Z' = step · A Z + restart · V`.

@@ -107,10 +107,20 @@ fn interpret(source: Arc<Source>, root: &Value, check: CheckLeaf) -> Result<Patt
     };
     let diffusion = faults.keep(match fields.get("diffusion") {
         Some(value) => diffusion::read(src, fields.key_at("diffusion"), value),
-        None => Ok(Diffusion::plain()),
+        None => Ok((Diffusion::plain(), Vec::new())),
+    });
+    let diffusion = diffusion.and_then(|(diffusion, patterns)| {
+        let heads = heads.map(|h| h as usize);
+        let read =
+            |pattern: Option<&Value>| pattern.map(|value| Nodes { source: src, check }.root(value, heads)).transpose();
+        let patterns = faults.keep(patterns.into_iter().map(read).collect::<Result<Vec<_>>>())?;
+        let declared = inputs.iter().flatten();
+        faults.keep(diffusion::check_name(src, &diffusion, declared.map(|input| input.name.as_str())))?;
+        Some((diffusion, if patterns.iter().all(Option::is_none) { Vec::new() } else { patterns }))
     });
     let all = (|| {
         let (scale, mods) = score?;
+        let (diffusion, hop_patterns) = diffusion?;
         Some(PatternSpec {
             name: name?.to_owned(),
             description,
@@ -124,7 +134,8 @@ fn interpret(source: Arc<Source>, root: &Value, check: CheckLeaf) -> Result<Patt
             dtype: dtype?,
             pattern: pattern?,
             scale,
-            diffusion: diffusion?,
+            diffusion,
+            hop_patterns,
             diffusion_at: fields.key_at("diffusion"),
             source: source.clone(),
         })

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Align, Data, Diffusion, HeadsNode, Node, PatternSpec, Value};
+use super::{Align, Alpha, Data, Diffusion, DiffusionForm, Factors, HeadInput, HeadsNode, Node, PatternSpec, Value};
 
 impl PatternSpec {
     /// The spec as canonical YAML: every default written out, one leaf a line.
@@ -22,7 +22,7 @@ impl PatternSpec {
         out += "pattern:";
         out += &self.pattern.print(1);
         let _ = writeln!(out, "score: {{scale: {:?}{mods}}}", self.scale);
-        let _ = writeln!(out, "diffusion: {}", self.diffusion.print());
+        let _ = writeln!(out, "diffusion: {}", self.diffusion.print(&self.hop_patterns));
         out
     }
 
@@ -38,23 +38,75 @@ impl PatternSpec {
             && self.same_mods(other)
             && self.diffusion == other.diffusion
             && self.pattern.same(&other.pattern)
+            && self.hop_patterns.len() == other.hop_patterns.len()
+            && self.hop_patterns.iter().zip(&other.hop_patterns).all(|(x, y)| match (x, y) {
+                (Some(x), Some(y)) => x.same(y),
+                (x, y) => x.is_none() && y.is_none(),
+            })
     }
 }
 
 impl Diffusion {
-    fn print(&self) -> String {
+    /// The hops' own patterns, if there are any, stand in the place of their number.
+    fn print(&self, patterns: &[Option<Node>]) -> String {
         let store = if self.store.is_f32() { String::new() } else { format!(", store: {}", self.store) };
-        let alpha = self.hops.first().map_or(0.0, |hop| hop.restart);
-        if *self == (Self { store: self.store, ..Self::restart(self.hops.len(), alpha) }) {
-            return format!("{{hops: {}, alpha: {alpha:?}{store}}}", self.hops.len());
-        }
-        let coefficients = self.hops.iter().rev().map(|hop| hop.restart).chain([self.initial]);
-        let coefficients = coefficients.map(|x| format!("{x:?}")).collect::<Vec<_>>().join(", ");
-        format!("{{coefficients: [{coefficients}]{store}}}")
+        let hops = |count: usize| match patterns {
+            [] => count.to_string(),
+            patterns => {
+                let hop = |pattern: &Option<Node>| match pattern {
+                    Some(node) => format!("{{pattern: {}}}", node.print_flow()),
+                    None => "{}".to_owned(),
+                };
+                format!("[{}]", patterns.iter().map(hop).collect::<Vec<_>>().join(", "))
+            }
+        };
+        let input = |input: &HeadInput| format!("{{input: {}}}", scalar(&input.name));
+        let form = match &self.form {
+            DiffusionForm::Fixed(factors) => {
+                let alpha = factors.hops.first().map_or(0.0, |hop| hop.restart);
+                if *factors == Factors::restart(factors.hops.len(), alpha) {
+                    format!("hops: {}, alpha: {alpha:?}", hops(factors.hops.len()))
+                } else {
+                    let coefficients = factors.hops.iter().rev().map(|hop| hop.restart).chain([factors.initial]);
+                    let coefficients = coefficients.map(|x| format!("{x:?}")).collect::<Vec<_>>().join(", ");
+                    format!("coefficients: [{coefficients}]")
+                }
+            }
+            DiffusionForm::Restart { hops: count, alpha } => format!("hops: {}, alpha: {}", hops(*count), input(alpha)),
+            DiffusionForm::Polynomial { hops, coefficients } => {
+                format!("coefficients: {}, hops: {hops}", input(coefficients))
+            }
+            DiffusionForm::Limit { alpha, tolerance } => {
+                let alpha = match alpha {
+                    Alpha::Fixed(alpha) => format!("{alpha:?}"),
+                    Alpha::Input(alpha) => input(alpha),
+                };
+                format!("hops: all, alpha: {alpha}, tolerance: {tolerance:?}")
+            }
+        };
+        format!("{{{form}{store}}}")
     }
 }
 
 impl Node {
+    /// The node in YAML's flow style, on one line.
+    fn print_flow(&self) -> String {
+        let list = |nodes: &[Self]| nodes.iter().map(Self::print_flow).collect::<Vec<_>>().join(", ");
+        match self {
+            Self::Any(nodes) => format!("{{any: [{}]}}", list(nodes)),
+            Self::All(nodes) => format!("{{all: [{}]}}", list(nodes)),
+            Self::Not(node) => format!("{{not: {}}}", node.print_flow()),
+            Self::PerHead(parts) => {
+                let part = |part: &HeadsNode| {
+                    let heads: Vec<String> = part.heads.iter().map(u32::to_string).collect();
+                    format!("{{heads: [{}], pattern: {}}}", heads.join(", "), part.pattern.print_flow())
+                };
+                format!("{{per_head: [{}]}}", parts.iter().map(part).collect::<Vec<_>>().join(", "))
+            }
+            Self::Leaf { .. } => self.print_leaf(),
+        }
+    }
+
     /// What stands after `pattern:` or after a list item's dash, with the line's end.
     fn print(&self, indent: usize) -> String {
         let space = "  ".repeat(indent);

@@ -83,7 +83,7 @@ macro_rules! family_table {
             f16: super::stored::of::<Stored<half::f16>>(None),
             pack, exp, edge_score, edge_exp, edge_value, join, narrow_panel, widen_panel, softcap, alibi, transposed,
             scatter, gradient, edge_gradient, chains,
-            rows: [copy_rows, scale_rows, add_rows, dot_rows, drop_rows],
+            rows: [copy_rows, scale_rows, add_rows, dot_rows, drop_rows, sum_rows],
         };
         const _: () = assert!(<$vectors as super::lanes::Vectors>::WIDTH == crate::target::Isa::$isa.lanes());
 
@@ -108,6 +108,7 @@ macro_rules! family_table {
             add_rows(super::rows::RowsCall) = super::rows::add;
             dot_rows(super::rows::RowsCall) = super::rows::dot;
             drop_rows(super::rows::RowsCall) = super::rows::drop;
+            sum_rows(super::rows::RowsCall) = super::rows::sum;
         }
 
         #[target_feature(enable = $features)]

@@ -178,6 +178,17 @@ pub(super) unsafe fn drop(c: &RowsCall) {
     }
 }
 
+/// # Safety
+/// Contract of [`super`].
+#[inline(always)]
+pub(super) unsafe fn sum(c: &RowsCall) {
+    // SAFETY: lanes below `count`; one sum.
+    unsafe {
+        let all: f32 = (0..c.count).map(|r| c.lane(r)).sum();
+        *c.lanes_out += c.factor * all;
+    }
+}
+
 macro_rules! plain {
     ($($(#[$doc:meta])* $name:ident = $body:ident;)*) => {$(
         $(#[$doc])*
@@ -202,13 +213,15 @@ plain! {
     dot_rows = dot;
     /// `out = 0` where dropout's hash of row and column is below `threshold`, else `keep · out`.
     drop_rows = drop;
+    /// `lanes_out[0] += factor · Σ lanes_in`.
+    sum_rows = sum;
 }
 
-/// The tiles of this file: copy, scale, add, dot, drop.
-pub type RowsTiles = [super::Tile<RowsCall>; 5];
+/// The tiles of this file: copy, scale, add, dot, drop, sum.
+pub type RowsTiles = [super::Tile<RowsCall>; 6];
 
 /// For any CPU.
-pub const PLAIN: RowsTiles = [copy_rows, scale_rows, add_rows, dot_rows, drop_rows];
+pub const PLAIN: RowsTiles = [copy_rows, scale_rows, add_rows, dot_rows, drop_rows, sum_rows];
 
 #[cfg(test)]
 mod tests;

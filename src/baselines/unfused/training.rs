@@ -83,7 +83,7 @@ impl Training {
         let (classes, batch) = (head_classes(pattern).0 as u64, batch as u64);
         let edges_of_classes = if classes == 1 { nnz / spec.heads as u64 } else { nnz };
         let lists = (8 * (pattern.kv_len as u64 + 1) * classes).saturating_add(8 * edges_of_classes);
-        let kept = spec.diffusion.hops.len() as u64 * 4 * spec.heads as u64 * pattern.q_len as u64;
+        let kept = spec.diffusion.hops() as u64 * 4 * spec.heads as u64 * pattern.q_len as u64;
         let kept = kept.saturating_mul(spec.value_dim as u64);
         let running = batch.saturating_mul((4 * nnz).saturating_add(kept));
         bytes(problem).saturating_add(lists).saturating_add(running)
@@ -124,7 +124,7 @@ impl Training {
         let mut p = self.unfused.probabilities(&tasks, &q, &k);
         let first = self.unfused.first(&v);
         let mut z: Vec<Vec<f32>> = Vec::new();
-        for number in 0..spec.diffusion.hops.len() {
+        for number in 0..self.unfused.factors.hops.len() {
             let before = z.last().map_or(&first[..], Vec::as_slice);
             let next = self.unfused.hop(number, &tasks, &mut p, before, &v);
             z.push(next);
@@ -148,7 +148,7 @@ impl Training {
         let first = self.unfused.first(&v);
         let (mut dp, mut dv) = (vec![0.0; kept.p.len()], vec![0.0; v.len()]);
         let mut g = grad_out;
-        let diffusion = &spec.diffusion;
+        let diffusion = &self.unfused.factors;
         for (number, hop) in diffusion.hops.iter().enumerate().rev() {
             let step = hop.step as f32;
             if hop.restart != 0.0 {

@@ -137,7 +137,7 @@ impl Case<'_> {
     /// What is measured, in a line without an end.
     pub fn heading(&self) -> String {
         let Self { spec, extents, .. } = self;
-        let hops = spec.diffusion.hops.len();
+        let hops = spec.diffusion.hops();
         let nnz = self.compiled.mask.counts().nnz();
         let pairs = extents.q_len as f64 * extents.kv_len as f64 * spec.heads as f64;
         format!(
@@ -247,7 +247,7 @@ impl Case<'_> {
             head_dim: spec.head_dim,
             value_dim: spec.value_dim,
             dtype: spec.dtype,
-            hops: spec.diffusion.hops.len(),
+            hops: spec.diffusion.hops(),
             nnz,
             implementation: name.into(),
             threads: self.options.threads,

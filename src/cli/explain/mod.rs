@@ -114,7 +114,7 @@ fn json(explained: &Explained<'_>, args: &Args, options: &Global) -> Result<serd
         object.extend([
             ("spec".into(), json!(spec.name)),
             ("dtype".into(), json!(spec.dtype)),
-            ("hops".into(), json!(spec.diffusion.hops.len())),
+            ("hops".into(), json!(spec.diffusion.hops())),
             ("batch".into(), json!(args.batch)),
             ("threads".into(), json!(options.threads())),
             ("isa".into(), json!(plan.isa)),

@@ -28,8 +28,8 @@ pub fn page(explained: &Explained<'_>, options: &Global) -> Result<String> {
         @if let Some(description) = &spec.description { p { (description) } }
         p.faint {
             (thousands(q_len)) " queries, " (thousands(kv_len)) " keys, " (spec.heads)
-            @if spec.heads == 1 { " head" } @else { " heads" } " of " (spec.head_dim) ", " (spec.diffusion.hops.len())
-            @if spec.diffusion.hops.len() == 1 { " hop" } @else { " hops" } ", " (spec.dtype)
+            @if spec.heads == 1 { " head" } @else { " heads" } " of " (spec.head_dim) ", " (spec.diffusion.hops())
+            @if spec.diffusion.hops() == 1 { " hop" } @else { " hops" } ", " (spec.dtype)
         }
     };
     let reached = analysis.receptive_field.hops.last();
@@ -136,7 +136,7 @@ fn legend(picture: &Picture) -> Markup {
 fn hops(explained: &Explained<'_>, options: &Global) -> Result<Markup> {
     let (pattern, spec) = (&explained.compiled.pattern, explained.spec);
     let detail = detail(pattern.q_len, pattern.kv_len, HOP_CELLS);
-    let picture = picture::of_hops(pattern, &spec.diffusion, 0, detail, options.memory_limit())?;
+    let picture = picture::of_hops(pattern, &spec.diffusion.typical(), 0, detail, options.memory_limit())?;
     Ok(html! {
         (legend(&picture))
         div.figures {

@@ -53,11 +53,11 @@ impl DenseRows {
             record.out_stride(cx, out.stride);
             record.out_rows(cx, out.numbers);
         }
-        let lanes = self.lanes(cx, row, dense.lanes);
+        let lanes = lanes_at(cx, row, dense.lanes);
         record.lanes_in(cx, lanes);
         record.count(cx, row.count);
         if let Some((sums, from_zero)) = dense.sums {
-            let sums = self.lanes(cx, row, sums);
+            let sums = lanes_at(cx, row, sums);
             if from_zero {
                 let zero = cx.e.b.ins().f32const(0.0);
                 cx.fill_lanes(row, sums, zero);
@@ -99,19 +99,50 @@ impl DenseRows {
             }
         }
     }
+}
 
-    fn lanes(&self, cx: &mut Context, row: Row, lanes: Lanes) -> Value {
-        let local = &cx.layout().local;
-        match lanes {
-            Lanes::One => cx.e.int(0),
-            Lanes::OwnSum => {
-                let (sum, inverse) = (cx.local(local.sum), cx.local(local.inverse));
-                cx.invert(row, sum, inverse, None);
-                inverse
-            }
-            Lanes::Local(which) => cx.local(local.lanes[which]),
-            Lanes::Kept(kept) => cx.kept_lanes(row, kept),
+/// Where numbers of the rows' queries are.
+fn lanes_at(cx: &mut Context, row: Row, lanes: Lanes) -> Value {
+    let local = &cx.layout().local;
+    match lanes {
+        Lanes::One => cx.e.int(0),
+        Lanes::OwnSum => {
+            let (sum, inverse) = (cx.local(local.sum), cx.local(local.inverse));
+            cx.invert(row, sum, inverse, None);
+            inverse
         }
+        Lanes::Local(which) => cx.local(local.lanes[which]),
+        Lanes::Kept(kept) => cx.kept_lanes(row, kept),
+    }
+}
+
+/// The sum of the rows' numbers, for what the call gives for the head.
+pub(in crate::codegen) struct SumRows {
+    x: Lanes,
+    record: RowsRecord,
+}
+
+impl SumRows {
+    pub fn new(cx: &mut Context, x: Lanes, column: u32, factor: f32) -> Self {
+        let record = RowsRecord::new(cx);
+        // The last of the inputs, `[heads, columns]`.
+        let input = cx.plan.mods.as_ref().map_or(0, |mods| mods.mods.inputs.len());
+        let columns = cx.plan.body.given.as_ref().map_or(0, |given| given.columns);
+        let [head, gradients] = [offset_of!(KernelArgs, head), offset_of!(KernelArgs, input_gradients)];
+        let (head, gradients) = (cx.arg(head), cx.arg(gradients));
+        let gradient = cx.e.field(gradients, input * size_of::<*mut f32>());
+        let row = cx.e.offset(gradient, head, (columns * size_of::<f32>()) as i64);
+        let at = cx.e.b.ins().iadd_imm_s(row, i64::from(column) * size_of::<f32>() as i64);
+        record.lanes_out(cx, at);
+        record.factor(cx, factor);
+        Self { x, record }
+    }
+
+    pub fn row(&self, cx: &mut Context, row: Row) {
+        let lanes = lanes_at(cx, row, self.x);
+        self.record.lanes_in(cx, lanes);
+        self.record.count(cx, row.count);
+        cx.call(TileFn::SumRows, self.record.address());
     }
 }
 

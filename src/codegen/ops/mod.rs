@@ -3,7 +3,7 @@
 
 use std::mem::offset_of;
 
-use self::dense::DenseRows;
+use self::dense::{DenseRows, SumRows};
 use self::exp::{Exp, Weights};
 use self::mods::{Mods, ModsGradient};
 use self::scores::{Pack, Sddmm};
@@ -37,6 +37,7 @@ pub(super) enum Code {
     ModsGradient(ModsGradient),
     SpmmT(SpmmT),
     Dense(DenseRows),
+    SumRows(SumRows),
 }
 
 impl Code {
@@ -57,13 +58,14 @@ impl Code {
             RowOp::ModsGradient { .. } => ModsGradient::new(cx, op).map(Self::ModsGradient),
             RowOp::SpmmT { .. } => SpmmT::new(cx, op).map(Self::SpmmT),
             RowOp::Dense(dense) => Some(Self::Dense(DenseRows::new(cx, dense))),
+            RowOp::SumRows { x, column, factor } => Some(Self::SumRows(SumRows::new(cx, x, column, factor))),
             RowOp::Join { .. } => None,
         }
     }
 
     /// Whether it works on rows, without neighbors.
     pub const fn is_on_rows(&self) -> bool {
-        matches!(self, Self::Pack(_) | Self::Dense(_))
+        matches!(self, Self::Pack(_) | Self::Dense(_) | Self::SumRows(_))
     }
 
     /// Whether it needs maxima that the function finds before it.
@@ -83,6 +85,7 @@ impl Code {
             Self::SpmmT(code) => code.begin(cx, row),
             Self::Pack(_)
             | Self::Dense(_)
+            | Self::SumRows(_)
             | Self::Scale(..)
             | Self::CopyPanel(..)
             | Self::Mask(_)
@@ -106,6 +109,7 @@ impl Code {
         match self {
             Self::Pack(code) => code.row(cx, row),
             Self::Dense(code) => code.row(cx, row),
+            Self::SumRows(code) => code.row(cx, row),
             _ => {}
         }
     }
@@ -124,7 +128,7 @@ impl Code {
             Self::ModsGradient(code) => code.piece(cx, row, piece),
             Self::SpmmT(code) => code.piece(cx, row, piece),
             // Values are added run by run, rows have no pieces.
-            Self::Spmm(_) | Self::Pack(_) | Self::Dense(_) => {}
+            Self::Spmm(_) | Self::Pack(_) | Self::Dense(_) | Self::SumRows(_) => {}
         }
     }
 
@@ -141,7 +145,7 @@ impl Code {
             Self::ModsGradient(code) => code.edges(cx, row),
             Self::SpmmT(code) => code.edges(cx, row),
             // Edges are neighbors, and have their factor from the start.
-            Self::Mask(_) | Self::Scale(..) | Self::Pack(_) | Self::Dense(_) => {}
+            Self::Mask(_) | Self::Scale(..) | Self::Pack(_) | Self::Dense(_) | Self::SumRows(_) => {}
         }
     }
 

@@ -6,13 +6,15 @@
 
 use std::collections::HashMap;
 
-use crate::program::{Base, Body, Extent, Op, Operation, Shape, Space, Tensor, ValueId};
+use crate::program::{Base, Body, Extent, Factor, Op, Operation, Shape, Space, Tensor, ValueId};
 use crate::spec::score::ScoreMods;
 
 /// The number of a form.
 type F = u32;
 /// A factor by its bits: equal factors are equal forms.
 type Bits = u64;
+/// The same of a factor on rows, which a call may give.
+type RowBits = [u64; 3];
 
 /// What a value is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -51,8 +53,8 @@ enum Form {
         p: F,
         z: F,
         l: Option<F>,
-        factor: Bits,
-        plus: Option<(F, Bits)>,
+        factor: RowBits,
+        plus: Option<(F, RowBits)>,
     },
     /// A sum that grew in place.
     Sum {
@@ -67,12 +69,12 @@ enum Form {
     Rows {
         x: F,
         l: Option<F>,
-        factor: Bits,
+        factor: RowBits,
     },
     Share {
         g: F,
         y: F,
-        minus: Option<(F, Bits)>,
+        minus: Option<(F, RowBits)>,
         hop: Option<u32>,
         l: Option<F>,
     },
@@ -89,7 +91,7 @@ enum Form {
     },
     Times {
         x: F,
-        factor: Bits,
+        factor: RowBits,
     },
 }
 
@@ -114,6 +116,8 @@ pub(super) fn check(shape: &Shape, body: &Body) -> Result<(), String> {
         forms: Vec::new(),
         numbers: HashMap::new(),
         mods: Vec::new(),
+        sums: Vec::new(),
+        wanted: Vec::new(),
     };
     for (id, value) in body.values.iter().enumerate() {
         if let Extent::Tensor(tensor) = value.extent {
@@ -137,7 +141,13 @@ struct Meaning<'a> {
     numbers: HashMap<Form, F>,
     /// Different score mods.
     mods: Vec<&'a ScoreMods>,
+    /// What goes to the gradient of what a call gives, and what has to.
+    sums: Vec<Sum>,
+    wanted: Vec<Sum>,
 }
+
+/// Of a gradient and rows, with which slope to which column.
+type Sum = (F, F, Bits, u32);
 
 impl<'a> Meaning<'a> {
     fn intern(&mut self, form: Form) -> F {
@@ -252,7 +262,7 @@ impl<'a> Meaning<'a> {
                 let (of, y) = (self.number(*x)?, self.number(*y)?);
                 let form = match *self.form(of) {
                     Form::Hop { p, z, l, factor: times, plus: None } => {
-                        Form::Hop { p, z, l, factor: times, plus: Some((y, bits(*factor)?)) }
+                        Form::Hop { p, z, l, factor: times, plus: Some((y, row_bits(*factor)?)) }
                     }
                     _ => return Err(format!("{} is no product that nothing was added to", self.name(*x))),
                 };
@@ -280,11 +290,19 @@ impl<'a> Meaning<'a> {
             }
             Op::ScaleRows { x, l, factor } => {
                 let l = l.map(|l| self.sums(l)).transpose()?;
-                [Some(Form::Rows { x: self.number(*x)?, l, factor: bits(*factor)? }), None]
+                let (x, factor) = (self.number(*x)?, row_bits(*factor)?);
+                let form = match *self.form(x) {
+                    // A hop whose factor stands apart.
+                    Form::Hop { p, z, l: of, factor: so_far, plus: None } if l.is_none() && so_far == ONE => {
+                        Form::Hop { p, z, l: of, factor, plus: None }
+                    }
+                    _ => Form::Rows { x, l, factor },
+                };
+                [Some(form), None]
             }
             Op::DotRows { x, y, minus, hop, l, onto } => {
                 let minus = match minus {
-                    Some((rows, factor)) => Some((self.number(*rows)?, bits(*factor)?)),
+                    Some((rows, factor)) => Some((self.number(*rows)?, row_bits(*factor)?)),
                     None => None,
                 };
                 let l = l.map(|l| self.sums(l)).transpose()?;
@@ -330,8 +348,19 @@ impl<'a> Meaning<'a> {
                 [Some(self.onto(*onto, Form::Transposed { p: weights, x: rows })?), None]
             }
             Op::AddRows { x, factor, onto } => {
-                let times = Form::Times { x: self.number(*x)?, factor: bits(*factor)? };
+                let times = Form::Times { x: self.number(*x)?, factor: row_bits(*factor)? };
                 [Some(self.onto(Some(*onto), times)?), None]
+            }
+            Op::SumRows { x, column, factor } => {
+                let of = self.number(*x)?;
+                let Form::Share { g, y, minus: None, hop: None, l: None } = *self.form(of) else {
+                    return Err(format!("{} is no product of a gradient with rows", self.name(*x)));
+                };
+                if self.body.given.as_ref().is_none_or(|given| *column as usize >= given.columns) {
+                    return Err(format!("a call gives no column {column}"));
+                }
+                self.sums.push((g, y, bits(*factor)?, *column));
+                [Some(self.form(of).clone()), None]
             }
         };
         for (&result, form) in operation.results.iter().zip(forms) {
@@ -397,12 +426,12 @@ impl<'a> Meaning<'a> {
         p: ValueId,
         z: ValueId,
         l: Option<ValueId>,
-        factor: f64,
-        plus: Option<(ValueId, f64)>,
+        factor: Factor,
+        plus: Option<(ValueId, Factor)>,
     ) -> Result<Form, String> {
         let (weights, rows) = (self.number(p)?, self.number(z)?);
         let plus = match plus {
-            Some((rows, factor)) => Some((self.number(rows)?, bits(factor)?)),
+            Some((rows, factor)) => Some((self.number(rows)?, row_bits(factor)?)),
             None => None,
         };
         let l = l.map(|l| self.sums(l)).transpose()?;
@@ -410,19 +439,20 @@ impl<'a> Meaning<'a> {
             Form::Weights { .. } | Form::Left { .. } => {
                 let whole = self.whole(weights);
                 let divided = l.is_some_and(|l| *self.form(l) == Form::Sums(whole));
-                if !divided && factor != 0.0 {
+                if !divided && !factor.is_zero() {
                     return Err(format!("a hop is not divided by the row sums of {}", self.name(p)));
                 }
             }
             Form::Gradient { .. } => {
                 self.check_gradient(weights)?;
-                if *self.form(rows) != Form::Given(Tensor::K) || l.is_some() || plus.is_some() || factor != 1.0 {
+                if *self.form(rows) != Form::Given(Tensor::K) || l.is_some() || plus.is_some() || factor != Factor::ONE
+                {
                     return Err("the gradient of queries is summed over keys".to_owned());
                 }
             }
             _ => return Err(format!("{} is no weights and no gradient", self.name(p))),
         }
-        Ok(Form::Hop { p: weights, z: rows, l, factor: bits(factor)?, plus })
+        Ok(Form::Hop { p: weights, z: rows, l, factor: row_bits(factor)?, plus })
     }
 
     /// Weights before dropout.
@@ -486,16 +516,16 @@ impl<'a> Meaning<'a> {
 
     /// The gradient of weights and its sums are made of the same hops: of what each got back, what it read and what it
     /// gave.
-    fn check_shares(&self, weights: F, dp: F, delta: F, dropout: bool) -> Result<(), String> {
+    fn check_shares(&mut self, weights: F, dp: F, delta: F, dropout: bool) -> Result<(), String> {
         let refuse = |what: &str| Err(what.to_owned());
         if !matches!(self.form(weights), Form::Weights { .. }) {
             return refuse("the softmax's gradient takes weights before dropout");
         }
-        let Form::Scores { x, y } = self.form(dp) else {
+        let Form::Scores { x, y } = self.form(dp).clone() else {
             return refuse("the gradient of weights is no product");
         };
-        let rows = match self.form(*x) {
-            Form::Packed { rows, factor } if *factor == 1.0_f64.to_bits() => rows,
+        let rows = match self.form(x) {
+            Form::Packed { rows, factor } if *factor == 1.0_f64.to_bits() => rows.clone(),
             _ => return refuse("the gradient of weights is no product of packed rows"),
         };
         if rows.len() != y.len() {
@@ -503,7 +533,7 @@ impl<'a> Meaning<'a> {
         }
         // What each hop got back and read.
         let mut products = Vec::new();
-        for (&h, &z) in rows.iter().zip(y) {
+        for (&h, &z) in rows.iter().zip(&y) {
             let Form::Rows { x: g, l: Some(l), factor } = *self.form(h) else {
                 return refuse("a hop's gradient is not divided by row sums");
             };
@@ -534,7 +564,7 @@ impl<'a> Meaning<'a> {
     }
 
     /// What a hop got back and read, by what it adds to the sums.
-    fn share(&self, share: F, weights: F, dropout: bool) -> Result<(F, F, Bits), String> {
+    fn share(&mut self, share: F, weights: F, dropout: bool) -> Result<(F, F, RowBits), String> {
         let Form::Share { g, y, minus, hop, l } = *self.form(share) else {
             return Err("the sums of a gradient are no products of rows".to_owned());
         };
@@ -554,10 +584,28 @@ impl<'a> Meaning<'a> {
         if hop.is_some() && !matches!(*self.form(g), Form::Left { hop: of, .. } if of == hop) {
             return Err("dropout left rows of a hop, and all of their gradient".to_owned());
         }
+        // What a call gives in the hop's factors gets a sum each.
+        let [_, slope, column] = factor;
+        if slope != 0 {
+            let product = self.intern(Form::Hop { p, z, l: of, factor: ONE, plus: None });
+            self.wanted.push((g, product, slope, column as u32));
+        }
+        if let Some((rows, [_, slope, column])) = plus
+            && slope != 0
+        {
+            self.wanted.push((g, rows, slope, column as u32));
+        }
         Ok((g, z, factor))
     }
 
     fn check_outputs(&self) -> Result<(), String> {
+        if self.wanted.iter().any(|sum| !self.sums.contains(sum)) {
+            return Err("a number that a call gives for hops has no gradient, or a part of one".to_owned());
+        }
+        let twice = |(at, sum): (usize, &Sum)| self.sums[..at].contains(sum);
+        if self.sums.iter().enumerate().any(twice) {
+            return Err("what a call gives for hops gets a sum twice".to_owned());
+        }
         for (id, value) in self.body.values.iter().enumerate() {
             let form = self.form_of[id].map(|number| self.form(number));
             let of_weights = |p: F| matches!(self.form(p), Form::Weights { .. } | Form::Left { .. });
@@ -569,7 +617,7 @@ impl<'a> Meaning<'a> {
                     _ => false,
                 },
                 Extent::Tensor(Tensor::GradQ) => match form {
-                    Some(Form::Hop { p, factor, .. }) => !of_weights(*p) || f64::from_bits(*factor) == 0.0,
+                    Some(Form::Hop { p, factor, .. }) => !of_weights(*p) || f64::from_bits(factor[0]) == 0.0,
                     Some(Form::Sum { .. }) => true,
                     _ => false,
                 },
@@ -587,6 +635,14 @@ impl<'a> Meaning<'a> {
 fn bits(factor: f64) -> Result<Bits, String> {
     if factor.is_finite() { Ok(factor.to_bits()) } else { Err(format!("factor {factor} is not finite")) }
 }
+
+/// The same of a factor on rows.
+fn row_bits(factor: Factor) -> Result<RowBits, String> {
+    Ok([bits(factor.constant)?, bits(factor.slope)?, u64::from(factor.column)])
+}
+
+/// No factor.
+const ONE: RowBits = [1.0_f64.to_bits(), 0, 0];
 
 fn near(a: f64, b: f64) -> bool {
     (a - b).abs() <= 1e-9 * a.abs().max(b.abs())

@@ -17,7 +17,7 @@ mod proof;
 mod term;
 mod text;
 
-pub use inputs::Inputs;
+pub use inputs::{Checked, HeadNumbers, Inputs};
 pub use mods::{InputShape, Positions, ScoreMod, ScoreMods, offset, resolve};
 pub use parse::Signature;
 pub use proof::Linear;
