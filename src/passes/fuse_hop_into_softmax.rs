@@ -33,7 +33,7 @@ fn fuse(body: &mut Body) -> bool {
     nest::join_loops(body, |values, last, next| {
         at += 1;
         let softmax = last.ops().any(|operation| matches!(operation.op, Op::Exp { .. }));
-        let hop = nest::starts_with(next, |op| matches!(op, Op::Spmm { .. }));
+        let hop = nest::starts_with(next, |op| matches!(op, Op::Spmm { .. } | Op::Solve { .. }));
         if !(softmax && hop && nest::follows(last, next)) {
             return Join::Apart;
         }

@@ -8,7 +8,7 @@
 use super::nest::{self, Join};
 use super::{NestPass, Setting, Verdict};
 use crate::mask::QUERY_BLOCK;
-use crate::program::{Body, Op, Reach, Reaches};
+use crate::program::{Body, Loop, Op, Reach, Reaches};
 
 pub(super) const PASS: NestPass = NestPass {
     name: "fuse_hops_at_reach",
@@ -26,6 +26,7 @@ pub(super) const AT_ONCE: NestPass = NestPass {
 };
 
 fn at_reach(body: &mut Body, setting: &Setting<'_>) -> Verdict {
+    is_swept(body)?;
     let (reach, row) = band(setting)?;
     let hops = body.hops();
     let (slots, rows) = (reach.ring_slots(hops), setting.shape.q_len.div_ceil(QUERY_BLOCK));
@@ -41,12 +42,20 @@ fn at_reach(body: &mut Body, setting: &Setting<'_>) -> Verdict {
 }
 
 fn at_once(body: &mut Body, setting: &Setting<'_>) -> Verdict {
+    is_swept(body)?;
     let (Reach { behind, ahead }, row) = band(setting)?;
     if ahead > 0 {
         return Err(format!("{} reach {ahead} block rows ahead", queries(setting, row)));
     }
     fuse(body, 0);
     Ok(Some(format!("no row reads a later block row, and {behind} behind at most")))
+}
+
+fn is_swept(body: &Body) -> Result<(), String> {
+    match body.loops.iter().any(Loop::is_in_order) {
+        true => Err("hops without end are one loop already".to_owned()),
+        false => Ok(()),
+    }
 }
 
 fn band(setting: &Setting<'_>) -> Result<(Reach, u32), String> {

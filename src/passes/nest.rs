@@ -128,7 +128,7 @@ pub(super) fn remove_unread(body: &mut Body) {
     let operations: Vec<&Operation> = body.ops().collect();
     // The maximum of scores is a result that may go unread; what counts is whether any result is.
     for operation in operations.iter().rev() {
-        let adds_to_inputs = matches!(operation.op, Op::ModsGradient { .. });
+        let adds_to_inputs = matches!(operation.op, Op::ModsGradient { .. } | Op::SumRows { .. });
         if adds_to_inputs || operation.results.iter().any(|&result| live[result.0 as usize] || output(result)) {
             operation.results.iter().for_each(|result| live[result.0 as usize] = true);
             operation.op.reads().iter().for_each(|(operand, _)| live[operand.0 as usize] = true);

@@ -19,7 +19,9 @@ fn run(body: &mut Body, setting: &Setting<'_>) -> Verdict {
         let at = root.0 as usize;
         let (Some(first), Some(made)) = (sites.made[at], sites.made[id]) else { continue };
         // The rows of keys that a product adds to are complete only when the loop is.
-        let whole_loop = matches!(body.loops[made.one].stages[made.stage].ops[made.op].op, Op::SpmmT { .. });
+        // So are rows that follow each other, which later rows read.
+        let op = &body.loops[made.one].stages[made.stage].ops[made.op].op;
+        let whole_loop = matches!(op, Op::SpmmT { .. } | Op::Solve { .. } | Op::SolveT { .. });
         if whole_loop {
             alive[at] = Some(Extent::All);
         }

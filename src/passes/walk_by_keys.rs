@@ -3,7 +3,8 @@
 //! All operations on some keys of a block row before the next keys: pairs stay in a panel that fits a cache, whatever the
 //! length of a row. Where the row's maximum is found on the way, the softmax is an online one, whose weights are final only
 //! behind the last key; then nothing but one product may take them. Operations on whole rows come before those on pairs, or
-//! behind. Refused where pairs outlive their stage.
+//! behind. What is solved row after row takes whole
+//! rows. Refused where pairs outlive their stage.
 
 use super::nest::{self, Site, Sites};
 use super::{NestPass, Verdict};
@@ -24,7 +25,9 @@ fn walk(body: &mut Body, every: bool) -> Verdict {
     let sites = Sites::of(body);
     for (i, j) in nest::stages(body) {
         let stage = &body.loops[i].stages[j];
-        if stage.by_keys || !stage.ops.iter().any(|operation| matches!(operation.op, Op::Sddmm { .. })) {
+        let has = |what: fn(&Op) -> bool| stage.ops.iter().any(|operation| what(&operation.op));
+        let whole_rows = has(|op| matches!(op, Op::Solve { .. } | Op::SolveT { .. }));
+        if stage.by_keys || whole_rows || !has(|op| matches!(op, Op::Sddmm { .. })) {
             continue;
         }
         match fault(body, &sites, i, j) {

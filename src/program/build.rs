@@ -1,10 +1,10 @@
 //! From a spec and its neighbors to the definition: one operation a step, each in a loop of its own.
 
-use super::{Base, BlockTest, Body, Extent, Factor, Loop, Names, Op, Program, Shape, Space, Tensor, ValueId};
+use super::{is_lower_triangular, Base, BlockTest, Body, Extent, Factor, Loop, Names, Op, Program, Shape, Space, Tensor, ValueId};
 use crate::error::{Error, Result};
 use crate::mask::BlockMask;
 use crate::spec::score::{self, ScoreMods};
-use crate::spec::{self, Diffusion, DiffusionForm, PatternSpec};
+use crate::spec::{self, Alpha, Diffusion, DiffusionForm, Factors, MAX_HOPS, PatternSpec};
 
 /// The program as the definition has it, before any pass.
 ///
@@ -16,7 +16,28 @@ use crate::spec::{self, Diffusion, DiffusionForm, PatternSpec};
 /// Those of [`score::resolve`]: an index of a score mod that may leave its input.
 pub fn build(spec: &PatternSpec, neighbors: BlockMask) -> Result<Program> {
     let mods = score::resolve(spec, neighbors.q_len, neighbors.kv_len)?;
-    let hops = hops(&spec.diffusion);
+    let limit = match &spec.diffusion.form {
+        DiffusionForm::Limit { alpha, .. } if is_lower_triangular(&neighbors) => Some(match alpha {
+            Alpha::Fixed(alpha) => (Factor::fixed(1.0 - alpha), Factor::fixed(*alpha)),
+            Alpha::Input(_) => (Factor::rest_of(0), Factor::given(0)),
+        }),
+        _ => None,
+    };
+    let hops = match &spec.diffusion.form {
+        _ if limit.is_some() => Vec::new(),
+        DiffusionForm::Limit { alpha: Alpha::Input(_), .. } => {
+            let message = "`hops: all` with an `alpha` of the call where a query attends to a later key";
+            return Err(Error::unsupported(message, "a causal pattern, or an `alpha` that is known"));
+        }
+        DiffusionForm::Limit { alpha: Alpha::Fixed(alpha), tolerance } => {
+            if Factors::hops_until(*alpha, *tolerance).is_none() {
+                let message = format!("`hops: all`: alpha {alpha} does not reach tolerance {tolerance} within {MAX_HOPS} hops");
+                return Err(Error::unsupported(message, "a larger `alpha` or `tolerance`, or a causal pattern"));
+            }
+            hops(&spec.diffusion)
+        }
+        _ => hops(&spec.diffusion),
+    };
     let shape = Shape {
         heads: spec.heads / neighbors.stack.max(1),
         kv_heads: spec.kv_heads,
@@ -30,7 +51,7 @@ pub fn build(spec: &PatternSpec, neighbors: BlockMask) -> Result<Program> {
     if neighbors.parts > 1 && hops.len() > 1 {
         return Err(Error::internal("program", "several hops over neighbors in parts", spec.print()));
     }
-    let body = Builder::new(shape).build(mods, spec.scale, &hops, neighbors.parts > 1);
+    let body = Builder::new(shape).build(mods, spec.scale, (&hops, limit), neighbors.parts > 1);
     let body = Body { given: spec.diffusion.given(), ..body };
     Ok(Program { shape, block_test: BlockTest::Every, body, neighbors })
 }
@@ -78,7 +99,13 @@ impl Builder {
         Self { shape, names: Names::of(&body), body }
     }
 
-    fn build(mut self, mods: Option<ScoreMods>, scale: f64, hops: &[HopFactors], parts: bool) -> Body {
+    fn build(
+        mut self,
+        mods: Option<ScoreMods>,
+        scale: f64,
+        (hops, limit): (&[HopFactors], Option<HopFactors>),
+        parts: bool,
+    ) -> Body {
         let Shape { head_dim, value_dim, dtype, .. } = self.shape;
         let q = self.value("q", Space::Queries(head_dim), Extent::Tensor(Tensor::Q));
         let k = self.value("k", Space::Keys(head_dim), Extent::Tensor(Tensor::K));
@@ -112,6 +139,17 @@ impl Builder {
             z = self.kept(&name, rows, extent, Op::Spmm { p, z, l: Some(l), factor: step, plus, onto: None });
             if combined {
                 z = self.kept(&name, rows, extent, Op::Combine { x: z, y: v, factor: restart });
+            }
+        }
+        if let Some((factor, restart)) = limit {
+            let (rows, out) = (Space::Queries(value_dim), Extent::Tensor(Tensor::Out));
+            let solve = Op::Solve { p, l, factor, plus: (v, restart) };
+            if dtype.is_f32() {
+                self.kept("out", rows, out, solve);
+            } else {
+                // Later rows read what is not rounded.
+                let z = self.step("z", rows, solve);
+                self.kept("out", rows, out, Op::Copy { x: z });
             }
         }
         if parts {

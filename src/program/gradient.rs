@@ -7,6 +7,7 @@
 //! z' = spmm p z / l * c       ->  delta += (g · z' - …) / l, h = g / l * c, g' = spmm_t p h; dp gets the pair (h, z)
 //! z' = combine z + v * r      ->  gradv += g * r
 //! z' = scale_rows z * s       ->  (goes into h)
+//! z = solve p / l * c + v * r ->  w = solve_t p g / l * c, gradv += w * r; then as of a hop that read z
 //! z' = dropout z              ->  g = dropout g
 //! p, l = exp s - m            ->  dp = Σ h zᵀ on the pairs, ds = p ∘ (dp - delta)
 //! s' = mods s, s' = scale s   ->  ds = mods' s ds, ds = scale ds
@@ -22,7 +23,7 @@ use std::collections::HashMap;
 
 use super::{Body, Extent, Factor, Loop, Names, Op, Operation, Program, Space, Tensor, Value, ValueId};
 use crate::dtype::Dtype;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Adds the gradient. Tensors become f32, as gradients are sums. With `dropout`, weights and what every hop gives are what
 /// the rates of a call leave, forward and backward.
@@ -36,6 +37,13 @@ pub fn derive_gradient(mut program: Program, dropout: bool) -> Result<Program> {
     program.shape.dtype = Dtype::F32;
     program.shape.store = Dtype::F32;
     insert_products(&mut program.body);
+    let solved = program.body.ops().any(|operation| matches!(operation.op, Op::Solve { .. }));
+    if dropout && solved {
+        return Err(Error::unsupported(
+            "dropout with hops without end",
+            "dropout with a number of hops, or `hops: all` without dropout",
+        ));
+    }
     if dropout {
         insert_dropout(&mut program.body);
     }
@@ -260,6 +268,24 @@ impl Adjoint {
                     self.rows.insert(*z, before);
                 }
             }
+            Op::Solve { p, l, factor, plus: (rows, restart) } => {
+                let Some(g) = self.rows.remove(&result) else { return };
+                let width = Space::Queries(self.value_dim);
+                let w = self.emit("w", width, Op::SolveT { p: *p, x: g, l: *l, factor: *factor });
+                if factor.is_given() {
+                    // The product without its factor.
+                    let product = Op::Spmm { p: *p, z: result, l: Some(*l), factor: Factor::ONE, plus: None, onto: None };
+                    let y = self.emit("y", width, product);
+                    self.sum_given(w, y, *factor);
+                }
+                self.add_rows(*rows, w, *restart);
+                self.sum_given(w, *rows, *restart);
+                let (minus, onto) = (Some((*rows, *restart)), self.delta);
+                let delta = Op::DotRows { x: w, y: result, minus, hop: None, l: Some(*l), onto };
+                self.delta = Some(self.emit("delta", Space::Query, delta));
+                let h = self.emit("h", width, Op::ScaleRows { x: w, l: Some(*l), factor: *factor });
+                self.products.push((h, result));
+            }
             Op::Exp { s, .. } => {
                 let Some(delta) = self.delta else { return };
                 let several = self.products.len() > 1;
@@ -311,6 +337,7 @@ impl Adjoint {
             Op::Pack { .. } | Op::Copy { .. } | Op::RowMax { .. } => {}
             Op::Join { .. }
             | Op::SumRows { .. }
+            | Op::SolveT { .. }
             | Op::DotRows { .. }
             | Op::SoftmaxGradient { .. }
             | Op::ModsGradient { .. }

@@ -39,6 +39,8 @@
 //!     p, l = exp BASE s - m [with mask]         p = BASE^(s - m), l its row sums; BASE is e or 2
 //!     p = dropout p [hop N]                     of pairs, or of rows behind hop N
 //!     z = spmm p v [/ l] * C [+ w * C] [onto z] rows of queries
+//!     z = solve p / l * C + v * C               z = C (p z) / l + C v, row after row
+//!     w = solve_t p g / l * C                   w = pᵀ (C w / l) + g, from the last row on
 //!     z = combine y + v * C
 //!     out = join y                              of the parts of a head
 //!     h = scale_rows g [/ l] * C
@@ -83,7 +85,7 @@ pub use build::build;
 pub use gradient::derive_gradient;
 pub use parse::{parse, parse_nest};
 pub use print::print_nest;
-pub use reach::{KnownReach, Reach, Reaches, reaches};
+pub use reach::{KnownReach, Reach, Reaches, is_lower_triangular, reaches};
 pub use spaces::spaces;
 pub use verify::{VerifiedProgram, check_nest, verify};
 
@@ -329,6 +331,29 @@ pub enum Op {
         /// What it is added to, in place.
         onto: Option<ValueId>,
     },
+    /// z = factor · (P z) / l + plus: all hops at once, where no key comes after its query. Rows follow each other, from
+    /// the first on. → rows of queries
+    Solve {
+        /// Weights.
+        p: ValueId,
+        /// Row sums that it is divided by.
+        l: ValueId,
+        /// Factor on the product.
+        factor: Factor,
+        /// Rows that are added with a factor.
+        plus: (ValueId, Factor),
+    },
+    /// w = Pᵀ (factor · w / l) + x, the adjoint of [`Op::Solve`], from the last row to the first. → rows of queries
+    SolveT {
+        /// Weights.
+        p: ValueId,
+        /// Rows that are added.
+        x: ValueId,
+        /// Row sums that it is divided by.
+        l: ValueId,
+        /// Factor on the product.
+        factor: Factor,
+    },
     /// `x + factor · y` row by row, in place of x. → rows of queries
     Combine {
         /// Rows of queries.
@@ -515,6 +540,9 @@ impl Op {
                 reads.extend(plus.map(|(rows, _)| (rows, Row)));
                 reads.extend(onto.map(|onto| (onto, Onto)));
             }
+            // What it reads of its own result, it has made before.
+            Self::Solve { p, l, plus, .. } => reads.extend([(*p, Row), (*l, Row), (plus.0, Row)]),
+            Self::SolveT { p, x, l, .. } => reads.extend([(*p, Row), (*x, Row), (*l, Row)]),
             Self::Combine { x, y, .. } => reads.extend([(*x, Row), (*y, Row)]),
             Self::Join { x, m, l } => reads.extend([(*x, Row), (*m, Row), (*l, Row)]),
             Self::ScaleRows { x, l, .. } => {
@@ -558,6 +586,8 @@ impl Op {
             | Self::Sddmm { .. }
             | Self::Copy { .. }
             | Self::RowMax { .. }
+            | Self::Solve { .. }
+            | Self::SolveT { .. }
             | Self::Join { .. }
             | Self::ScaleRows { .. } => [None, None],
         }
@@ -581,6 +611,8 @@ impl Op {
                 plus.iter_mut().for_each(|(rows, _)| each(&mut [rows]));
                 onto.iter_mut().for_each(|onto| each(&mut [onto]));
             }
+            Self::Solve { p, l, plus, .. } => each(&mut [p, l, &mut plus.0]),
+            Self::SolveT { p, x, l, .. } => each(&mut [p, x, l]),
             Self::Combine { x, y, .. } => each(&mut [x, y]),
             Self::Join { x, m, l } => each(&mut [x, m, l]),
             Self::ScaleRows { x, l, .. } => {
@@ -617,6 +649,8 @@ impl Op {
             Self::Exp { .. } => "exp",
             Self::Dropout { .. } => "dropout",
             Self::Spmm { .. } => "spmm",
+            Self::Solve { .. } => "solve",
+            Self::SolveT { .. } => "solve_t",
             Self::Combine { .. } => "combine",
             Self::Join { .. } => "join",
             Self::ScaleRows { .. } => "scale_rows",
@@ -730,7 +764,8 @@ impl Body {
             operation.results.iter().any(of)
         };
         let end = self.ops().position(out).map_or(0, |at| at + 1);
-        self.ops().take(end).filter(|operation| matches!(operation.op, Op::Spmm { .. })).count()
+        let is_hop = |operation: &&Operation| matches!(operation.op, Op::Spmm { .. } | Op::Solve { .. });
+        self.ops().take(end).filter(is_hop).count()
     }
 
     /// Whether a gradient has been added.
@@ -785,6 +820,11 @@ impl Loop {
     pub(crate) fn of(op: Op, results: &[ValueId]) -> Self {
         let ops = vec![Operation { op, results: results.into() }];
         Self { stages: vec![Stage { shift: 0, by_keys: false, ops }], ..Self::default() }
+    }
+
+    /// Whether its rows follow each other, each from those before it.
+    pub fn is_in_order(&self) -> bool {
+        self.ops().any(|operation| matches!(operation.op, Op::Solve { .. } | Op::SolveT { .. }))
     }
 
     /// All its operations, in order.

@@ -254,6 +254,15 @@ impl Reader {
                 let factor = words.row_factor("*")?;
                 Op::Spmm { p, z, l, factor, plus: words.rows("+")?, onto: words.onto()? }
             }
+            "solve" => {
+                let (p, l) = (words.value()?, words.over()?.ok_or("solve without row sums")?);
+                let factor = words.row_factor("*")?;
+                Op::Solve { p, l, factor, plus: words.rows("+")?.ok_or("solve of nothing")? }
+            }
+            "solve_t" => {
+                let (p, x, l) = (words.value()?, words.value()?, words.over()?.ok_or("solve_t without row sums")?);
+                Op::SolveT { p, x, l, factor: words.row_factor("*")? }
+            }
             "combine" => {
                 let x = words.value()?;
                 let Some((y, factor)) = words.rows("+")? else { return Err("combine of one value".to_owned()) };

@@ -173,6 +173,10 @@ impl Body {
                 }
                 write!(out, "{}", onto(to))
             }
+            Op::Solve { p, l, factor, plus: (rows, by) } => {
+                write!(out, "{} / {} * {factor} + {} * {by}", name(p), name(l), name(rows))
+            }
+            Op::SolveT { p, x, l, factor } => write!(out, "{} {} / {} * {factor}", name(p), name(x), name(l)),
             Op::Combine { x, y, factor } => write!(out, "{} + {} * {factor}", name(x), name(y)),
             Op::Join { x, m, l } => write!(out, "{} {} {}", name(x), name(m), name(l)),
             Op::ScaleRows { x, l, factor } => write!(out, "{}{} * {factor}", name(x), over(l)),

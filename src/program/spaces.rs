@@ -95,6 +95,16 @@ pub fn spaces(op: &Op, shape: &Shape, space: impl Fn(ValueId) -> Space) -> Resul
             }
             smallvec![Space::Queries(of)]
         }
+        Op::Solve { p, l, plus, .. } => {
+            pairs(*p)?;
+            query(*l)?;
+            smallvec![Space::Queries(width(plus.0)?)]
+        }
+        Op::SolveT { p, x, l, .. } => {
+            pairs(*p)?;
+            query(*l)?;
+            smallvec![Space::Queries(width(*x)?)]
+        }
         Op::Combine { x, y, .. } => {
             let Space::Queries(of) = space(*x) else { return refuse("what is no rows of queries") };
             same(of, width(*y)?)?;

@@ -56,6 +56,19 @@ enum Form {
         factor: RowBits,
         plus: Option<(F, RowBits)>,
     },
+    /// All hops at once, and their adjoint.
+    Solved {
+        p: F,
+        l: F,
+        factor: RowBits,
+        plus: (F, RowBits),
+    },
+    Adjoint {
+        p: F,
+        g: F,
+        l: F,
+        factor: RowBits,
+    },
     /// A sum that grew in place.
     Sum {
         of: F,
@@ -258,6 +271,15 @@ impl<'a> Meaning<'a> {
                 let form = self.product(*p, *z, *l, *factor, *plus)?;
                 [Some(self.onto(*onto, form)?), None]
             }
+            Op::Solve { p, l, factor, plus: (rows, restart) } => {
+                let (p, l) = self.solved(*p, *l)?;
+                let plus = (self.number(*rows)?, row_bits(*restart)?);
+                [Some(Form::Solved { p, l, factor: row_bits(*factor)?, plus }), None]
+            }
+            Op::SolveT { p, x, l, factor } => {
+                let (p, l) = self.solved(*p, *l)?;
+                [Some(Form::Adjoint { p, g: self.number(*x)?, l, factor: row_bits(*factor)? }), None]
+            }
             Op::Combine { x, y, factor } => {
                 let (of, y) = (self.number(*x)?, self.number(*y)?);
                 let form = match *self.form(of) {
@@ -455,6 +477,16 @@ impl<'a> Meaning<'a> {
         Ok(Form::Hop { p: weights, z: rows, l, factor: row_bits(factor)?, plus })
     }
 
+    /// Weights and the sums that they are divided by.
+    fn solved(&self, p: ValueId, l: ValueId) -> Result<(F, F), String> {
+        let (weights, sums) = (self.number(p)?, self.sums(l)?);
+        let divided = *self.form(sums) == Form::Sums(weights);
+        if !matches!(self.form(weights), Form::Weights { .. }) || !divided {
+            return Err(format!("what is solved is not made of {} over their row sums", self.name(p)));
+        }
+        Ok((weights, sums))
+    }
+
     /// Weights before dropout.
     fn whole(&self, weights: F) -> F {
         match *self.form(weights) {
@@ -572,8 +604,16 @@ impl<'a> Meaning<'a> {
             Form::Left { of, hop } => (of, hop),
             _ => (y, None),
         };
-        let Form::Hop { p, z, l: of, factor, plus } = *self.form(made) else {
-            return Err("the sums of a gradient are not of what a hop gave".to_owned());
+        let (p, z, of, factor, plus) = match *self.form(made) {
+            Form::Hop { p, z, l, factor, plus } => (p, z, l, factor, plus),
+            // It reads what it gives, and its gradient is that of the system.
+            Form::Solved { p, l: of, factor, plus } => {
+                if !matches!(*self.form(g), Form::Adjoint { p: by, l, factor: times, .. } if (by, l, times) == (p, of, factor)) {
+                    return Err("the gradient of what is solved is not that of its system".to_owned());
+                }
+                (p, made, Some(of), factor, Some(plus))
+            }
+            _ => return Err("the sums of a gradient are not of what a hop gave".to_owned()),
         };
         if (p != weights) != dropout || self.whole(p) != weights {
             return Err("the sums of a gradient are of a hop with other weights".to_owned());
@@ -613,7 +653,7 @@ impl<'a> Meaning<'a> {
                 Extent::Tensor(Tensor::Out) => match form {
                     Some(Form::Hop { p, .. }) => of_weights(*p),
                     Some(Form::Left { of, .. }) => matches!(self.form(*of), Form::Hop { .. }),
-                    Some(Form::Joined { .. }) => true,
+                    Some(Form::Joined { .. } | Form::Solved { .. }) => true,
                     _ => false,
                 },
                 Extent::Tensor(Tensor::GradQ) => match form {

@@ -16,7 +16,7 @@ mod sites;
 mod stages;
 mod types;
 
-use super::{Body, Program, Reach, Reaches, Shape, reaches};
+use super::{Body, Loop, Program, Reach, Reaches, Shape, is_lower_triangular, reaches};
 use crate::error::Result;
 use crate::mask;
 
@@ -73,6 +73,14 @@ fn check(program: &Program) -> Result<Option<Reach>, String> {
     let parts = body.loops.iter().any(|one| one.parts);
     if parts != (neighbors.parts > 1) {
         return Err(format!("neighbors in {} parts, and loops over parts where there are several", neighbors.parts));
+    }
+    if body.loops.iter().any(Loop::is_in_order) {
+        if shape.q_len != shape.kv_len {
+            return Err("hops without end with another number of queries than keys".to_owned());
+        }
+        if !is_lower_triangular(neighbors) {
+            return Err("hops are solved row after row, and a row meets a later key, or stands in another order".to_owned());
+        }
     }
     let sites = types::check(shape, body)?;
     let reach = match order::goes_by_reach(body, &sites) {

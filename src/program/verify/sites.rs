@@ -57,9 +57,9 @@ pub(super) fn name(body: &Body, id: ValueId) -> &str {
     &body.value(id).name
 }
 
-/// Whether the operation writes rows of keys, of any block row.
+/// Whether the operation writes rows of keys, of any block row, or rows from the last on.
 pub(super) fn scatters(body: &Body, site: Site) -> bool {
-    matches!(op(body, site).op, Op::SpmmT { .. })
+    matches!(op(body, site).op, Op::SpmmT { .. } | Op::SolveT { .. })
 }
 
 /// Every operation with its place.

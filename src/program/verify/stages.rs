@@ -27,6 +27,7 @@ pub(super) fn check(body: &Body, sites: &Sites, reach: Option<Reach>) -> Result<
         if one.halo {
             check_halo(body, sites, i, reach)?;
         }
+        check_in_order(body, sites, i)?;
         for (j, stage) in one.stages.iter().enumerate() {
             if stage.shift > MOST_SHIFT {
                 return Err(format!("a stage {} block rows behind", stage.shift));
@@ -37,6 +38,29 @@ pub(super) fn check(body: &Body, sites: &Sites, reach: Option<Reach>) -> Result<
         }
     }
     Ok(())
+}
+
+/// Rows that follow each other are those of the only stage: it solves once, for all rows that are kept.
+fn check_in_order(body: &Body, sites: &Sites, i: usize) -> Result<(), String> {
+    let one = &body.loops[i];
+    if !one.is_in_order() {
+        return Ok(());
+    }
+    let solves: Vec<&Operation> = one.ops().filter(|o| matches!(o.op, Op::Solve { .. } | Op::SolveT { .. })).collect();
+    let ([_], [operation]) = (one.stages.as_slice(), solves.as_slice()) else {
+        return Err("rows that follow each other in a loop of several stages, or in two ways".to_owned());
+    };
+    let backwards = matches!(operation.op, Op::SolveT { .. });
+    // Sums over rows would be added in another order.
+    if backwards && one.ops().any(|other| matches!(other.op, Op::SpmmT { .. })) {
+        return Err("rows from the last to the first together with sums over rows".to_owned());
+    }
+    let result = operation.results[0];
+    match body.value(sites.root(result)).extent {
+        Extent::All => Ok(()),
+        Extent::Tensor(_) if !backwards => Ok(()),
+        extent => Err(format!("{} is read by later rows, and keeps a {extent}", name(body, result))),
+    }
 }
 
 fn check_parts(body: &Body, sites: &Sites) -> Result<(), String> {
@@ -92,6 +116,9 @@ fn check_halo(body: &Body, sites: &Sites, i: usize, reach: Option<Reach>) -> Res
     // Readers stand behind what they read.
     for (j, stage) in stages.iter().enumerate().rev() {
         for operation in &stage.ops {
+            if matches!(operation.op, Op::Solve { .. } | Op::SolveT { .. }) {
+                return Err("rows that follow each other are cut into stretches".to_owned());
+            }
             if matches!(operation.op, Op::SpmmT { .. }) {
                 return Err(
                     "a stretch of rows adds to rows of keys, which are those of other stretches, too".to_owned()
@@ -107,7 +134,8 @@ fn check_halo(body: &Body, sites: &Sites, i: usize, reach: Option<Reach>) -> Res
         if let (true, Some(&id)) = (beyond[j], results.find(shared)) {
             return Err(format!("stretches compute rows of {} near their borders twice, and share it", name(body, id)));
         }
-        if beyond[j] && stage.ops.iter().any(|operation| matches!(operation.op, Op::ModsGradient { .. })) {
+        let adds = |operation: &Operation| matches!(operation.op, Op::ModsGradient { .. } | Op::SumRows { .. });
+        if beyond[j] && stage.ops.iter().any(adds) {
             return Err("stretches would add to the gradients of inputs twice".to_owned());
         }
     }
@@ -127,6 +155,11 @@ fn check_by_keys(body: &Body, sites: &Sites, stage: &Stage, here: Site) -> Resul
     };
     if let Some(operation) = stage.ops[first..=last].iter().find(|operation| !on_pairs(operation)) {
         return Err(format!("{} of whole rows stands among operations on some keys", operation.op.name()));
+    }
+    if let Some(operation) =
+        stage.ops.iter().find(|operation| matches!(operation.op, Op::Solve { .. } | Op::SolveT { .. }))
+    {
+        return Err(format!("{} takes whole rows, not some keys of them", operation.op.name()));
     }
     if stage.ops.iter().filter(|operation| matches!(operation.op, Op::Spmm { .. })).count() > 1 {
         return Err("two products with rows are summed up by keys at once".to_owned());
