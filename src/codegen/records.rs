@@ -14,6 +14,7 @@ use crate::tiles::half_panel::PanelCall;
 use crate::tiles::join::JoinCall;
 use crate::tiles::mod_gradients::{EdgeModGradientCall, ModGradientCall};
 use crate::tiles::rows::RowsCall;
+use crate::tiles::solve::SolveCall;
 use crate::tiles::stored::StoredCall;
 use crate::tiles::transposed::{ScatterCall, TransposedCall};
 use crate::tiles::{Ahead, EdgeCall, EdgeModCall, ExpCall, ModCall, PackCall, ScoreCall, ValueCall};
@@ -70,6 +71,7 @@ macro_rules! record {
         #[derive(Clone, Copy)]
         pub(super) struct $record(Value);
 
+        $(#[$doc])*
         impl $record {
             /// Reserves it on the stack.
             pub fn new<'e>(cx: &mut impl AsMut<Emit<'e>>) -> Self {
@@ -198,6 +200,11 @@ record!(
         x, x_stride, x_rows, y, y_stride, y_rows, w, w_stride, w_rows, out, out_stride, out_rows, count, width, lanes_in, lanes_out, factor, restart,
         row_keys, threshold, keep,
     }
+);
+record!(
+    /// Of the tiles that solve a block row's triangle.
+    #[allow(dead_code, reason = "no operation solves yet")]
+    SolveRecord: SolveCall { p, p_stride, rows, factor, z, z_stride, width }
 );
 record!(
     /// Of the join of a head's parts.

@@ -55,6 +55,10 @@ pub enum TileFn {
     DotRows,
     /// [`crate::tiles::rows::RowsCall`]
     DropRows,
+    /// [`crate::tiles::solve::SolveCall`]
+    Solve,
+    /// [`crate::tiles::solve::SolveCall`]
+    SolveTransposed,
     /// [`Self::Pack`] of rows of another width than queries, as the ones below of other than keys and values: portable tiles
     /// are made for one width.
     GradientPack,
@@ -71,7 +75,7 @@ pub enum TileFn {
 impl TileFn {
     /// All of them; the position is the index in the external names of lowered functions, where the wrappers for
     /// 16-bit tensors follow in the same order.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 32] = [
         Self::Pack,
         Self::Score,
         Self::Exp,
@@ -97,6 +101,8 @@ impl TileFn {
         Self::AddRows,
         Self::DotRows,
         Self::DropRows,
+        Self::Solve,
+        Self::SolveTransposed,
         Self::GradientPack,
         Self::GradientScore,
         Self::GradientValue,
@@ -132,6 +138,8 @@ impl TileFn {
             Self::AddRows => "add_rows",
             Self::DotRows => "dot_rows",
             Self::DropRows => "drop_rows",
+            Self::Solve => "solve",
+            Self::SolveTransposed => "solve_transposed",
         }
     }
 

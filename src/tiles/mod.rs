@@ -43,6 +43,7 @@ mod pack;
 pub mod peak;
 mod prefetch;
 pub mod rows;
+pub mod solve;
 mod split;
 pub mod stored;
 pub mod transposed;
