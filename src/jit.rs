@@ -22,7 +22,7 @@ use crate::limits::Allowance;
 use crate::plan::{ModsBy, RowOp, VerifiedPlan};
 use crate::target::Isa;
 use crate::tiles::stored::{dots_serve, stored_family};
-use crate::tiles::{self, Family, exact, gradient, half_panel, join, rows, transposed};
+use crate::tiles::{self, Family, diagonal, exact, gradient, half_panel, join, rows, solve, transposed};
 
 /// The settings with which kernels are compiled: this CPU's own features, and the cheapest register allocation,
 /// since the tiles do the work.
@@ -159,7 +159,14 @@ fn link_code(
     });
     builder.symbol(TileFn::NarrowPanel.name(), narrow);
     builder.symbol(TileFn::WidenPanel.name(), widen);
-    for (tile, address) in training_tiles(family.as_ref()) {
+    for (tile, address) in shared_tiles(family.as_ref()) {
+        builder.symbol(tile.name(), address);
+    }
+    for (tile, address) in [
+        (TileFn::DiagonalClear, diagonal::clear as *const u8),
+        (TileFn::DiagonalPieces, diagonal::pieces as *const u8),
+        (TileFn::DiagonalEdges, diagonal::edges as *const u8),
+    ] {
         builder.symbol(tile.name(), address);
     }
     let rows = family.map_or(rows::PLAIN, |family| family.rows);
@@ -263,8 +270,8 @@ fn import(module: &mut JITModule, tile: TileFn, name: &str) -> Result<FuncId> {
     module.declare_function(name, Linkage::Import, &signature).map_err(|error| internal(error.to_string()))
 }
 
-/// The tiles that only kernels for training call, plain ones where there is no family.
-fn training_tiles(family: Option<&Family>) -> [(TileFn, *const u8); 5] {
+/// Tiles that are written once for all families, plain ones where there is none.
+fn shared_tiles(family: Option<&Family>) -> [(TileFn, *const u8); 7] {
     match family {
         None => [
             (TileFn::Transposed, transposed::transposed as *const u8),
@@ -272,6 +279,8 @@ fn training_tiles(family: Option<&Family>) -> [(TileFn, *const u8); 5] {
             (TileFn::Gradient, gradient::gradient as *const u8),
             (TileFn::EdgeGradient, gradient::edge_gradient as *const u8),
             (TileFn::EdgeValueExact, exact::edge_value_exact as *const u8),
+            (TileFn::Solve, solve::solve as *const u8),
+            (TileFn::SolveTransposed, solve::solve_transposed as *const u8),
         ],
         Some(family) => [
             (TileFn::Transposed, family.transposed as *const u8),
@@ -279,6 +288,8 @@ fn training_tiles(family: Option<&Family>) -> [(TileFn, *const u8); 5] {
             (TileFn::Gradient, family.gradient as *const u8),
             (TileFn::EdgeGradient, family.edge_gradient as *const u8),
             (TileFn::EdgeValueExact, exact::edge_value_exact as *const u8),
+            (TileFn::Solve, family.solve as *const u8),
+            (TileFn::SolveTransposed, family.solve_transposed as *const u8),
         ],
     }
 }
@@ -384,6 +395,11 @@ fn portable_tiles(
             | TileFn::DotRows
             | TileFn::DropRows
             | TileFn::SumRows
+            | TileFn::Solve
+            | TileFn::SolveTransposed
+            | TileFn::DiagonalClear
+            | TileFn::DiagonalPieces
+            | TileFn::DiagonalEdges
             | TileFn::Mods
             | TileFn::EdgeMods
             | TileFn::ModGradients

@@ -26,7 +26,7 @@ use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::jit::Linked;
 use crate::plan::VerifiedPlan;
-use crate::program::{Op, Tensor};
+use crate::program::{Loop, Op, Tensor};
 use crate::spec::Inputs;
 
 pub(crate) use training::check_outputs;
@@ -505,7 +505,8 @@ impl Inner {
     /// Whether block rows need nothing of each other: one loop of one stage that keeps nothing.
     fn rows_are_free(&self) -> bool {
         let plan = self.kernel.plan();
-        plan.layout().head == 0 && matches!(plan.body.loops.as_slice(), [of_loop] if of_loop.stages.len() == 1)
+        let free = |of_loop: &Loop| of_loop.stages.len() == 1 && !of_loop.is_in_order();
+        plan.layout().head == 0 && matches!(plan.body.loops.as_slice(), [of_loop] if free(of_loop))
     }
 
     /// Whether rows of a head may be cut into stretches that need nothing of each other.

@@ -229,6 +229,10 @@ impl<'a, 'p> Context<'a, 'p> {
                 let (offset, stride) = self.layout().local.rows[which];
                 (self.local(offset), self.e.int(stride as i64))
             }
+            RowsAt::Sums => {
+                let local = &self.layout().local;
+                (self.local(local.acc), self.e.int(local.acc_stride as i64))
+            }
         }
     }
 
@@ -236,7 +240,7 @@ impl<'a, 'p> Context<'a, 'p> {
     pub fn rows_of(&mut self, row: Row, rows: Rows) -> RowsOf {
         let (base, stride) = self.all_rows(rows);
         match rows.at {
-            RowsAt::Local(_) => RowsOf { base, stride, numbers: self.e.int(0) },
+            RowsAt::Local(_) | RowsAt::Sums => RowsOf { base, stride, numbers: self.e.int(0) },
             RowsAt::Operand(_) if self.plan.is_ordered() => RowsOf { base, stride, numbers: self.order_of(row) },
             RowsAt::Operand(_) => {
                 let base = self.row_at(base, row.place, stride, rows.dtype.bytes());

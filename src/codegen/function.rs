@@ -18,8 +18,8 @@ enum Phase<'c> {
     Row(&'c Code),
     /// Some on pairs, piece by piece.
     Pairs(&'c [Code]),
-    /// A product, run by run.
-    Product(&'c Spmm),
+    /// One over whole rows: a product, run by run.
+    Whole(&'c Code),
 }
 
 /// Writes the function.
@@ -52,7 +52,7 @@ fn around(cx: &Context<'_, '_>) -> Around {
             RowOp::Sddmm { of_queries: true, y, queries, .. } => {
                 (around.keys, around.queries) = (Some(y), Some(queries))
             }
-            RowOp::Spmm { of_gradient: false, out, .. } => around.outputs = Some(out),
+            RowOp::Spmm { of_gradient: false, out, .. } | RowOp::Solve { out, .. } => around.outputs = Some(out),
             _ => {}
         }
     }
@@ -69,12 +69,12 @@ fn phases(codes: &[Code]) -> Vec<Phase<'_>> {
                 phases.push(Phase::Row(code));
                 at += 1;
             }
-            Code::Spmm(product) => {
-                phases.push(Phase::Product(product));
+            code if code.is_over_rows() => {
+                phases.push(Phase::Whole(code));
                 at += 1;
             }
             _ => {
-                let joins = |code: &Code| !code.is_on_rows() && !matches!(code, Code::Spmm(_)) && !code.needs_own_max();
+                let joins = |code: &Code| !code.is_on_rows() && !code.is_over_rows() && !code.needs_own_max();
                 let more = codes[at + 1..].iter().take_while(|code| joins(code)).count();
                 phases.push(Phase::Pairs(&codes[at..=at + more]));
                 at += 1 + more;
@@ -90,7 +90,7 @@ fn whole_row<'p>(cx: &mut Context<'_, 'p>, row: Row, steps: Steps<'p>, codes: &[
     for phase in phases(codes) {
         match phase {
             Phase::Row(code) => code.row(cx, row),
-            Phase::Product(product) => product.row(cx, row, steps),
+            Phase::Whole(code) => code.over_row(cx, row, steps),
             Phase::Pairs(codes) => {
                 if codes.iter().any(Code::needs_own_max) {
                     // The whole row's maximum is known: nothing is corrected later.
@@ -150,14 +150,13 @@ fn row_by_keys<'a, 'p>(cx: &mut Context<'a, 'p>, row: Row, steps: Steps<'p>, cod
                 let online = cx.function.is_online();
                 for phase in &phases {
                     match phase {
-                        Phase::Row(_) => {}
                         Phase::Pairs(codes) => {
                             if codes.iter().any(Code::needs_own_max) {
                                 if source.is_first() { cx.first_update(row) } else { cx.update(row) }
                             }
                             pieces(cx, row, source, codes);
                         }
-                        Phase::Product(product) => {
+                        Phase::Whole(Code::Spmm(product)) => {
                             if online && !source.is_first() {
                                 product.rescale(cx, row);
                             }
@@ -168,6 +167,7 @@ fn row_by_keys<'a, 'p>(cx: &mut Context<'a, 'p>, row: Row, steps: Steps<'p>, cod
                             }
                             product.joint(cx, row, source, redo, output);
                         }
+                        Phase::Row(_) | Phase::Whole(_) => {}
                     }
                 }
             }

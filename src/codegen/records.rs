@@ -8,12 +8,14 @@ use std::mem::offset_of;
 use cranelift_codegen::ir::{InstBuilder, Value};
 
 use super::emit::Emit;
+use crate::tiles::diagonal::DiagonalCall;
 use crate::tiles::exact::ExactCall;
 use crate::tiles::gradient::{Dropped, EdgeGradientCall, GradientCall};
 use crate::tiles::half_panel::PanelCall;
 use crate::tiles::join::JoinCall;
 use crate::tiles::mod_gradients::{EdgeModGradientCall, ModGradientCall};
 use crate::tiles::rows::RowsCall;
+use crate::tiles::solve::SolveCall;
 use crate::tiles::stored::StoredCall;
 use crate::tiles::transposed::{ScatterCall, TransposedCall};
 use crate::tiles::{Ahead, EdgeCall, EdgeModCall, ExpCall, ModCall, PackCall, ScoreCall, ValueCall};
@@ -70,6 +72,7 @@ macro_rules! record {
         #[derive(Clone, Copy)]
         pub(super) struct $record(Value);
 
+        $(#[$doc])*
         impl $record {
             /// Reserves it on the stack.
             pub fn new<'e>(cx: &mut impl AsMut<Emit<'e>>) -> Self {
@@ -197,6 +200,16 @@ record!(
     RowsRecord: RowsCall {
         x, x_stride, x_rows, y, y_stride, y_rows, w, w_stride, w_rows, out, out_stride, out_rows, count, width, lanes_in, lanes_out, factor, restart,
         row_keys, threshold, keep,
+    }
+);
+record!(
+    /// Of the tiles that solve a block row's triangle.
+    SolveRecord: SolveCall { p, p_stride, rows, factor, z, z_stride, width }
+);
+record!(
+    /// Of the tiles that gather the weights between queries and their own keys.
+    DiagonalRecord: DiagonalCall {
+        p, p_stride, nkeys, first_key, keys, offsets, edge_keys, place, rows, out, z, z_stride, width,
     }
 );
 record!(

@@ -57,6 +57,16 @@ pub enum TileFn {
     DropRows,
     /// [`crate::tiles::rows`]
     SumRows,
+    /// [`crate::tiles::solve::SolveCall`]
+    Solve,
+    /// [`crate::tiles::solve::SolveCall`]
+    SolveTransposed,
+    /// [`crate::tiles::diagonal::DiagonalCall`]
+    DiagonalClear,
+    /// [`crate::tiles::diagonal::DiagonalCall`]
+    DiagonalPieces,
+    /// [`crate::tiles::diagonal::DiagonalCall`]
+    DiagonalEdges,
     /// [`Self::Pack`] of rows of another width than queries, as the ones below of other than keys and values: portable tiles
     /// are made for one width.
     GradientPack,
@@ -73,7 +83,7 @@ pub enum TileFn {
 impl TileFn {
     /// All of them; the position is the index in the external names of lowered functions, where the wrappers for
     /// 16-bit tensors follow in the same order.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 36] = [
         Self::Pack,
         Self::Score,
         Self::Exp,
@@ -100,6 +110,11 @@ impl TileFn {
         Self::DotRows,
         Self::DropRows,
         Self::SumRows,
+        Self::Solve,
+        Self::SolveTransposed,
+        Self::DiagonalClear,
+        Self::DiagonalPieces,
+        Self::DiagonalEdges,
         Self::GradientPack,
         Self::GradientScore,
         Self::GradientValue,
@@ -136,6 +151,11 @@ impl TileFn {
             Self::DotRows => "dot_rows",
             Self::DropRows => "drop_rows",
             Self::SumRows => "sum_rows",
+            Self::Solve => "solve",
+            Self::SolveTransposed => "solve_transposed",
+            Self::DiagonalClear => "diagonal_clear",
+            Self::DiagonalPieces => "diagonal_pieces",
+            Self::DiagonalEdges => "diagonal_edges",
         }
     }
 

@@ -112,6 +112,8 @@ pub enum RowsAt {
     Operand(usize),
     /// The worker's own, by place in the block row.
     Local(usize),
+    /// The worker's sums of a product, by place in the block row.
+    Sums,
 }
 
 /// Where packed queries are.
@@ -247,6 +249,32 @@ pub enum RowOp {
         applies: bool,
         /// Weights are wide copies of what is kept in bf16.
         widen: bool,
+    },
+    /// All hops of a row at once, from those of the rows before.
+    Solve {
+        /// Weights.
+        p: Panel,
+        /// Row sums that are divided by.
+        l: Lanes,
+        /// Output, whose earlier rows are read.
+        out: Rows,
+        /// Number of the factor on the product.
+        factor: usize,
+        /// Rows that are added, with the number of their factor.
+        plus: (Rows, usize),
+    },
+    /// The adjoint of that, from the last row to the first.
+    SolveT {
+        /// Weights.
+        p: Panel,
+        /// Rows that are added.
+        x: Rows,
+        /// Row sums that are divided by.
+        l: Lanes,
+        /// Output, which later rows add to.
+        out: Rows,
+        /// Number of the factor on the product.
+        factor: usize,
     },
     /// The gradient of a softmax.
     SoftmaxGradient {

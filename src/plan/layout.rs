@@ -79,6 +79,10 @@ pub struct Local {
     pub acc: usize,
     /// Floats from one row of `acc` to the next.
     pub acc_stride: usize,
+    /// Weights between a row's queries and their own keys, `[4][64][16]`; nothing where nothing is solved.
+    pub diagonal: usize,
+    /// A row's solved rows, `[64][acc_stride]`.
+    pub solved: usize,
     /// What the edges of a batch's rows leave to their other keys, `[edge rows][EDGE_STATISTICS][64]`.
     pub edge_statistics: usize,
     /// Rows of 16-bit tensors in f32 ([`crate::tiles::stored`]).
@@ -187,7 +191,7 @@ impl Layout {
         let places = Places::new(shape, body, &chains);
 
         let mut panel_keys = 0;
-        let (mut acc_width, mut edge_rows, mut batch_edges) = (0, 1, block_edges);
+        let (mut acc_width, mut edge_rows, mut batch_edges, mut has_solve) = (0, 1, block_edges, false);
         for of_loop in &body.loops {
             for stage in &of_loop.stages {
                 let own = stage.ops.iter().flat_map(|operation| &operation.results);
@@ -201,7 +205,11 @@ impl Layout {
                     panel_keys = panel_keys.max(most(stage.by_keys, |mask| mask.panel_keys));
                 }
                 for operation in &stage.ops {
-                    if let (Op::Spmm { .. }, Some(&out)) = (&operation.op, operation.results.first()) {
+                    let solves = matches!(operation.op, Op::Solve { .. } | Op::SolveT { .. });
+                    has_solve |= solves;
+                    if let (true, Some(&out)) =
+                        (solves || matches!(operation.op, Op::Spmm { .. }), operation.results.first())
+                    {
                         acc_width = acc_width.max(width_of(body, out));
                     }
                 }
@@ -220,6 +228,8 @@ impl Layout {
         let packed = places.packed.iter().map(|&width| space.take(BLOCK * width * float)).collect();
         let acc_stride = padded_width(acc_width.max(1));
         let acc = space.take(edge_rows * BLOCK * acc_stride * float);
+        let diagonal = space.take(if has_solve { BLOCK * BLOCK * float } else { 0 });
+        let solved = space.take(if has_solve { BLOCK * acc_stride * float } else { 0 });
         let edge_statistics = space.take(if edge_rows > 1 { edge_rows * EDGE_STATISTICS * LANE_BYTES } else { 0 });
         let edges = (0..places.panels).map(|_| space.take(batch_edges * float)).collect();
         let panels = (0..places.panels).map(|_| space.take(BLOCK / LANES * panel_stride * float)).collect();
@@ -243,6 +253,8 @@ impl Layout {
             inverse,
             acc,
             acc_stride,
+            diagonal,
+            solved,
             edge_statistics,
             widened,
             packed,

@@ -48,6 +48,7 @@ pub fn resolve(shape: &Shape, body: &Body, layout: &Layout, walk_of: impl Fn(boo
             let scores = ops.iter().any(|op| matches!(op, RowOp::Sddmm { of_queries: true, .. }));
             let own = ops.iter().find_map(|op| match op {
                 RowOp::Spmm { z, of_gradient: false, .. } => Some(*z),
+                RowOp::Solve { out, .. } => Some(*out),
                 _ => None,
             });
             let values = match (scores, own, body.tensor(Tensor::V)) {
@@ -349,6 +350,17 @@ impl Resolver<'_> {
                 let plus = onto.map(|onto| (onto, Factor::ONE)).or(plus.filter(|(_, factor)| !factor.is_zero()));
                 let plus = plus.map(|(rows, factor)| (self.rows(rows), self.factor(factor)));
                 ops.push(RowOp::Spmm { p, z, l, out, factor, plus, of_gradient, applies, widen });
+            }
+            Op::Solve { p, l, factor, plus: (rows, restart) } => {
+                let (p, l, out) = (self.panel(*p), self.sums(Some(*l)), self.rows(result));
+                let factor = self.factor(*factor);
+                let plus = (self.rows(*rows), self.factor(*restart));
+                ops.push(RowOp::Solve { p, l, out, factor, plus });
+            }
+            Op::SolveT { p, x, l, factor } => {
+                let (p, x, l) = (self.panel(*p), self.rows(*x), self.sums(Some(*l)));
+                let (out, factor) = (self.rows(result), self.factor(*factor));
+                ops.push(RowOp::SolveT { p, x, l, out, factor });
             }
             Op::Combine { x, y, factor } => {
                 let (out, y) = (self.rows(*x), self.rows(*y));

@@ -80,6 +80,10 @@ pub(super) struct LoopFacts {
     pub sums: Vec<ValueId>,
     /// The loop's gradients of score mods' inputs are added to as well.
     pub adds_to_inputs: bool,
+    /// Rows follow each other: they are no one else's, and none is skipped.
+    pub in_order: bool,
+    /// From the last row to the first.
+    backwards: bool,
     /// Whether it computes something of the gradient.
     pub backward: bool,
     /// The values it defines, by the root of their buffers.
@@ -104,6 +108,8 @@ impl LoopFacts {
                 fresh: Vec::new(),
                 sums: Vec::new(),
                 adds_to_inputs: false,
+                in_order: of_loop.is_in_order(),
+                backwards: of_loop.ops().any(|operation| matches!(operation.op, Op::SolveT { .. })),
                 backward: false,
                 defines: Vec::new(),
                 gives_out: false,
@@ -136,6 +142,9 @@ impl LoopFacts {
                         let rows = matches!(value.space, Space::Queries(_) | Space::Keys(_));
                         if root(id) == id && rows && matches!(value.extent, Extent::Ring(_)) {
                             facts.rings.push((id, at));
+                        }
+                        if matches!(operation.op, Op::SolveT { .. }) {
+                            facts.fresh.push(id);
                         }
                         if let Op::SpmmT { onto, .. } = operation.op {
                             if onto.is_none() {
@@ -366,6 +375,9 @@ impl<'a> Head<'a> {
         self.clear_sums(of_loop);
         let rows = self.plan().block_rows();
         match self.plan().body.loops[of_loop].stages.len() {
+            _ if self.site.loops[of_loop].backwards => {
+                (0..rows).rev().for_each(|row| self.stage((of_loop, 0), local, row..row + 1, own));
+            }
             1 => self.stage((of_loop, 0), local, 0..rows, own),
             _ => self.sweep(of_loop, local, 0..rows, own),
         }
@@ -375,7 +387,7 @@ impl<'a> Head<'a> {
     pub fn share_loop(&self, of_loop: usize, threads: &rayon::ThreadPool, locals: &[Pointer<'_>], unit: usize) {
         let rows = self.plan().block_rows();
         match self.plan().body.loops[of_loop].stages.len() {
-            1 => spread(threads, locals.len(), rows.div_ceil(unit), |worker, index| {
+            1 if !self.site.loops[of_loop].in_order => spread(threads, locals.len(), rows.div_ceil(unit), |worker, index| {
                 let first = index * unit;
                 self.stage((of_loop, 0), locals[worker], first..rows.min(first + unit), Own::PLAIN);
             }),

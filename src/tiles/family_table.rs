@@ -5,6 +5,7 @@ use super::gradient::{EdgeGradientCall, GradientCall};
 use super::half_panel::PanelCall;
 use super::join::JoinCall;
 use super::rows::RowsTiles;
+use super::solve::SolveCall;
 use super::stored::StoredFamily;
 use super::transposed::{ScatterCall, TransposedCall};
 use super::{EdgeCall, ExpCall, ModCall, PackCall, ScoreCall, Tile, ValueCall};
@@ -54,6 +55,10 @@ pub struct Family {
     pub edge_gradient: Tile<EdgeGradientCall>,
     /// See [`RowsCall`](super::rows::RowsCall): copy, scale, add, dot, drop.
     pub rows: RowsTiles,
+    /// See [`SolveCall`]: (I − W) z = y.
+    pub solve: Tile<SolveCall>,
+    /// See [`SolveCall`]: (I − Wᵀ) z = y.
+    pub solve_transposed: Tile<SolveCall>,
     /// The wrappers for bf16, with dot products of pairs where the family has them.
     pub(super) bf16: StoredFamily,
     /// The wrappers for f16.
@@ -82,7 +87,7 @@ macro_rules! family_table {
             bf16: super::stored::of::<Stored<half::bf16>>($dots),
             f16: super::stored::of::<Stored<half::f16>>(None),
             pack, exp, edge_score, edge_exp, edge_value, join, narrow_panel, widen_panel, softcap, alibi, transposed,
-            scatter, gradient, edge_gradient, chains,
+            scatter, gradient, edge_gradient, solve, solve_transposed, chains,
             rows: [copy_rows, scale_rows, add_rows, dot_rows, drop_rows, sum_rows],
         };
         const _: () = assert!(<$vectors as super::lanes::Vectors>::WIDTH == crate::target::Isa::$isa.lanes());
@@ -103,6 +108,8 @@ macro_rules! family_table {
             scatter(super::transposed::ScatterCall) = super::transposed::scatter_edges::<true>;
             gradient(super::gradient::GradientCall) = super::gradient::panel::<$vectors>;
             edge_gradient(super::gradient::EdgeGradientCall) = super::gradient::edges;
+            solve(super::solve::SolveCall) = super::solve::solve_rows::<$vectors, false>;
+            solve_transposed(super::solve::SolveCall) = super::solve::solve_rows::<$vectors, true>;
             copy_rows(super::rows::RowsCall) = super::rows::copy;
             scale_rows(super::rows::RowsCall) = super::rows::scale;
             add_rows(super::rows::RowsCall) = super::rows::add;

@@ -27,6 +27,7 @@
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports, unused_macros))]
 
 mod convert;
+pub mod diagonal;
 mod edges;
 mod elementwise;
 pub mod exact;
@@ -43,6 +44,7 @@ mod pack;
 pub mod peak;
 mod prefetch;
 pub mod rows;
+pub mod solve;
 mod split;
 pub mod stored;
 pub mod transposed;

@@ -8,16 +8,18 @@ use self::exp::{Exp, Weights};
 use self::mods::{Mods, ModsGradient};
 use self::scores::{Pack, Sddmm};
 pub(super) use self::spmm::Spmm;
+use self::solve::{Solve, SolveT};
 use self::spmm::SpmmT;
 use super::KernelArgs;
 use super::context::{Context, Row};
-use super::walk::Operands;
+use super::walk::{Operands, Steps};
 use crate::plan::{Panel, RowOp};
 
 mod dense;
 mod exp;
 mod mods;
 mod scores;
+mod solve;
 mod spmm;
 
 pub(super) use dense::join;
@@ -36,6 +38,8 @@ pub(super) enum Code {
     Spmm(Spmm),
     ModsGradient(ModsGradient),
     SpmmT(SpmmT),
+    Solve(Solve),
+    SolveT(SolveT),
     Dense(DenseRows),
     SumRows(SumRows),
 }
@@ -57,6 +61,8 @@ impl Code {
             RowOp::Spmm { .. } => Spmm::new(cx, op).map(Self::Spmm),
             RowOp::ModsGradient { .. } => ModsGradient::new(cx, op).map(Self::ModsGradient),
             RowOp::SpmmT { .. } => SpmmT::new(cx, op).map(Self::SpmmT),
+            RowOp::Solve { .. } => Solve::new(cx, op).map(Self::Solve),
+            RowOp::SolveT { .. } => SolveT::new(cx, op).map(Self::SolveT),
             RowOp::Dense(dense) => Some(Self::Dense(DenseRows::new(cx, dense))),
             RowOp::SumRows { x, column, factor } => Some(Self::SumRows(SumRows::new(cx, x, column, factor))),
             RowOp::Join { .. } => None,
@@ -66,6 +72,21 @@ impl Code {
     /// Whether it works on rows, without neighbors.
     pub const fn is_on_rows(&self) -> bool {
         matches!(self, Self::Pack(_) | Self::Dense(_) | Self::SumRows(_))
+    }
+
+    /// Whether it takes whole rows whose weights are there: a product over all keys, or rows that follow each other.
+    pub const fn is_over_rows(&self) -> bool {
+        matches!(self, Self::Spmm(_) | Self::Solve(_) | Self::SolveT(_))
+    }
+
+    /// An operation over whole rows.
+    pub fn over_row<'p>(&self, cx: &mut Context<'_, 'p>, row: Row, steps: Steps<'p>) {
+        match self {
+            Self::Spmm(code) => code.row(cx, row, steps),
+            Self::Solve(code) => code.row(cx, row, steps),
+            Self::SolveT(code) => code.row(cx, row, steps),
+            _ => {}
+        }
     }
 
     /// Whether it needs maxima that the function finds before it.
@@ -83,7 +104,9 @@ impl Code {
             Self::Spmm(code) => code.begin(cx, row),
             Self::ModsGradient(code) => code.begin(cx, row),
             Self::SpmmT(code) => code.begin(cx, row),
-            Self::Pack(_)
+            Self::Solve(code) => code.begin(cx, row),
+            Self::SolveT(_)
+            | Self::Pack(_)
             | Self::Dense(_)
             | Self::SumRows(_)
             | Self::Scale(..)
@@ -128,7 +151,7 @@ impl Code {
             Self::ModsGradient(code) => code.piece(cx, row, piece),
             Self::SpmmT(code) => code.piece(cx, row, piece),
             // Values are added run by run, rows have no pieces.
-            Self::Spmm(_) | Self::Pack(_) | Self::Dense(_) | Self::SumRows(_) => {}
+            Self::Spmm(_) | Self::Solve(_) | Self::SolveT(_) | Self::Pack(_) | Self::Dense(_) | Self::SumRows(_) => {}
         }
     }
 
@@ -145,7 +168,13 @@ impl Code {
             Self::ModsGradient(code) => code.edges(cx, row),
             Self::SpmmT(code) => code.edges(cx, row),
             // Edges are neighbors, and have their factor from the start.
-            Self::Mask(_) | Self::Scale(..) | Self::Pack(_) | Self::Dense(_) | Self::SumRows(_) => {}
+            Self::Mask(_)
+            | Self::Scale(..)
+            | Self::Solve(_)
+            | Self::SolveT(_)
+            | Self::Pack(_)
+            | Self::Dense(_)
+            | Self::SumRows(_) => {}
         }
     }
 

@@ -167,9 +167,21 @@ impl Spmm {
 
     /// The whole row, from weights that are there.
     pub fn row<'p>(&self, cx: &mut Context<'_, 'p>, row: Row, steps: Steps<'p>) {
+        self.row_behind(cx, row, steps, &|_| {});
+    }
+
+    /// The same behind something that is done before the row, and again where the row is done again.
+    pub fn row_behind<'a, 'p>(
+        &self,
+        cx: &mut Context<'a, 'p>,
+        row: Row,
+        steps: Steps<'p>,
+        before: &dyn Fn(&mut Context<'a, 'p>),
+    ) {
         let fused = self.fuses_output(steps);
         let redo = self.may_redo(steps);
         self.redo_if_not_finite(cx, redo, |cx| {
+            before(cx);
             self.begin_sums(cx, row);
             if self.applies {
                 self.prefetch_next_outputs(cx, row);
