@@ -170,7 +170,7 @@ impl KernelPlan {
     pub fn hops(&self) -> usize {
         let mut hops = 0;
         for operation in self.body.ops() {
-            if let Op::Spmm { .. } = operation.op {
+            if let Op::Spmm { .. } | Op::Solve { .. } = operation.op {
                 hops += 1;
             }
             if operation

@@ -333,6 +333,11 @@ impl Adjoint {
                 self.grad_k = self.onto(self.grad_k, |onto| Op::SpmmT { p: ds, x: q[0], onto: Some(onto) });
                 self.write_grad_q(ds, *k, 1.0);
             }
+            Op::Copy { x } if self.rows.contains_key(&result) => {
+                if let Some(g) = self.rows.remove(&result) {
+                    self.rows.insert(*x, g);
+                }
+            }
             // Their results are parts of the rules of what reads them, and the maximum cancels.
             Op::Pack { .. } | Op::Copy { .. } | Op::RowMax { .. } => {}
             Op::Join { .. }

@@ -81,7 +81,7 @@ impl<'a> Machine<'a> {
                 if operation.op.reads().iter().any(|(_, access)| *access == Access::Onto) {
                     machine.adds.insert(result.0);
                 }
-                if matches!(operation.op, Op::SpmmT { .. }) {
+                if matches!(operation.op, Op::SpmmT { .. } | Op::SolveT { .. }) {
                     machine.scattered.insert(result.0);
                 }
             }
@@ -156,7 +156,7 @@ impl<'a> Machine<'a> {
         let stages = &body.loops[one].stages;
         // Sums over rows of queries begin with zeros.
         for operation in stages.iter().flat_map(|stage| &stage.ops) {
-            if matches!(operation.op, Op::SpmmT { onto: None, .. }) {
+            if matches!(operation.op, Op::SpmmT { onto: None, .. } | Op::SolveT { .. }) {
                 self.buffers
                     .insert(operation.results[0].0, (0..self.meets.len()).map(|t| (t, Written::new())).collect());
             }
@@ -201,7 +201,7 @@ impl<'a> Machine<'a> {
             if beyond && self.is_shared(first) {
                 return Err("a stretch writes a row of another".to_owned());
             }
-            if matches!(operation.op, Op::SpmmT { .. }) {
+            if matches!(operation.op, Op::SpmmT { .. } | Op::SolveT { .. }) {
                 if own.is_some() {
                     return Err("a stretch adds to rows of keys".to_owned());
                 }

@@ -67,7 +67,7 @@ fn case(pattern: usize, text: &str, hops: usize) -> Case {
 
 /// Puts neighboring loops together: `how` has, for each, a choice, and a shift.
 fn nest(body: &Body, how: &[(u8, u32)]) -> Body {
-    let mut nested = Body { values: body.values.clone(), loops: Vec::new() };
+    let mut nested = Body { loops: Vec::new(), ..body.clone() };
     for (one, &(choice, shift)) in body.loops.iter().zip(how.iter().cycle()) {
         let ops = one.stages[0].ops.clone();
         match (choice, nested.loops.last_mut()) {
