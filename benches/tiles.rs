@@ -1,7 +1,7 @@
 //! Tiles alone, per family: score, value, exp, softcap and alibi of a 64 × 64 × 64 block from L1 and over 512 keys from L2, and
-//! scattered edges at 64 random keys per query. Throughput counts FLOPs (for exp and mods: scores; for edges: 2 · 64 per
-//! edge). After each family's score and value the share of the FMA peak is printed, with the peak measured in turn
-//! with the tile, so that a busy machine disturbs both alike.
+//! scattered edges at 64 random keys per query, and the triangle of 64 rows. Throughput counts FLOPs (for exp and mods: scores;
+//! for edges: 2 · 64 per edge). After each family's score, value and triangles the share of the FMA peak is printed, with the
+//! peak measured in turn with the tile, so that a busy machine disturbs both alike.
 //!
 //! ```text
 //! cargo bench --bench tiles
@@ -20,6 +20,7 @@ use hopweave::codegen::portable;
 use hopweave::plan::{ModsBy, ModsPlan};
 use hopweave::target::Isa;
 use hopweave::tiles::peak::fma_peak;
+use hopweave::tiles::solve::{SolveCall, solve, solve_transposed};
 use hopweave::tiles::{Ahead, BLOCK, EdgeCall, ExpCall, Family, LANES, ModCall, ScoreCall, Tile, ValueCall, family};
 
 /// Width of keys and values.
@@ -314,6 +315,42 @@ fn edges(c: &mut Criterion) {
     }
 }
 
+fn triangles(c: &mut Criterion) {
+    let plain = std::iter::once((Isa::Portable, solve as Tile<SolveCall>, solve_transposed as Tile<SolveCall>));
+    let families = Isa::ALL.into_iter().filter_map(family);
+    for (isa, solve, solve_transposed) in
+        plain.chain(families.map(|family| (family.isa, family.solve, family.solve_transposed)))
+    {
+        for width in [D, 2 * D] {
+            // Weights of 0 take as long as others, and leave the rows as they are from call to call.
+            let (mut p, mut factor) = (Buffer::new(BLOCK * BLOCK, 0.0), Buffer::new(BLOCK, 0.5));
+            let mut z = Buffer::new(BLOCK * width, 0.5);
+            let call = SolveCall {
+                p: p.pointer(),
+                p_stride: BLOCK * LANES,
+                rows: BLOCK,
+                factor: factor.pointer(),
+                z: z.pointer(),
+                z_stride: width,
+                width,
+            };
+            let flops = (BLOCK * (BLOCK + 1) * width) as u64;
+            for (name, tile) in [("solve", solve), ("solve_transposed", solve_transposed)] {
+                // SAFETY: the record points into the buffers above, sized as it says.
+                let run = || unsafe { tile(black_box(&call)) };
+                let mut group = c.benchmark_group("triangle");
+                group.throughput(Throughput::Elements(flops));
+                group.bench_function(BenchmarkId::new(format!("{name}/{isa}"), width), |b| b.iter(run));
+                group.finish();
+                println!(
+                    "{isa} {name} {width} wide: {:.1} % of the FMA peak\n",
+                    100.0 * share_of_peak(isa, flops, run)
+                );
+            }
+        }
+    }
+}
+
 criterion_group! {
     name = tiles;
     config = Criterion::default()
@@ -321,6 +358,6 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(200))
         .measurement_time(Duration::from_millis(600))
         .without_plots();
-    targets = blocks, edges
+    targets = blocks, edges, triangles
 }
 criterion_main!(tiles);

@@ -168,11 +168,11 @@ unsafe fn tile<
         let zero = V::splat(0.0);
         let mut sums = [[zero; C]; R];
         if TRANSPOSED {
-            let mut from = first + R;
-            while from < c.rows {
-                let end = c.rows.min(from / LANES * LANES + LANES);
+            let mut end = c.rows;
+            while end > first + R {
+                let from = (first + R).max((end - 1) / LANES * LANES);
                 add_rows::<V, R, C, CUT, TRANSPOSED, EXACT>(&mut sums, s, first, from, end);
-                from = end;
+                end = from;
             }
         } else {
             add_rows::<V, R, C, CUT, TRANSPOSED, EXACT>(&mut sums, s, first, 0, first);
@@ -258,7 +258,8 @@ unsafe fn finish_row<V: Vectors, const R: usize, const C: usize, const CUT: bool
     }
 }
 
-/// Adds solved rows `from..end` to the sums of rows `first..first + R`; transposed, they are of one group.
+/// Adds solved rows `from..end` to the sums of rows `first..first + R`, in the order in which they were solved, so that pairs
+/// one by one add up to the same. Transposed, they are of one group.
 #[inline(always)]
 unsafe fn add_rows<
     V: Vectors,
@@ -274,16 +275,20 @@ unsafe fn add_rows<
     from: usize,
     end: usize,
 ) {
-    // From one row that is added to the next, and from one sum to the next.
-    let (step, apart) = if TRANSPOSED { (1, LANES) } else { (LANES, 1) };
+    if from == end {
+        return;
+    }
+    // From a weight to that of the next sum.
+    let apart = if TRANSPOSED { LANES } else { 1 };
     // SAFETY: rows `from..end` are solved; the others as in `tile`, whose rows are of one group.
     unsafe {
         let tail = V::first(if CUT { s.left } else { 0 });
-        let mut weights = s.call.weight::<TRANSPOSED>(first, from);
-        let mut row = s.solved.wrapping_add(from * s.stride).cast_const();
-        for at in from..end {
+        let start = if TRANSPOSED { end - 1 } else { from };
+        let mut weights = s.call.weight::<TRANSPOSED>(first, start);
+        let mut row = s.solved.add(start * s.stride).cast_const();
+        for step in 0..end - from {
             let skipped = EXACT && {
-                let query = if TRANSPOSED { at } else { first };
+                let query = if TRANSPOSED { start - step } else { first };
                 *weights == 0.0 || *s.call.factor.add(query) == 0.0
             };
             if !skipped {
@@ -300,8 +305,13 @@ unsafe fn add_rows<
                     }
                 }
             }
-            weights = weights.wrapping_add(step);
-            row = row.wrapping_add(s.stride);
+            if TRANSPOSED {
+                weights = weights.wrapping_sub(1);
+                row = row.wrapping_sub(s.stride);
+            } else {
+                weights = weights.wrapping_add(LANES);
+                row = row.wrapping_add(s.stride);
+            }
         }
     }
 }
