@@ -7,10 +7,13 @@
 //! What the definition leaves open is settled here, for everyone:
 //! - A query without allowed keys has a zero row in A and a log-sum-exp of −inf. The same holds where every
 //!   allowed score is −inf.
-//! - A term whose factor is 0 is left out, never multiplied: NaN in V does not pass through a restart of 0,
-//!   nor NaN in the scores through a step of 0.
+//! - A term whose factor is a constant 0 is left out, never multiplied: NaN in V does not pass through a restart of 0,
+//!   nor NaN in the scores through a step of 0. A factor that comes with the call always multiplies, 0 too.
 //! - NaN and Inf travel along allowed edges only.
-//!
+//! - Hops without end are forward substitution where the head's mask is lower triangular, and elsewhere as many hops as
+//!   the tolerance asks for.
+//! - Hops with patterns of their own are softmaxes over their own keys, of the same scores; the log-sum-exp is that of
+//!   the first hop.
 //! - What dropout zeroes is left out too: NaN does not pass through it.
 //!
 //! [`run`] computes everything, [`run_rows`] a sample of rows, for lengths where all n² points are too many, and
@@ -22,9 +25,10 @@ use rayon::prelude::*;
 use crate::dropout::Dropout;
 use crate::error::{Error, Result};
 use crate::pattern::Pattern;
-use crate::spec::{Factors, HopFactors, Inputs, PatternSpec};
+use crate::spec::{DiffusionForm, Factors, HopFactors, Inputs, PatternSpec};
 
 mod gradients;
+mod limit;
 mod sample;
 mod score;
 mod score_gradient;
@@ -94,7 +98,9 @@ pub fn run_dropout(
     dropout: Option<&Dropout>,
 ) -> Result<Output> {
     check_shapes(pattern, spec, &q, &k, &v)?;
+    check_dropout(spec, dropout)?;
     let mods = &Mods::new(spec, pattern.q_len, pattern.kv_len, inputs)?;
+    let series = all_series(pattern, spec, mods, |head| limit::is_lower_triangular(pattern, head))?;
     let batch = q.dim().0;
     let heads: Vec<(Vec<Vec<f64>>, Vec<f64>)> = (0..batch * spec.heads)
         .into_par_iter()
@@ -102,8 +108,8 @@ pub fn run_dropout(
             let (b, h) = (place / spec.heads, place % spec.heads);
             let kv = spec.kv_head(h);
             let (q, k, v) = (at(&q, b, h), at(&k, b, kv), at(&v, b, kv));
-            Head { pattern, spec, mods, factors: mods.factors(spec, h), dropout, item: place as u64, index: h, q, k, v }
-                .run()
+            let series = series[h].clone();
+            Head { pattern, spec, mods, series, dropout, item: place as u64, index: h, q, k, v }.run()
         })
         .collect();
     let head = |b: usize, h: usize| &heads[b * spec.heads + h];
@@ -149,6 +155,53 @@ fn check_shapes(
     Ok(())
 }
 
+/// Refuses dropout where there is no end of hops to apply it after.
+fn check_dropout(spec: &PatternSpec, dropout: Option<&Dropout>) -> Result<()> {
+    match (&spec.diffusion.form, dropout) {
+        (DiffusionForm::Limit { .. }, Some(_)) => {
+            Err(Error::unsupported("dropout with `hops: all`", "train with a number of hops, or without dropout"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What each head does with V; `is_lower_triangular` says it of a head's mask.
+fn all_series(
+    pattern: &Pattern,
+    spec: &PatternSpec,
+    mods: &Mods<'_>,
+    is_lower_triangular: impl Fn(usize) -> bool + Sync,
+) -> Result<Vec<Series>> {
+    let endless = matches!(spec.diffusion.form, DiffusionForm::Limit { .. });
+    let of_head = |head| {
+        let numbers = mods.numbers_of(head);
+        match spec.diffusion.alpha_of_limit(&numbers) {
+            Some(alpha) if endless && is_lower_triangular(head) => Ok(Series::Limit(alpha)),
+            _ => spec.factors_of_head(head, &numbers).map(Series::Hops),
+        }
+    };
+    (0..pattern.heads).into_par_iter().map(of_head).collect()
+}
+
+/// What a head does with V.
+#[derive(Debug, Clone)]
+enum Series {
+    /// Hop after hop.
+    Hops(Factors),
+    /// The limit at this alpha, by forward substitution.
+    Limit(f64),
+}
+
+impl Series {
+    /// The hops; of a limit none.
+    fn hops(&self) -> &[HopFactors] {
+        match self {
+            Self::Hops(factors) => &factors.hops,
+            Self::Limit(_) => &[],
+        }
+    }
+}
+
 /// One head's matrix out of `[batch, heads, length, width]`.
 fn at<'a>(tensor: &'a ArrayView4<'_, f32>, batch: usize, head: usize) -> ArrayView2<'a, f32> {
     tensor.slice(s![batch, head, .., ..])
@@ -159,8 +212,8 @@ struct Head<'a> {
     pattern: &'a Pattern,
     spec: &'a PatternSpec,
     mods: &'a Mods<'a>,
-    /// Those of this head.
-    factors: Factors,
+    /// That of this head.
+    series: Series,
     dropout: Option<&'a Dropout>,
     /// batch · heads + head, the number by which dropout knows it.
     item: u64,
@@ -181,31 +234,62 @@ struct Row {
 impl Head<'_> {
     /// The output rows and their log-sum-exps.
     fn run(&self) -> (Vec<Vec<f64>>, Vec<f64>) {
-        let rows: Vec<Row> = (0..self.pattern.q_len).map(|i| self.probabilities(i)).collect();
-        let kept: Vec<Vec<(u32, f64)>> = rows.iter().enumerate().map(|(i, row)| self.kept(i, row)).collect();
-        let mut z = self.first();
-        for number in 0..self.factors.hops.len() {
-            z = self.next(number, &kept, &z);
+        let operators = self.operators();
+        let first = &operators[self.pattern.index_of_hop(0)];
+        let lse = first.iter().map(|row| row.lse).collect();
+        let factors = match &self.series {
+            Series::Hops(factors) => factors,
+            Series::Limit(alpha) => return (self.substitute(*alpha, first), lse),
+        };
+        let kept: Vec<Vec<Vec<(u32, f64)>>> = operators.iter().map(|rows| self.all_kept(rows)).collect();
+        let mut z = self.first(factors);
+        for (number, hop) in factors.hops.iter().enumerate() {
+            z = self.next(number, hop, &kept[self.pattern.index_of_hop(number)], &z);
         }
-        (z, rows.iter().map(|row| row.lse).collect())
+        (z, lse)
+    }
+
+    /// A of the pattern itself, and of every other that hops have. What no hop reads has no rows.
+    fn operators(&self) -> Vec<Vec<Row>> {
+        let read = |index| index == self.pattern.index_of_hop(0) || self.reads(index);
+        let rows = |index| match read(index) {
+            true => (0..self.pattern.q_len).map(|i| self.probabilities(index, i)).collect(),
+            false => Vec::new(),
+        };
+        (0..=self.pattern.others().len()).map(rows).collect()
+    }
+
+    /// Whether a hop has this one of the patterns.
+    fn reads(&self, index: usize) -> bool {
+        (0..self.series.hops().len()).any(|number| self.pattern.index_of_hop(number) == index)
+    }
+
+    /// `factor`, unless the term is left out: a constant 0 is, and never one that comes with the call.
+    fn term(&self, factor: f64) -> Option<f64> {
+        (factor != 0.0 || self.mods.given.is_some()).then_some(factor)
     }
 
     /// Z_0.
-    fn first(&self) -> Vec<Vec<f64>> {
-        self.v.axis_iter(Axis(0)).map(|row| initial_row(&self.factors, row)).collect()
+    fn first(&self, factors: &Factors) -> Vec<Vec<f64>> {
+        let initial = self.term(factors.initial);
+        self.v.axis_iter(Axis(0)).map(|row| initial_row(initial, row)).collect()
     }
 
     /// Z after hop number `number`, from the rows of A that dropout leaves and the Z before.
-    fn next(&self, number: usize, kept: &[Vec<(u32, f64)>], z: &[Vec<f64>]) -> Vec<Vec<f64>> {
-        let hop = &self.factors.hops[number];
+    fn next(&self, number: usize, hop: &HopFactors, kept: &[Vec<(u32, f64)>], z: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let next = |(i, edges): (usize, &Vec<(u32, f64)>)| {
             let mut sums = vec![0.0; self.spec.value_dim];
-            step(&mut sums, hop, edges, |key| &z[key]);
-            restart(&mut sums, hop, &self.v, i);
+            step(&mut sums, self.term(hop.step), edges, |key| &z[key]);
+            restart(&mut sums, self.term(hop.restart), &self.v, i);
             self.drop_out(number, i, &mut sums);
             sums
         };
         kept.iter().enumerate().map(next).collect()
+    }
+
+    /// [`Self::kept`] of every row.
+    fn all_kept(&self, rows: &[Row]) -> Vec<Vec<(u32, f64)>> {
+        rows.iter().enumerate().map(|(i, row)| self.kept(i, row)).collect()
     }
 
     /// Row `i` of A as the hops use it: what dropout zeroes is not there, the rest is divided by the share kept.
@@ -239,11 +323,12 @@ impl Head<'_> {
         self.spec.scale * dot
     }
 
-    /// Row `i` of A: softmax over the allowed keys of query `i`.
-    fn probabilities(&self, i: usize) -> Row {
+    /// Row `i` of the A of one of the patterns: softmax over the allowed keys of query `i`.
+    fn probabilities(&self, index: usize, i: usize) -> Row {
+        let pattern = [self.pattern].into_iter().chain(self.pattern.others()).nth(index).unwrap_or(self.pattern);
         let mut edges: Vec<(u32, f64)> = Vec::new();
-        for key in 0..self.pattern.kv_len {
-            if self.pattern.allows(self.index, i, key) {
+        for key in 0..pattern.kv_len {
+            if pattern.allows(self.index, i, key) {
                 edges.push((key as u32, self.mods.apply(self.index, i, key, self.scaled(i, key))));
             }
         }
@@ -264,29 +349,25 @@ impl Head<'_> {
 }
 
 /// One row of Z_0.
-fn initial_row(factors: &Factors, row: ArrayView1<'_, f32>) -> Vec<f64> {
-    row.iter().map(|&x| if factors.initial == 0.0 { 0.0 } else { factors.initial * f64::from(x) }).collect()
+fn initial_row(initial: Option<f64>, row: ArrayView1<'_, f32>) -> Vec<f64> {
+    row.iter().map(|&x| initial.map_or(0.0, |factor| factor * f64::from(x))).collect()
 }
 
 /// Adds step · A Z to one row of Z'.
-fn step<'z>(sums: &mut [f64], hop: &HopFactors, edges: &[(u32, f64)], z: impl Fn(usize) -> &'z [f64]) {
-    if hop.step == 0.0 {
-        return;
-    }
+fn step<'z>(sums: &mut [f64], factor: Option<f64>, edges: &[(u32, f64)], z: impl Fn(usize) -> &'z [f64]) {
+    let Some(factor) = factor else { return };
     for &(key, p) in edges {
         for (sum, &value) in sums.iter_mut().zip(z(key as usize)) {
-            *sum += hop.step * p * value;
+            *sum += factor * p * value;
         }
     }
 }
 
 /// Adds restart · V to row `i` of Z'.
-fn restart(sums: &mut [f64], hop: &HopFactors, v: &ArrayView2<'_, f32>, i: usize) {
-    if hop.restart == 0.0 {
-        return;
-    }
+fn restart(sums: &mut [f64], factor: Option<f64>, v: &ArrayView2<'_, f32>, i: usize) {
+    let Some(factor) = factor else { return };
     for (sum, &value) in sums.iter_mut().zip(v.row(i)) {
-        *sum += hop.restart * f64::from(value);
+        *sum += factor * f64::from(value);
     }
 }
 

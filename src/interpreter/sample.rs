@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use ndarray::ArrayView4;
 
-use super::{Head, Mods, Row, at, check_shapes, initial_row, restart, step};
+use super::{Head, Mods, Row, Series, all_series, at, check_shapes, initial_row, restart, step};
 use crate::error::Result;
 use crate::pattern::Pattern;
 use crate::spec::{Inputs, PatternSpec};
@@ -61,24 +61,16 @@ pub fn run_rows(
 ) -> Result<Sample> {
     check_shapes(pattern, spec, &q, &k, &v)?;
     let mods = &Mods::new(spec, pattern.q_len, pattern.kv_len, inputs)?;
+    // All points would be too many to be looked at.
+    let series_of_head = all_series(pattern, spec, mods, |head| pattern.is_lower_triangular(head))?;
     let mut sample = Sample::default();
     for &(batch, index) in places.iter().filter(|&&(b, h)| b < q.dim().0 && h < spec.heads) {
         let kv = spec.kv_head(index);
         let (q, k, v) = (at(&q, batch, index), at(&k, batch, kv), at(&v, batch, kv));
-        let factors = mods.factors(spec, index);
-        let hops = factors.hops.len();
-        let head = Head {
-            pattern,
-            spec,
-            mods,
-            factors,
-            dropout: None,
-            item: (batch * spec.heads + index) as u64,
-            index,
-            q,
-            k,
-            v,
-        };
+        let series = series_of_head[index].clone();
+        let hops = series.hops().len();
+        let item = (batch * spec.heads + index) as u64;
+        let head = Head { pattern, spec, mods, series, dropout: None, item, index, q, k, v };
         let mut walk = Walk { head, known: HashMap::new(), spent: 0, budget };
         // needed[j]: rows of Z_j that must be computed.
         let mut needed: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); hops + 1];
@@ -102,7 +94,7 @@ pub fn run_rows(
                 head: index,
                 query,
                 out: z[&query].clone(),
-                lse: walk.known[&query].lse,
+                lse: walk.known[&(pattern.index_of_hop(0), query)].lse,
             });
         }
     }
@@ -112,64 +104,93 @@ pub fn run_rows(
 /// The walk through one head's neighborhoods.
 struct Walk<'a> {
     head: Head<'a>,
-    /// Rows of A computed so far.
-    known: HashMap<usize, Row>,
+    /// Rows computed so far, by which of the patterns they are of.
+    known: HashMap<(usize, usize), Row>,
     spent: u64,
     budget: u64,
 }
 
 impl Walk<'_> {
     /// The rows of each Z_j that row `query` of the output needs and that `needed` does not hold yet; `None`
-    /// when the budget ends first.
+    /// when the budget ends first. A limit has one Z, which reads itself.
     fn reach(&mut self, query: usize, needed: &[BTreeSet<usize>]) -> Option<Vec<BTreeSet<usize>>> {
-        let diffusion = self.head.factors.clone();
-        let hops = diffusion.hops.len();
-        let mut reach = vec![BTreeSet::new(); hops + 1];
+        let hops = self.head.series.hops().to_vec();
+        let mut reach = vec![BTreeSet::new(); hops.len() + 1];
         // The log-sum-exp is asked for even where no hop reads the row of A.
-        self.row(query)?;
-        reach[hops].insert(query);
-        for j in (0..hops).rev() {
-            if diffusion.hops[j].step == 0.0 {
+        self.row(self.head.pattern.index_of_hop(0), query)?;
+        reach[hops.len()].insert(query);
+        if let Series::Limit(_) = self.head.series {
+            let mut left = vec![query];
+            while let Some(row) = left.pop() {
+                for key in self.keys(0, row)? {
+                    if !needed[0].contains(&key) && reach[0].insert(key) {
+                        left.push(key);
+                    }
+                }
+            }
+        }
+        for j in (0..hops.len()).rev() {
+            if self.head.term(hops[j].step).is_none() {
                 break;
             }
+            let index = self.head.pattern.index_of_hop(j);
             let (low, high) = reach.split_at_mut(j + 1);
             for &row in &high[0] {
-                let width = self.head.spec.value_dim as u64;
-                let keys = &self.row(row)?.edges;
-                low[j].extend(keys.iter().map(|&(key, _)| key as usize).filter(|key| !needed[j].contains(key)));
-                self.spent += keys_len(&self.known[&row]) * width;
+                low[j].extend(self.keys(index, row)?.into_iter().filter(|key| !needed[j].contains(key)));
             }
         }
         (self.spent <= self.budget).then_some(reach)
     }
 
-    /// Row `i` of A, computed on first use.
-    fn row(&mut self, i: usize) -> Option<&Row> {
-        if !self.known.contains_key(&i) {
+    /// The keys of row `i`, which a product with it reads.
+    fn keys(&mut self, index: usize, i: usize) -> Option<Vec<usize>> {
+        let width = self.head.spec.value_dim as u64;
+        let row = self.row(index, i)?;
+        let (keys, work) = (row.edges.iter().map(|&(key, _)| key as usize).collect(), keys_len(row) * width);
+        self.spent += work;
+        Some(keys)
+    }
+
+    /// Row `i` of the A of one of the patterns, computed on first use.
+    fn row(&mut self, index: usize, i: usize) -> Option<&Row> {
+        if !self.known.contains_key(&(index, i)) {
             let points = POINT * self.head.pattern.kv_len as u64;
             if self.spent + points > self.budget {
                 return None;
             }
-            let row = self.head.probabilities(i);
+            let row = self.head.probabilities(index, i);
             self.spent += points + keys_len(&row) * self.head.spec.head_dim as u64;
-            self.known.insert(i, row);
+            self.known.insert((index, i), row);
         }
-        self.known.get(&i)
+        self.known.get(&(index, i))
     }
 
     /// The needed rows of Z_K, from those of Z_0 up.
     fn forward(&self, needed: &[BTreeSet<usize>]) -> HashMap<usize, Vec<f64>> {
-        let Head { spec, factors, v, .. } = &self.head;
-        let mut z: HashMap<usize, Vec<f64>> = needed[0].iter().map(|&i| (i, initial_row(factors, v.row(i)))).collect();
-        for (hop, rows) in factors.hops.iter().zip(&needed[1..]) {
+        let Head { spec, series, v, pattern, .. } = &self.head;
+        let factors = match series {
+            Series::Hops(factors) => factors,
+            Series::Limit(alpha) => {
+                let mut z: HashMap<usize, Vec<f64>> = HashMap::new();
+                for &i in &needed[0] {
+                    let solved = self.head.solve_row(*alpha, i, &self.known[&(0, i)], |key| &z[&key]);
+                    z.insert(i, solved);
+                }
+                return z;
+            }
+        };
+        let initial = self.head.term(factors.initial);
+        let mut z: HashMap<usize, Vec<f64>> = needed[0].iter().map(|&i| (i, initial_row(initial, v.row(i)))).collect();
+        for (number, (hop, rows)) in factors.hops.iter().zip(&needed[1..]).enumerate() {
+            let index = pattern.index_of_hop(number);
             z = rows
                 .iter()
                 .map(|&i| {
                     let mut sums = vec![0.0; spec.value_dim];
                     // A row that no step reads was never computed.
-                    let edges = self.known.get(&i).map_or(&[][..], |row| &row.edges);
-                    step(&mut sums, hop, edges, |key| &z[&key]);
-                    restart(&mut sums, hop, v, i);
+                    let edges = self.known.get(&(index, i)).map_or(&[][..], |row| &row.edges);
+                    step(&mut sums, self.head.term(hop.step), edges, |key| &z[&key]);
+                    restart(&mut sums, self.head.term(hop.restart), v, i);
                     (i, sums)
                 })
                 .collect();

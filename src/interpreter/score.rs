@@ -3,13 +3,15 @@
 use crate::error::Result;
 use crate::spec::expr::{BinOp, Env, Expr, Var};
 use crate::spec::score::{self, Checked, Condition, Element, HeadNumbers, ScoreMod, ScoreMods, Term, TermFunc};
-use crate::spec::{Factors, Inputs, PatternSpec};
+use crate::spec::{Given, Inputs, PatternSpec};
 
 /// The mods of a spec at given lengths, with their inputs.
 pub(super) struct Mods<'a> {
     pub(super) mods: Option<ScoreMods>,
     pub(super) inputs: Vec<&'a [f32]>,
-    /// What the diffusion takes for each head.
+    /// What the diffusion takes from the call.
+    pub(super) given: Option<Given>,
+    /// It, for each head.
     pub(super) numbers: HeadNumbers<'a>,
 }
 
@@ -25,15 +27,14 @@ pub(super) struct Pair<'a> {
 impl<'a> Mods<'a> {
     pub fn new(spec: &PatternSpec, q_len: usize, kv_len: usize, inputs: &'a Inputs<'_>) -> Result<Self> {
         let mods = score::resolve(spec, q_len, kv_len)?;
-        let Checked { mods: inputs, numbers } =
-            inputs.check(mods.as_ref(), spec.diffusion.given().as_ref(), spec.heads)?;
-        Ok(Self { mods, inputs, numbers })
+        let given = spec.diffusion.given();
+        let Checked { mods: inputs, numbers } = inputs.check(mods.as_ref(), given.as_ref(), spec.heads)?;
+        Ok(Self { mods, inputs, given, numbers })
     }
 
-    /// The factors of a head's diffusion.
-    pub fn factors(&self, spec: &PatternSpec, head: usize) -> Factors {
-        let numbers: Vec<f64> = self.numbers.of_head(head).iter().map(|&x| f64::from(x)).collect();
-        spec.diffusion.of_head(&numbers)
+    /// What the diffusion takes from the call for a head.
+    pub fn numbers_of(&self, head: usize) -> Vec<f64> {
+        self.numbers.of_head(head).iter().map(|&x| f64::from(x)).collect()
     }
 
     /// The modified score of query `i` and key `key`, from the scaled one.

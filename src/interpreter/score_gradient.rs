@@ -23,7 +23,8 @@ pub fn score_gradient(
     scaled: f64,
     weight: f64,
 ) -> (f64, Vec<Vec<f64>>) {
-    let mods = Mods { mods: Some(mods.clone()), inputs: inputs.to_vec(), numbers: HeadNumbers::default() };
+    let (given, numbers) = (None, HeadNumbers::default());
+    let mods = Mods { mods: Some(mods.clone()), inputs: inputs.to_vec(), given, numbers };
     let mut by_inputs = mods.no_gradients();
     let by_scaled = mods.pull(place, scaled, weight, &mut by_inputs);
     (by_scaled, by_inputs)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::node::leaf;
 use super::sink::keys_below;
-use super::{Leaf, Pattern, Tree};
+use super::{HopPatterns, Leaf, Pattern, Tree};
 use crate::error::{Error, Result};
 
 /// What is known at run time of one batch element.
@@ -16,18 +16,20 @@ pub struct RunTime<'a> {
 }
 
 impl Pattern {
-    /// The names of the run-time inputs that the pattern needs (i32 segment ids, `[batch, kv_len]`), each once,
-    /// in the order of the spec. Until they are bound, no points are known.
+    /// The names of the run-time inputs that the pattern and those of hops need (i32 segment ids, `[batch, kv_len]`),
+    /// each once, in the order of the spec. Until they are bound, no points are known.
     pub fn run_time_segments(&self) -> Vec<String> {
         let mut names: Vec<String> = Vec::new();
-        self.tree.any_leaf(&mut |leaf| {
-            if let Some(name) = leaf.input()
-                && !names.iter().any(|known| known == name)
-            {
-                names.push(name.into());
-            }
-            false
-        });
+        for pattern in [self].into_iter().chain(self.others()) {
+            pattern.tree.any_leaf(&mut |leaf| {
+                if let Some(name) = leaf.input()
+                    && !names.iter().any(|known| known == name)
+                {
+                    names.push(name.into());
+                }
+                false
+            });
+        }
         names
     }
 
@@ -44,7 +46,7 @@ impl Pattern {
         Err(Error::unsupported(given, "who may attend to whom is known only with them: `--input NAME=FILE.npy`"))
     }
 
-    /// The pattern of one batch element: segment ids put in, keys from `key_length` on forbidden.
+    /// The pattern of one batch element: segment ids put in, keys from `key_length` on forbidden, for every hop.
     ///
     /// # Errors
     /// [`Error::Value`] where ids are missing, negative or decrease, or the key length is larger than `kv_len`;
@@ -61,7 +63,8 @@ impl Pattern {
                 tree = tree.within(&real);
             }
         }
-        Ok(Self { tree, ..*self })
+        let others = self.others().iter().map(|pattern| pattern.bind(known)).collect::<Result<_>>()?;
+        Ok(Self { tree, hops: HopPatterns { of_hop: self.hops.of_hop.clone(), others }, ..*self })
     }
 }
 

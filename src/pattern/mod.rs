@@ -25,6 +25,7 @@ mod files;
 mod full;
 mod global;
 mod grid;
+mod hops;
 pub mod keyset;
 mod layout;
 mod listed;
@@ -43,6 +44,7 @@ pub mod tree;
 mod window;
 
 pub use bind::RunTime;
+pub use hops::HopPatterns;
 pub use keyset::KeySet;
 pub use node::{ArgDef, COMBINATORS, CombinatorDef, Kind, NodeDef};
 pub use resolve::{read, resolve};
@@ -213,6 +215,8 @@ pub struct Pattern {
     pub align: Align,
     /// The tree.
     pub tree: Tree,
+    /// The patterns of hops that have their own.
+    pub hops: HopPatterns,
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::bits::fill_set;
-use super::{Cover, KeySet, Leaf, MAX_LENGTH, Pattern, Tree};
+use super::{Cover, HopPatterns, KeySet, Leaf, MAX_LENGTH, Pattern, Tree};
 use crate::spec::Align;
 
 /// A pattern in places and numbers.
@@ -54,6 +54,7 @@ impl Pattern {
             heads: self.heads,
             align: Align::Start,
             tree: self.tree.regrouped(&geometry),
+            hops: HopPatterns::default(),
         };
         let places = |class: &Class| class.places.start as usize..class.places.end as usize;
         Regrouped {
@@ -92,7 +93,7 @@ impl Pattern {
             if !without.is_empty() {
                 factors.push(Tree::Not(Box::new(union(without))));
             }
-            Pattern { tree: Tree::All(factors), ..self.clone() }
+            Pattern { tree: Tree::All(factors), ..self.clone().without_hops() }
         };
         let mut moduli: Vec<u64> = children.iter().map(Tree::modulus).collect();
         let of = |modulus: u64| children.iter().filter(move |child| child.modulus() == modulus);

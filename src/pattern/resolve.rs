@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::node::{Args, COMBINATORS, NodeDef, Scope};
-use super::{Leaf, NODES, Pattern, Tree};
+use super::{Leaf, NODES, Pattern, Tree, hops};
 use crate::error::{Faults, Result, Span};
 use crate::limits::Limit;
 use crate::spec::{Node, PatternSpec, Source, Value, nearest, parse_checked};
@@ -11,7 +11,7 @@ use crate::spec::{Node, PatternSpec, Source, Value, nearest, parse_checked};
 /// The pattern of a spec at given lengths.
 ///
 /// Refused: what [`read`] refuses, arguments that come out wrong at these lengths, lengths and lists beyond their limits,
-/// and diffusion over lengths that differ: its hops apply A to rows of its own result.
+/// and diffusion or patterns of hops over lengths that differ: hops apply A to rows of their own result.
 pub fn resolve(spec: &PatternSpec, q_len: usize, kv_len: usize) -> Result<Pattern> {
     let longest = q_len.max(kv_len);
     spec.source.limits.check(Limit::Length, "the length", longest as u64)?;
@@ -20,9 +20,17 @@ pub fn resolve(spec: &PatternSpec, q_len: usize, kv_len: usize) -> Result<Patter
         let at = spec.diffusion_at;
         return Err(spec.source.error(at, message, "one hop without `alpha`, or equal lengths"));
     }
+    if q_len != kv_len && !spec.hop_patterns.is_empty() {
+        let message = format!("a pattern for each hop needs as many queries as keys; there are {q_len} and {kv_len}");
+        return Err(spec.source.error(spec.diffusion_at, message, "hops without patterns of their own, or equal lengths"));
+    }
     let scope = Scope { q_len, kv_len, head_dim: spec.head_dim, heads: spec.heads, align: spec.align };
-    let tree = tree(&spec.source, &spec.pattern, &scope, &mut 0)?;
-    Ok(Pattern { q_len, kv_len, heads: spec.heads, align: spec.align, tree })
+    // Both may be wrong at these lengths.
+    let (mut faults, mut listed) = (Faults::default(), 0);
+    let tree = faults.keep(tree(&spec.source, &spec.pattern, &scope, &mut listed));
+    let hops = faults.keep(hops::read(spec, &scope, &mut listed));
+    let whole = tree.zip(hops);
+    faults.finish(whole.map(|(tree, hops)| Pattern { q_len, kv_len, heads: spec.heads, align: spec.align, tree, hops }))
 }
 
 /// Reads a spec, and all of its leaves as far as that needs no lengths. What is wrong is told at once, as far as it can

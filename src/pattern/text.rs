@@ -1,11 +1,13 @@
 //! The text form of a [`Pattern`]: a header with the lengths, then the tree as a spec would write it.
 
 use super::node::Scope;
-use super::{MAX_LENGTH, Pattern, Tree, resolve};
+use super::{HopPatterns, MAX_LENGTH, Pattern, Tree, resolve};
 use crate::error::{Error, Result};
 use crate::spec::{Align, Source, parse_node};
 
 const HEADER: &str = "pattern q_len=";
+/// What stands above the trees of hops that have their own, with the number by which `hops=` knows them.
+const OTHER: &str = "pattern of hops ";
 
 impl Pattern {
     /// The pattern as text that [`parse_text`] reads back.
@@ -14,8 +16,16 @@ impl Pattern {
         if self.align == Align::Start {
             out += " align=start";
         }
+        if !self.others().is_empty() {
+            let hops: Vec<String> = self.hops.of_hop.iter().map(u32::to_string).collect();
+            out += &format!(" hops={}", hops.join(","));
+        }
         out.push('\n');
         print(&self.tree, 0, &mut out);
+        for (place, other) in self.others().iter().enumerate() {
+            out += &format!("{OTHER}{}\n", place + 1);
+            print(&other.tree, 0, &mut out);
+        }
         out
     }
 }
@@ -74,23 +84,50 @@ pub fn parse_text(text: &str) -> Result<Pattern> {
             .ok_or_else(|| wrong(format!("expected `{key}=` and a length up to {MAX_LENGTH}, found `{word}`")))?;
     }
     let [q_len, kv_len, heads] = numbers;
-    let align = match words.next() {
-        None | Some("align=end") => Align::End,
-        Some("align=start") => Align::Start,
-        Some(word) => return Err(wrong(format!("expected `align=start` or `align=end`, found `{word}`"))),
-    };
+    let mut align = Align::End;
+    let mut of_hop: Vec<u32> = Vec::new();
+    for word in words {
+        match word.split_once('=') {
+            Some(("align", "end")) => {}
+            Some(("align", "start")) => align = Align::Start,
+            Some(("hops", numbers)) => {
+                let numbers = numbers.split(',').map(|number| number.parse().ok()).collect::<Option<_>>();
+                of_hop = numbers.ok_or_else(|| wrong(format!("expected numbers after `hops=`, found `{word}`")))?;
+            }
+            _ => return Err(wrong(format!("expected `align=start`, `align=end` or `hops=`, found `{word}`"))),
+        }
+    }
     if heads == 0 {
         return Err(wrong("expected at least one head".into()));
     }
-    // A blank first line keeps the line numbers of messages those of the whole text. Expressions were
+    // Blank lines before a tree keep the line numbers of messages those of the whole text. Expressions were
     // evaluated before printing, so the width that `d` would stand for does not matter.
-    let source = Source::new(format!("\n{body}"), "<pattern>");
     let scope = Scope { q_len, kv_len, head_dim: 1, heads, align };
-    Ok(Pattern {
-        q_len,
-        kv_len,
-        heads,
-        align,
-        tree: resolve::tree(&source, &parse_node(&source, heads)?, &scope, &mut 0)?,
-    })
+    let mut listed = 0;
+    let mut patterns = Vec::new();
+    let mut above = 1;
+    for tree in sections(body) {
+        let source = Source::new(format!("{}{tree}", "\n".repeat(above)), "<pattern>");
+        above += tree.matches('\n').count() + 1;
+        let tree = resolve::tree(&source, &parse_node(&source, heads)?, &scope, &mut listed)?;
+        patterns.push(Pattern { q_len, kv_len, heads, align, tree, hops: HopPatterns::default() });
+    }
+    if of_hop.iter().any(|&pattern| pattern as usize >= patterns.len()) || (of_hop.is_empty() && patterns.len() > 1) {
+        return Err(wrong(format!("`hops=` does not fit {} patterns", patterns.len())));
+    }
+    let mut root = patterns.remove(0);
+    root.hops = HopPatterns { of_hop: of_hop.into(), others: patterns.into() };
+    Ok(root)
+}
+
+/// The texts of the trees: the root's, and those below lines that begin with [`OTHER`].
+fn sections(body: &str) -> Vec<String> {
+    let mut sections = vec![String::new()];
+    for line in body.split_inclusive('\n') {
+        match (line.starts_with(OTHER), sections.last_mut()) {
+            (false, Some(section)) => section.push_str(line),
+            _ => sections.push(String::new()),
+        }
+    }
+    sections
 }

@@ -2,7 +2,8 @@
 
 use super::keys::LARGEST_FACTOR;
 use super::{
-    Alpha, Data, Diffusion, DiffusionForm, Factors, Fields, Given, GivenRange, HeadInput, HopFactors, Source, Value,
+    Alpha, Data, Diffusion, DiffusionForm, Factors, Fields, Given, GivenRange, HeadInput, HopFactors, PatternSpec,
+    Source, Value,
 };
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, Span};
@@ -94,6 +95,15 @@ impl Diffusion {
         }
     }
 
+    /// The alpha of hops without end, of a head for which a call gives `numbers`.
+    pub fn alpha_of_limit(&self, numbers: &[f64]) -> Option<f64> {
+        match &self.form {
+            DiffusionForm::Limit { alpha: Alpha::Fixed(alpha), .. } => Some(*alpha),
+            DiffusionForm::Limit { alpha: Alpha::Input(_), .. } => numbers.first().copied(),
+            DiffusionForm::Fixed(_) | DiffusionForm::Restart { .. } | DiffusionForm::Polynomial { .. } => None,
+        }
+    }
+
     /// The factors of a head for which a call gives `numbers`. Hops without end are as many as the tolerance asks for.
     pub fn of_head(&self, numbers: &[f64]) -> Factors {
         let limit = |alpha: f64, tolerance: f64| {
@@ -126,6 +136,33 @@ impl Diffusion {
             DiffusionForm::Polynomial { coefficients, hops } => given(coefficients, hops + 1, GivenRange::Any),
             DiffusionForm::Limit { alpha: Alpha::Input(alpha), .. } => given(alpha, 1, GivenRange::Positive),
             DiffusionForm::Fixed(_) | DiffusionForm::Limit { alpha: Alpha::Fixed(_), .. } => None,
+        }
+    }
+}
+
+impl PatternSpec {
+    /// [`Diffusion::of_head`], where hops without end are cut off: for heads whose limit is no forward substitution.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] or, for an alpha of the call, [`Error::Value`], where [`MAX_HOPS`] hops do not reach the tolerance.
+    pub fn factors_of_head(&self, head: usize, numbers: &[f64]) -> Result<Factors> {
+        let DiffusionForm::Limit { tolerance, .. } = self.diffusion.form else {
+            return Ok(self.diffusion.of_head(numbers));
+        };
+        match self.diffusion.alpha_of_limit(numbers) {
+            Some(alpha) if Factors::hops_until(alpha, tolerance).is_none() => {
+                let message = format!(
+                    "alpha {} of head {head}, whose queries attend to later keys too, does not reach tolerance \
+                     {tolerance} within {MAX_HOPS} hops",
+                    alpha as f32
+                );
+                let expected = "a larger `alpha` or a larger `tolerance`";
+                Err(match self.diffusion.given() {
+                    Some(given) => Error::Value { tensor: given.tensor(), message: format!("{message}; expected {expected}") },
+                    None => self.source.error(self.diffusion_at, message, expected),
+                })
+            }
+            _ => Ok(self.diffusion.of_head(numbers)),
         }
     }
 }
@@ -336,7 +373,7 @@ fn read_form(source: &Source, fields: &Fields<'_>, form: &str) -> Result<Diffusi
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{PatternSpec, parse, parse_with};
+    use crate::spec::{parse, parse_with};
 
     fn spec(diffusion: &str) -> PatternSpec {
         let text = format!("name: x\nhead_dim: 4\npattern: full\ndiffusion: {diffusion}\n");

@@ -1,0 +1,89 @@
+//! A pattern for each hop (`hops: [{pattern: ...}, ...]`): hops with equal nodes share one.
+
+use std::sync::Arc;
+
+use super::node::Scope;
+use super::{KeySet, Pattern, resolve};
+use crate::error::Result;
+use crate::spec::{Node, PatternSpec};
+
+/// Which pattern each hop has, where not all have that of the root.
+#[derive(Debug, Clone, Default)]
+pub struct HopPatterns {
+    /// For every hop, 0 for the root's pattern, else one more than a place in `others`. Empty where all have the root's.
+    pub(super) of_hop: Arc<[u32]>,
+    /// The distinct ones beside the root's. Their own hops are all theirs.
+    pub(super) others: Arc<[Pattern]>,
+}
+
+impl Pattern {
+    /// The pattern of hop number `hop`, counted from 0: the root's, unless the hop has its own.
+    pub fn of_hop(&self, hop: usize) -> &Self {
+        match self.index_of_hop(hop) {
+            0 => self,
+            index => &self.hops.others[index - 1],
+        }
+    }
+
+    /// Which of all distinct patterns a hop has: 0 is this one itself, i + 1 is number i of [`Self::others`].
+    pub fn index_of_hop(&self, hop: usize) -> usize {
+        self.hops.of_hop.get(hop).map_or(0, |&index| index as usize)
+    }
+
+    /// The distinct patterns of hops beyond this one.
+    pub fn others(&self) -> &[Self] {
+        &self.hops.others
+    }
+
+    /// The same pattern for every hop.
+    #[must_use]
+    pub fn without_hops(self) -> Self {
+        Self { hops: HopPatterns::default(), ..self }
+    }
+
+    /// Whether the queries of a head attend to keys at or before their own place alone: a lower triangular mask.
+    pub fn is_lower_triangular(&self, head: usize) -> bool {
+        (0..self.q_len).step_by(64).all(|first| {
+            let queries = first..(first + 64).min(self.q_len);
+            let ahead = |keys: &KeySet, query: usize| keys.meets(query as i64 + 1, self.kv_len as i64);
+            // Bounds of many queries first; a query of its own where they leave it open, and then its points.
+            !ahead(&self.cover(head, queries.clone()).some, first)
+                || queries.into_iter().all(|query| {
+                    let cover = self.cover(head, query..query + 1);
+                    let later = cover.some.clip(query as i64 + 1, self.kv_len as i64);
+                    !ahead(&cover.all, query)
+                        && later.intervals().iter().all(|&(start, end)| {
+                            (start..end).all(|key| !self.allows(head, query, key as usize))
+                        })
+                })
+        })
+    }
+}
+
+/// The patterns of a spec's hops at given lengths; those that are drawn come out as the root's do.
+pub(super) fn read(spec: &PatternSpec, scope: &Scope, listed: &mut u64) -> Result<HopPatterns> {
+    let mut nodes: Vec<&Node> = Vec::new();
+    let mut of_hop = Vec::with_capacity(spec.hop_patterns.len());
+    for node in &spec.hop_patterns {
+        of_hop.push(match node {
+            Some(node) if !node.same(&spec.pattern) => match nodes.iter().position(|known| known.same(node)) {
+                Some(place) => place as u32 + 1,
+                None => {
+                    nodes.push(node);
+                    nodes.len() as u32
+                }
+            },
+            _ => 0,
+        });
+    }
+    if nodes.is_empty() {
+        return Ok(HopPatterns::default());
+    }
+    let pattern = |node: &Node| {
+        let tree = resolve::tree(&spec.source, node, scope, listed)?;
+        let Scope { q_len, kv_len, heads, align, .. } = *scope;
+        Ok(Pattern { q_len, kv_len, heads, align, tree, hops: HopPatterns::default() })
+    };
+    let others: Vec<Pattern> = nodes.into_iter().map(pattern).collect::<Result<_>>()?;
+    Ok(HopPatterns { of_hop: of_hop.into(), others: others.into() })
+}
