@@ -260,7 +260,8 @@ impl<'a> Head<'a> {
 
     fn args(&self, call: &StageCall, local: Pointer<'_>, rows: Range<usize>, own: Own<'_>) -> KernelArgs {
         let plan = self.plan();
-        let mask = plan.mask_of_head[self.head * plan.parts + own.part] as usize;
+        let walk = plan.functions().functions[call.function].walk;
+        let mask = plan.mask_of(plan.walks[walk].set, self.head, own.part);
         let statistics =
             |which: usize| if own.statistics { self.statistics[which].get().cast() } else { std::ptr::null_mut() };
         let dropped = self.dropout;
@@ -387,10 +388,12 @@ impl<'a> Head<'a> {
     pub fn share_loop(&self, of_loop: usize, threads: &rayon::ThreadPool, locals: &[Pointer<'_>], unit: usize) {
         let rows = self.plan().block_rows();
         match self.plan().body.loops[of_loop].stages.len() {
-            1 if !self.site.loops[of_loop].in_order => spread(threads, locals.len(), rows.div_ceil(unit), |worker, index| {
-                let first = index * unit;
-                self.stage((of_loop, 0), locals[worker], first..rows.min(first + unit), Own::PLAIN);
-            }),
+            1 if !self.site.loops[of_loop].in_order => {
+                spread(threads, locals.len(), rows.div_ceil(unit), |worker, index| {
+                    let first = index * unit;
+                    self.stage((of_loop, 0), locals[worker], first..rows.min(first + unit), Own::PLAIN);
+                })
+            }
             _ => self.run_loop(of_loop, locals[0], Own::PLAIN),
         }
     }

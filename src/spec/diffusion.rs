@@ -158,7 +158,9 @@ impl PatternSpec {
                 );
                 let expected = "a larger `alpha` or a larger `tolerance`";
                 Err(match self.diffusion.given() {
-                    Some(given) => Error::Value { tensor: given.tensor(), message: format!("{message}; expected {expected}") },
+                    Some(given) => {
+                        Error::Value { tensor: given.tensor(), message: format!("{message}; expected {expected}") }
+                    }
                     None => self.source.error(self.diffusion_at, message, expected),
                 })
             }
