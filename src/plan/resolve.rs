@@ -114,6 +114,8 @@ fn refusal(stage: &Stage, ops: &[RowOp]) -> Option<(&'static str, &'static str)>
     }
     let wide = |rows: &Rows| rows.dtype.is_f32();
     let is_wide = |op: &RowOp| match op {
+        // A copy rounds.
+        RowOp::Dense(Dense { kind: DenseKind::Copy, x, .. }) => wide(x),
         RowOp::Dense(Dense { x, y, w, out, .. }) => {
             wide(x) && [y, w, out].into_iter().all(|rows| rows.as_ref().is_none_or(wide))
         }
