@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use super::receptive_field::both_ways;
 use super::*;
-use crate::pattern::{Cover, KeySet, Leaf, Tree};
+use crate::pattern::{Cover, HopPatterns, KeySet, Leaf, Tree};
 use crate::spec::{Align, Factors, HopFactors};
 
 /// A leaf given by its predicate over (head, q, k).
@@ -25,7 +25,8 @@ impl Leaf for Points {
 }
 
 fn pattern(n: usize, allows: fn(usize, usize, usize) -> bool) -> Pattern {
-    Pattern { q_len: n, kv_len: n, heads: 1, align: Align::End, tree: Tree::Leaf(Arc::new(Points(allows))) }
+    let (tree, hops) = (Tree::Leaf(Arc::new(Points(allows))), HopPatterns::default());
+    Pattern { q_len: n, kv_len: n, heads: 1, align: Align::End, tree, hops }
 }
 
 fn hops(factors: &[(f64, f64)]) -> Vec<HopFactors> {
@@ -119,7 +120,7 @@ fn gaps_of_known_walks() {
 fn parts_that_never_meet_have_no_gap() {
     for text in ["{chunk: {size: 50}}", "{window: {radius: 40, dilation: 2}}"] {
         let spec = crate::spec::parse(&format!("name: x\nhead_dim: 4\npattern: {text}\n"), "<text>").unwrap();
-        let apart = gap(&crate::pattern::resolve(&spec, 2000, 2000).unwrap(), &Factors::plain());
+        let apart = gap(&crate::pattern::resolve(&spec, 2000, 2000).unwrap(), &Factors::restart(1, 0.0));
         assert_eq!((apart.spectral_gap, apart.spectral_gap_residual), (Some(0.0), Some(0.0)), "{text}");
     }
 }
@@ -129,7 +130,7 @@ fn a_slow_walk_settles() {
     // A window over a long path: 1 - λ2 is about the variance of a step times (π / n)² / 2, and 0.8 % more with the ends.
     let n = 8192;
     let spec = crate::spec::parse("name: x\nhead_dim: 4\npattern: {window: {radius: 64}}\n", "<text>").unwrap();
-    let slow = gap(&crate::pattern::resolve(&spec, n, n).unwrap(), &Factors::plain());
+    let slow = gap(&crate::pattern::resolve(&spec, n, n).unwrap(), &Factors::restart(1, 0.0));
     let variance = 64.0 * 65.0 / 3.0;
     near(slow.spectral_gap, 1.008 * variance * (std::f64::consts::PI / n as f64).powi(2) / 2.0, 0.01);
     assert_eq!(slow.spectral_gap_note, "");
@@ -141,7 +142,7 @@ fn the_diffused_gap_is_the_polynomial_of_the_eigenvalue() {
     // p(x) = 0.81 x² + 0.09 x + 0.1, and λ2 = 1/2.
     let restart = gap(&causal, &Factors::restart(2, 0.1));
     near(restart.diffused_gap, 1.0 - (0.81 / 4.0 + 0.09 / 2.0 + 0.1), 1e-12);
-    near(gap(&causal, &Factors::plain()).diffused_gap, 0.5, 1e-12);
+    near(gap(&causal, &Factors::restart(1, 0.0)).diffused_gap, 0.5, 1e-12);
     // p(1) need not be 1: (2 + 3/2) / 5.
     near(gap(&causal, &Factors::polynomial(&[2.0, 3.0])).diffused_gap, 1.0 - 3.5 / 5.0, 1e-12);
     assert_eq!(gap(&causal, &Factors::polynomial(&[1.0, -1.0])).diffused_gap, None);
@@ -155,7 +156,7 @@ fn the_diffused_gap_is_the_polynomial_of_the_eigenvalue() {
 
 #[test]
 fn there_is_no_gap_without_keys() {
-    let none = gap(&pattern(4, |_, q, _| q > 0), &Factors::plain());
+    let none = gap(&pattern(4, |_, q, _| q > 0), &Factors::restart(1, 0.0));
     assert_eq!(none.spectral_gap, None);
     assert_eq!(none.spectral_gap_note, "1 queries have no key, so the walk ends there");
 }
@@ -254,10 +255,10 @@ fn far_weight_of_known_patterns() {
     let kept = weight(&pattern(64, |_, _, _| true), &Factors::restart(1, 0.1)).expect("tokens");
     assert!((kept.back - 0.9 * 0.25).abs() < 1e-12);
     // Causal, one hop: query q gives 16 / (q + 1) to the first 16 keys, and nothing goes ahead.
-    let causal = weight(&pattern(64, |_, q, k| k <= q), &Factors::plain()).expect("tokens");
+    let causal = weight(&pattern(64, |_, q, k| k <= q), &Factors::restart(1, 0.0)).expect("tokens");
     let expected = (48..64).map(|q| 16.0 / f64::from(q + 1)).sum::<f64>() / 16.0;
     assert!((causal.back - expected).abs() < 1e-12 && causal.ahead == 0.0);
-    assert_eq!(weight(&pattern(3, |_, _, _| true), &Factors::plain()), None);
+    assert_eq!(weight(&pattern(3, |_, _, _| true), &Factors::restart(1, 0.0)), None);
 }
 
 #[test]

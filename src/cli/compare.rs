@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::case_inputs::Inputs;
 use super::explain::{Distance, look, share};
+use super::inputs::say_made_up;
 use super::options::{Global, Lengths, seconds};
 use super::say::{print, warn_of};
 use super::table::{Align, Table, significant, thousands};
@@ -121,6 +122,7 @@ fn measure(
     if bytes > limit {
         return Err(Error::Memory { what: "holding q, k, v and the output of all specs".into(), given: bytes, limit });
     }
+    specs.iter().for_each(|(spec, ..)| say_made_up(spec));
     let inputs: Vec<Inputs> = specs.iter().map(|(spec, ..)| Inputs::random(spec, extents, 0)).collect::<Result<_>>()?;
     let mut contenders: Vec<Contender<'_>> = Vec::new();
     for ((spec, compiled, _), inputs) in specs.iter().zip(&inputs) {
