@@ -78,7 +78,7 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     }
     let mut entries = Vec::new();
     for (spec, compiled, compile_ms) in &specs {
-        let (analysis, full_attention_distance) = look(spec, compiled, &compiler_options, &pool)?;
+        let (analysis, full_attention_distance) = look(spec, compiled, None, &compiler_options, &pool)?;
         entries.push(Entry {
             spec: spec.name.clone(),
             file: spec.source.file.clone(),

@@ -1,6 +1,6 @@
 //! The inputs of a spec's score mods and hops: given as `--input NAME=FILE.npy`, or made up for measurements.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ndarray::{ArrayD, IxDyn};
 
@@ -84,19 +84,8 @@ impl InputFiles {
             elements += found.iter().map(|&extent| extent as u64).product::<u64>();
         }
         if let Some(of_hops) = of_hops {
-            let (name, path) = file_of(spec, given, &of_hops.input.name, of_hops.input.at)?;
-            let axes: &[&str] = match of_hops.range {
-                GivenRange::Any => &["heads", "hops + 1"],
-                GivenRange::Share | GivenRange::Positive => &["heads"],
-            };
-            let found = npy::check(path, axes, Dtype::F32)?.shape;
-            let shapes = of_hops.shapes(spec.heads);
-            if !shapes.contains(&found) {
-                let message = format!("{} holds {found:?} for input `{name}`", path.display());
-                let shapes: Vec<String> = shapes.iter().map(|shape| format!("{shape:?}")).collect();
-                let expected = format!("{} ({})", shapes.join(" or "), axes.join(", "));
-                return Err(spec.source.error(of_hops.input.at, message, expected));
-            }
+            let (_, path) = file_of(spec, given, &of_hops.input.name, of_hops.input.at)?;
+            let found = check_of_hops(spec, &of_hops, path)?;
             elements += found.iter().map(|&extent| extent as u64).product::<u64>();
         }
         Ok(Self { files: given.to_vec(), elements })
@@ -115,6 +104,26 @@ impl InputFiles {
         let read = |(name, path): &Assignment| Ok((name.clone(), npy::read::<f32, IxDyn>(path)?));
         Ok(InputTensors(self.files.iter().map(read).collect::<Result<_>>()?))
     }
+}
+
+/// The shape of a file that is given for what the hops take.
+///
+/// # Errors
+/// [`Error::Spec`] where it does not fit, [`Error::Input`] for a file that is no f32 `.npy` in C order.
+pub fn check_of_hops(spec: &PatternSpec, of_hops: &Given, path: &Path) -> Result<Vec<usize>> {
+    let axes: &[&str] = match of_hops.range {
+        GivenRange::Any => &["heads", "hops + 1"],
+        GivenRange::Share | GivenRange::Positive => &["heads"],
+    };
+    let found = npy::check(path, axes, Dtype::F32)?.shape;
+    let shapes = of_hops.shapes(spec.heads);
+    if !shapes.contains(&found) {
+        let message = format!("{} holds {found:?} for input `{}`", path.display(), of_hops.input.name);
+        let shapes: Vec<String> = shapes.iter().map(|shape| format!("{shape:?}")).collect();
+        let expected = format!("{} ({})", shapes.join(" or "), axes.join(", "));
+        return Err(spec.source.error(of_hops.input.at, message, expected));
+    }
+    Ok(found)
 }
 
 /// The file that is given for an input.
@@ -157,6 +166,15 @@ impl InputTensors {
             (given.input.name, ArrayD::from_elem(IxDyn(&shape), number))
         });
         Ok(Self(shapes.into_iter().enumerate().map(tensor).chain(of_hops).collect()))
+    }
+
+    /// The numbers of one head that the hops take, for a spec of one head that reads nothing else.
+    pub fn of_one_head(given: &Given, numbers: &[f64]) -> Self {
+        let shape = given.shapes(1).swap_remove(0);
+        let mut numbers = numbers.iter();
+        let number = || numbers.next().map_or(0.0, |&number| number as f32);
+        let tensor = ArrayD::from_shape_simple_fn(IxDyn(&shape), number);
+        Self(vec![(given.input.name.clone(), tensor)])
     }
 
     /// The tensors, as kernels and the interpreter take them.

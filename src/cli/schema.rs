@@ -166,7 +166,8 @@ fn diffusion() -> Value {
         alpha_input,
     ], "description": "share of V that every hop keeps"});
     let some_tolerance = json!({"type": "number", "exclusiveMinimum": 0, "maximum": 1, "description": "for patterns that are not causal: hops until (1 - alpha)^hops is no larger"});
-    let own = json!({"type": "object", "properties": {"pattern": {"$ref": "#/$defs/root"}}, "additionalProperties": false});
+    let own =
+        json!({"type": "object", "properties": {"pattern": {"$ref": "#/$defs/root"}}, "additionalProperties": false});
     let list = json!({"type": "array", "items": own, "minItems": 1, "maxItems": MAX_HOPS, "description": "the pattern of each hop; {} is the root's"});
     let some_hops = json!({"anyOf": [hops, list]});
     let all_hops = json!({"const": "all", "description": "hops without end"});

@@ -53,9 +53,8 @@ impl NestCounts {
             });
             let of = |what: fn(&Op) -> bool| one.ops().filter(|operation| what(&operation.op)).count();
             let scored = of(|op| matches!(op, Op::Sddmm { .. }));
-            let products = of(|op| {
-                matches!(op, Op::Spmm { .. } | Op::SpmmT { .. } | Op::Solve { .. } | Op::SolveT { .. })
-            });
+            let products =
+                of(|op| matches!(op, Op::Spmm { .. } | Op::SpmmT { .. } | Op::Solve { .. } | Op::SolveT { .. }));
             counts.scored += scored;
             counts.products += products;
             counts.loops += usize::from(works_on_pairs);

@@ -100,10 +100,16 @@ pub fn gradients(
         let first = if by_numbers.len() == columns { 0 } else { h * columns };
         by_numbers[first..].iter_mut().zip(head.numbers).for_each(|(sum, x)| *sum += x);
     }
-    let mut by_name: Vec<(&str, Vec<usize>, Vec<f64>)> = mods.mods.iter().flat_map(|mods| &mods.inputs).zip(by_inputs)
-        .map(|(input, sum)| (input.name.as_str(), input.shape.clone(), sum)).collect();
+    let mut by_name: Vec<(&str, Vec<usize>, Vec<f64>)> = mods
+        .mods
+        .iter()
+        .flat_map(|mods| &mods.inputs)
+        .zip(by_inputs)
+        .map(|(input, sum)| (input.name.as_str(), input.shape.clone(), sum))
+        .collect();
     if let Some(given) = &mods.given {
-        let shape = given.shapes(spec.heads).into_iter().find(|shape| shape.iter().product::<usize>() == by_numbers.len());
+        let shape =
+            given.shapes(spec.heads).into_iter().find(|shape| shape.iter().product::<usize>() == by_numbers.len());
         by_name.push((&given.input.name, shape.unwrap_or_default(), by_numbers));
     }
     for (name, shape, sum) in by_name {
@@ -146,7 +152,8 @@ impl Head<'_> {
         let mut by_q = vec![vec![0.0; self.spec.head_dim]; self.pattern.q_len];
         let mut by_k = vec![vec![0.0; self.spec.head_dim]; self.pattern.kv_len];
         let mut inputs = self.mods.no_gradients();
-        let all_rows = operators.iter().zip(&by_operators).flat_map(|(rows, by_rows)| rows.iter().zip(by_rows).enumerate());
+        let all_rows =
+            operators.iter().zip(&by_operators).flat_map(|(rows, by_rows)| rows.iter().zip(by_rows).enumerate());
         for (i, (row, by_weights)) in all_rows {
             let terms = row.edges.iter().zip(by_weights).filter(|&(_, &by_p)| by_p != 0.0);
             let mean: f64 = terms.map(|(&(_, p), by_p)| p * by_p).sum();

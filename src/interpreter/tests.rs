@@ -48,7 +48,11 @@ fn spec(width: usize, initial: f64, hops: &[(f64, f64)]) -> PatternSpec {
         dtype: crate::spec::Dtype::F32,
         pattern: Node::Leaf { name: "full".into(), at, args: Value { at, data: Data::Null } },
         scale: 1.0,
-        diffusion: Factors { initial, hops: hops.iter().map(|&(step, restart)| HopFactors { step, restart }).collect() }.into(),
+        diffusion: Factors {
+            initial,
+            hops: hops.iter().map(|&(step, restart)| HopFactors { step, restart }).collect(),
+        }
+        .into(),
         hop_patterns: Vec::new(),
         diffusion_at: Span::default(),
         source: Arc::new(Source::new("", "<text>")),

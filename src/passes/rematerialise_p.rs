@@ -36,9 +36,7 @@ fn rematerialise(body: &mut Body, in_gradient: bool) -> Verdict {
         let stage = &original.loops[i].stages[j];
         let has = |what: fn(&Op) -> bool| stage.ops.iter().any(|operation| what(&operation.op));
         let of_scores = has(|op| matches!(op, Op::SoftmaxGradient { .. } | Op::ModsGradient { .. }));
-        let reads = |op: &Op| {
-            matches!(op, Op::Spmm { .. } | Op::SpmmT { .. } | Op::Solve { .. } | Op::SolveT { .. })
-        };
+        let reads = |op: &Op| matches!(op, Op::Spmm { .. } | Op::SpmmT { .. } | Op::Solve { .. } | Op::SolveT { .. });
         if !of_scores && !has(reads) {
             continue;
         }

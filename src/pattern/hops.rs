@@ -52,9 +52,10 @@ impl Pattern {
                     let cover = self.cover(head, query..query + 1);
                     let later = cover.some.clip(query as i64 + 1, self.kv_len as i64);
                     !ahead(&cover.all, query)
-                        && later.intervals().iter().all(|&(start, end)| {
-                            (start..end).all(|key| !self.allows(head, query, key as usize))
-                        })
+                        && later
+                            .intervals()
+                            .iter()
+                            .all(|&(start, end)| (start..end).all(|key| !self.allows(head, query, key as usize)))
                 })
         })
     }

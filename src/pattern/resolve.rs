@@ -22,7 +22,11 @@ pub fn resolve(spec: &PatternSpec, q_len: usize, kv_len: usize) -> Result<Patter
     }
     if q_len != kv_len && !spec.hop_patterns.is_empty() {
         let message = format!("a pattern for each hop needs as many queries as keys; there are {q_len} and {kv_len}");
-        return Err(spec.source.error(spec.diffusion_at, message, "hops without patterns of their own, or equal lengths"));
+        return Err(spec.source.error(
+            spec.diffusion_at,
+            message,
+            "hops without patterns of their own, or equal lengths",
+        ));
     }
     let scope = Scope { q_len, kv_len, head_dim: spec.head_dim, heads: spec.heads, align: spec.align };
     // Both may be wrong at these lengths.

@@ -650,7 +650,8 @@ fn hops_of(pattern: &str, hops: &str, q_len: usize, kv_len: usize) -> Result<Pat
 #[test]
 fn hops_with_equal_nodes_share_a_pattern() {
     let random = "{random: {keys_per_query: 4, seed: 7, per_head: true}}";
-    let hops = format!("[{{pattern: causal}}, {{}}, {{pattern: {random}}}, {{pattern: causal}}, {{pattern: {{sink: 2}}}}]");
+    let hops =
+        format!("[{{pattern: causal}}, {{}}, {{pattern: {random}}}, {{pattern: causal}}, {{pattern: {{sink: 2}}}}]");
     let pattern = hops_of(random, &hops, 30, 30).unwrap();
     assert_eq!((0..6).map(|hop| pattern.index_of_hop(hop)).collect::<Vec<_>>(), [1, 0, 0, 1, 2, 0]);
     assert_eq!(pattern.others().len(), 2);
@@ -674,7 +675,10 @@ fn hops_with_equal_nodes_share_a_pattern() {
         ("pattern q_len=3 kv_len=3 heads=1\nfull\npattern of hops 1\ncausal\n", 1),
         ("pattern q_len=3 kv_len=3 heads=1 hops=x\nfull\n", 1),
     ] {
-        assert!(matches!(parse_text(text), Err(crate::error::Error::Text { line: found, .. }) if found == line), "{text}");
+        assert!(
+            matches!(parse_text(text), Err(crate::error::Error::Text { line: found, .. }) if found == line),
+            "{text}"
+        );
     }
     let misspelt = "pattern q_len=3 kv_len=3 heads=1 hops=0,1\nfull\npattern of hops 1\ncasual\n";
     let error = parse_text(misspelt).unwrap_err().to_string();

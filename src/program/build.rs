@@ -1,6 +1,8 @@
 //! From a spec and its neighbors to the definition: one operation a step, each in a loop of its own.
 
-use super::{is_lower_triangular, Base, BlockTest, Body, Extent, Factor, Loop, Names, Op, Program, Shape, Space, Tensor, ValueId};
+use super::{
+    Base, BlockTest, Body, Extent, Factor, Loop, Names, Op, Program, Shape, Space, Tensor, ValueId, is_lower_triangular,
+};
 use crate::error::{Error, Result};
 use crate::mask::BlockMask;
 use crate::spec::score::{self, ScoreMods};
@@ -31,7 +33,8 @@ pub fn build(spec: &PatternSpec, neighbors: BlockMask) -> Result<Program> {
         }
         DiffusionForm::Limit { alpha: Alpha::Fixed(alpha), tolerance } => {
             if Factors::hops_until(*alpha, *tolerance).is_none() {
-                let message = format!("`hops: all`: alpha {alpha} does not reach tolerance {tolerance} within {MAX_HOPS} hops");
+                let message =
+                    format!("`hops: all`: alpha {alpha} does not reach tolerance {tolerance} within {MAX_HOPS} hops");
                 return Err(Error::unsupported(message, "a larger `alpha` or `tolerance`, or a causal pattern"));
             }
             hops(&spec.diffusion)

@@ -274,7 +274,8 @@ impl Adjoint {
                 let w = self.emit("w", width, Op::SolveT { p: *p, x: g, l: *l, factor: *factor });
                 if factor.is_given() {
                     // The product without its factor.
-                    let product = Op::Spmm { p: *p, z: result, l: Some(*l), factor: Factor::ONE, plus: None, onto: None };
+                    let product =
+                        Op::Spmm { p: *p, z: result, l: Some(*l), factor: Factor::ONE, plus: None, onto: None };
                     let y = self.emit("y", width, product);
                     self.sum_given(w, y, *factor);
                 }

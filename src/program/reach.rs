@@ -120,48 +120,50 @@ pub fn reaches(neighbors: &BlockMask) -> Reaches {
 /// hops without end goes by.
 pub fn is_lower_triangular(neighbors: &BlockMask) -> bool {
     let q_len = neighbors.q_len;
-    neighbors.parts == 1 && neighbors.stack == 1 && neighbors.masks.iter().all(|mask| {
-        let in_order = matches!(mask.order, RowOrder::Identity) && mask.keys.step() == 1;
-        // All keys of a place lie at it or before it: of key `key`, no bit of a query before it is set.
-        let serves = |t: u32, key: u32, word: u64| {
-            let first = t * QUERY_BLOCK as u32;
-            match key.checked_sub(first) {
-                None | Some(0) => true,
-                Some(ahead) if (ahead as usize) < QUERY_BLOCK => word & ((1 << ahead) - 1) == 0,
-                Some(_) => word == 0,
-            }
-        };
-        let full = |t: u32| match q_len - t as usize * QUERY_BLOCK {
-            rows if rows < QUERY_BLOCK => (1_u64 << rows) - 1,
-            _ => u64::MAX,
-        };
-        let segments = mask.rows.iter().flat_map(|run| run.segments.iter().map(move |segment| (run, segment)));
-        let rows = |(run, segment): (&RowRun, &Segment)| {
-            // Keys move as rows do, or less: the first row of a run has the latest ones, beside the last.
-            [0, run.count - 1].into_iter().all(|row| {
-                let t = run.first + row;
-                let word = |at: usize| segment.mask.map_or(full(t), |table| mask.words[table as usize][at]);
-                let len = mask.segment_len(segment, row);
-                match segment.keys {
-                    Keys::Range { start, start_step, .. } => {
-                        let start = start + row * start_step;
-                        // Keys before the row's own are as good as each other.
-                        let own = ((t as usize * QUERY_BLOCK).saturating_sub(start as usize)).min(len);
-                        (own..len).all(|at| serves(t, start + at as u32, word(at)))
-                    }
-                    Keys::List { list } => {
-                        let list = &mask.lists[list as usize];
-                        list.iter().enumerate().all(|(at, &key)| serves(t, key, word(at)))
-                    }
+    neighbors.parts == 1
+        && neighbors.stack == 1
+        && neighbors.masks.iter().all(|mask| {
+            let in_order = matches!(mask.order, RowOrder::Identity) && mask.keys.step() == 1;
+            // All keys of a place lie at it or before it: of key `key`, no bit of a query before it is set.
+            let serves = |t: u32, key: u32, word: u64| {
+                let first = t * QUERY_BLOCK as u32;
+                match key.checked_sub(first) {
+                    None | Some(0) => true,
+                    Some(ahead) if (ahead as usize) < QUERY_BLOCK => word & ((1 << ahead) - 1) == 0,
+                    Some(_) => word == 0,
                 }
-            })
-        };
-        let edges = mask.edges.offsets.windows(2).enumerate().all(|(place, ends)| {
-            let keys = &mask.edges.keys[ends[0] as usize..ends[1] as usize];
-            keys.last().is_none_or(|&last| last as usize <= place)
-        });
-        in_order && edges && segments.into_iter().all(rows)
-    })
+            };
+            let full = |t: u32| match q_len - t as usize * QUERY_BLOCK {
+                rows if rows < QUERY_BLOCK => (1_u64 << rows) - 1,
+                _ => u64::MAX,
+            };
+            let segments = mask.rows.iter().flat_map(|run| run.segments.iter().map(move |segment| (run, segment)));
+            let rows = |(run, segment): (&RowRun, &Segment)| {
+                // Keys move as rows do, or less: the first row of a run has the latest ones, beside the last.
+                [0, run.count - 1].into_iter().all(|row| {
+                    let t = run.first + row;
+                    let word = |at: usize| segment.mask.map_or(full(t), |table| mask.words[table as usize][at]);
+                    let len = mask.segment_len(segment, row);
+                    match segment.keys {
+                        Keys::Range { start, start_step, .. } => {
+                            let start = start + row * start_step;
+                            // Keys before the row's own are as good as each other.
+                            let own = ((t as usize * QUERY_BLOCK).saturating_sub(start as usize)).min(len);
+                            (own..len).all(|at| serves(t, start + at as u32, word(at)))
+                        }
+                        Keys::List { list } => {
+                            let list = &mask.lists[list as usize];
+                            list.iter().enumerate().all(|(at, &key)| serves(t, key, word(at)))
+                        }
+                    }
+                })
+            };
+            let edges = mask.edges.offsets.windows(2).enumerate().all(|(place, ends)| {
+                let keys = &mask.edges.keys[ends[0] as usize..ends[1] as usize];
+                keys.last().is_none_or(|&last| last as usize <= place)
+            });
+            in_order && edges && segments.into_iter().all(rows)
+        })
 }
 
 /// Whether query `i` of the mask's order is key number `i`.

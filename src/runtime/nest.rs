@@ -387,10 +387,12 @@ impl<'a> Head<'a> {
     pub fn share_loop(&self, of_loop: usize, threads: &rayon::ThreadPool, locals: &[Pointer<'_>], unit: usize) {
         let rows = self.plan().block_rows();
         match self.plan().body.loops[of_loop].stages.len() {
-            1 if !self.site.loops[of_loop].in_order => spread(threads, locals.len(), rows.div_ceil(unit), |worker, index| {
-                let first = index * unit;
-                self.stage((of_loop, 0), locals[worker], first..rows.min(first + unit), Own::PLAIN);
-            }),
+            1 if !self.site.loops[of_loop].in_order => {
+                spread(threads, locals.len(), rows.div_ceil(unit), |worker, index| {
+                    let first = index * unit;
+                    self.stage((of_loop, 0), locals[worker], first..rows.min(first + unit), Own::PLAIN);
+                })
+            }
             _ => self.run_loop(of_loop, locals[0], Own::PLAIN),
         }
     }

@@ -86,6 +86,11 @@ impl Diffusion {
         }
     }
 
+    /// Whether its hops have no end.
+    pub const fn is_endless(&self) -> bool {
+        matches!(self.form, DiffusionForm::Limit { .. })
+    }
+
     /// Products with A that a call takes; of hops without end, what costs as much as one.
     pub const fn hops(&self) -> usize {
         match &self.form {
@@ -158,7 +163,9 @@ impl PatternSpec {
                 );
                 let expected = "a larger `alpha` or a larger `tolerance`";
                 Err(match self.diffusion.given() {
-                    Some(given) => Error::Value { tensor: given.tensor(), message: format!("{message}; expected {expected}") },
+                    Some(given) => {
+                        Error::Value { tensor: given.tensor(), message: format!("{message}; expected {expected}") }
+                    }
                     None => self.source.error(self.diffusion_at, message, expected),
                 })
             }

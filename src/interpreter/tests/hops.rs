@@ -146,7 +146,8 @@ fn factors_of_a_call_are_those_of_their_heads() {
     }
 }
 
-const OWN: &str = "{hops: [{pattern: {window: {radius: 1}}}, {}, {pattern: {all: [causal, {where: \"k != 1\"}]}}], alpha: 0.2}";
+const OWN: &str =
+    "{hops: [{pattern: {window: {radius: 1}}}, {}, {pattern: {all: [causal, {where: \"k != 1\"}]}}], alpha: 0.2}";
 
 #[test]
 fn each_hop_has_the_softmax_of_its_own_pattern() {
@@ -159,7 +160,8 @@ fn each_hop_has_the_softmax_of_its_own_pattern() {
         let spec = self::spec(node, "{hops: 1}");
         (resolve(&spec, N, N).unwrap(), spec)
     };
-    let nodes = ["{window: {radius: 1}}", "{strided: {step: 3, mode: diagonal}}", "{all: [causal, {where: \"k != 1\"}]}"];
+    let nodes =
+        ["{window: {radius: 1}}", "{strided: {step: 3, mode: diagonal}}", "{all: [causal, {where: \"k != 1\"}]}"];
     for head in 0..2 {
         let mut z = values(&tensors);
         for node in nodes {
@@ -206,7 +208,10 @@ fn gradients_of_every_form_are_its_differences() {
         let close = |found: f64, [more, less]: [f64; 2], what: &str| {
             let expected = (more - less) * 128.0;
             let scale = 1.0 + expected.abs();
-            assert!((found - expected).abs() < 2e-4 * scale, "{pattern} {diffusion}: {what}: {found} against {expected}");
+            assert!(
+                (found - expected).abs() < 2e-4 * scale,
+                "{pattern} {diffusion}: {what}: {found} against {expected}"
+            );
         };
         for (place, (name, gradient)) in [("q", &found.q), ("k", &found.k), ("v", &found.v)].into_iter().enumerate() {
             for (at, &gradient) in gradient.indexed_iter() {

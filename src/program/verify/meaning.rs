@@ -608,7 +608,8 @@ impl<'a> Meaning<'a> {
             Form::Hop { p, z, l, factor, plus } => (p, z, l, factor, plus),
             // It reads what it gives, and its gradient is that of the system.
             Form::Solved { p, l: of, factor, plus } => {
-                if !matches!(*self.form(g), Form::Adjoint { p: by, l, factor: times, .. } if (by, l, times) == (p, of, factor)) {
+                if !matches!(*self.form(g), Form::Adjoint { p: by, l, factor: times, .. } if (by, l, times) == (p, of, factor))
+                {
                     return Err("the gradient of what is solved is not that of its system".to_owned());
                 }
                 (p, made, Some(of), factor, Some(plus))

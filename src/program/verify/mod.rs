@@ -79,7 +79,9 @@ fn check(program: &Program) -> Result<Option<Reach>, String> {
             return Err("hops without end with another number of queries than keys".to_owned());
         }
         if !is_lower_triangular(neighbors) {
-            return Err("hops are solved row after row, and a row meets a later key, or stands in another order".to_owned());
+            return Err(
+                "hops are solved row after row, and a row meets a later key, or stands in another order".to_owned()
+            );
         }
     }
     let sites = types::check(shape, body)?;
