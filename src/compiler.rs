@@ -16,7 +16,7 @@ use crate::pattern::Pattern;
 use crate::plan::{ASKED_FOR, Choice, Model, PlanOptions, Tuning};
 use crate::program::{Program, VerifiedProgram};
 use crate::runtime::{Kernel, Train, TrainingKernel};
-use crate::spec::PatternSpec;
+use crate::spec::{DiffusionForm, PatternSpec};
 use crate::target::Isa;
 use crate::tuned::Problem;
 use crate::{codegen, jit, machine, mask, passes, pattern, plan, program};
@@ -94,7 +94,7 @@ fn compile_with(spec: &PatternSpec, pattern: Pattern, options: &Options, advice:
     let allowance = options.allowance(spec);
     // Whole blocks are classified by intervals; points are visited only inside partial blocks.
     let mask = clock.time("mask", || build_mask(spec, &pattern, options, strategy, allowance))?;
-    let program = clock.time("program", || program::build(spec, mask.clone()))?;
+    let program = clock.time("program", || build_program(spec, &pattern, mask.clone(), allowance))?;
     let mut program = clock.time("passes", || passes::run(program, &options.without))?;
     // Every recipe that is legal makes a nest of the operations; the cost model picks one.
     let (reasons, strategy, forecast) = clock.time("schedule", || {
@@ -165,8 +165,9 @@ pub fn compile_training(
 
 /// The program of a gradient, after the passes over its operations.
 fn training_program(spec: &PatternSpec, pattern: &Pattern, options: &Options, dropout: bool) -> Result<Program> {
-    let mask = mask::build(pattern, options.allowance(spec))?;
-    passes::run(program::derive_gradient(program::build(spec, mask)?, dropout)?, &options.without)
+    let mask = build_whole_mask(spec, pattern, options.allowance(spec))?;
+    let program = build_program(spec, pattern, mask, options.allowance(spec))?;
+    passes::run(program::derive_gradient(program, dropout)?, &options.without)
 }
 
 /// The text of one stage, for `emit`: of the kernel, or of the one for training, without dropout, that belongs to it (of
@@ -188,13 +189,13 @@ pub fn emit(
     let advice = options.advice(spec, q_len, kv_len);
     let allowance = options.allowance(spec);
     let mask = match training {
-        true => mask::build(&pattern, allowance)?,
+        true => build_whole_mask(spec, &pattern, allowance)?,
         false => build_mask(spec, &pattern, options, advice.strategy(options), allowance)?,
     };
     if stage == Stage::Mask {
         return Ok(mask.print());
     }
-    let mut program = program::build(spec, mask)?;
+    let mut program = build_program(spec, &pattern, mask, allowance)?;
     if training {
         program = program::derive_gradient(program, false)?;
     }
@@ -245,7 +246,9 @@ pub fn strategies(
     options: &Options,
 ) -> Result<Vec<(Strategy, std::result::Result<String, String>)>> {
     let pattern = pattern::resolve(spec, q_len, kv_len)?;
-    let program = program::build(spec, mask::build(&pattern, options.allowance(spec))?)?;
+    let allowance = options.allowance(spec);
+    let mask = build_whole_mask(spec, &pattern, allowance)?;
+    let program = build_program(spec, &pattern, mask, allowance)?;
     let program = passes::run(program, &options.without)?;
     Ok(passes::verdicts(&program, &options.without))
 }
@@ -265,11 +268,40 @@ fn build_mask(
         // Score mods count heads and positions, which rows of several heads mix, and a restart term reads values by
         // the number of a query.
         true if spec.mods.is_empty() && spec.diffusion.is_plain() => {
-            mask::build_in_parts(pattern, allowance, spec.heads / spec.kv_heads)
+            mask::build_in_parts(pattern.of_hop(0), allowance, spec.heads / spec.kv_heads)
         }
-        true => mask::build_in_parts(pattern, allowance, 1),
-        false => mask::build(pattern, allowance),
+        true if !is_limit(spec) => mask::build_in_parts(pattern.of_hop(0), allowance, 1),
+        _ => build_whole_mask(spec, pattern, allowance),
     }
+}
+
+/// Hops without end.
+const fn is_limit(spec: &PatternSpec) -> bool {
+    matches!(spec.diffusion.form, DiffusionForm::Limit { .. })
+}
+
+/// The mask of the first hop, in one part: in the order of keys where hops without end can be solved row after row.
+fn build_whole_mask(spec: &PatternSpec, pattern: &Pattern, allowance: Allowance) -> Result<BlockMask> {
+    if is_limit(spec) && (0..pattern.heads).all(|head| pattern.is_lower_triangular(head)) {
+        return mask::build_in_order(pattern, allowance);
+    }
+    mask::build(pattern.of_hop(0), allowance)
+}
+
+/// The program of a spec, from the mask of its first hop.
+fn build_program(spec: &PatternSpec, pattern: &Pattern, mask: BlockMask, allowance: Allowance) -> Result<Program> {
+    // Which pattern each set has, in the order in which hops come to them.
+    let mut sets = vec![pattern.index_of_hop(0)];
+    let mut masks = vec![mask];
+    for hop in 1..spec.hop_patterns.len() {
+        let index = pattern.index_of_hop(hop);
+        if !sets.contains(&index) {
+            sets.push(index);
+            masks.push(mask::build(pattern.of_hop(hop), allowance)?);
+        }
+    }
+    let set_of = |hop| sets.iter().position(|&index| index == pattern.index_of_hop(hop)).unwrap_or(0);
+    program::build_hops(spec, masks, set_of)
 }
 
 fn check_memory(kernel: &Kernel, options: &Options) -> Result<()> {

@@ -450,7 +450,7 @@ impl<'a> Task<'a> {
             spread(threads, workers, self.items, |worker, item| {
                 let head = self.head(item, self.heads[worker]);
                 // A first part in the order of queries is joined while its outputs are in the cache.
-                let first = plan.mask_of_head[item % plan.shape.heads * plan.parts] as usize;
+                let first = plan.mask_of(0, item % plan.shape.heads, 0);
                 let in_order = plan.walks[0].masks[first].order.is_none();
                 for part in usize::from(in_order)..plan.parts {
                     self.part(&head, part, worker, 0..rows);

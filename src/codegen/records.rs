@@ -199,7 +199,7 @@ record!(
     /// Of the tiles row by row.
     RowsRecord: RowsCall {
         x, x_stride, x_rows, y, y_stride, y_rows, w, w_stride, w_rows, out, out_stride, out_rows, count, width, lanes_in, lanes_out, factor, restart,
-        row_keys, threshold, keep,
+        row_keys, threshold, keep, dtype,
     }
 );
 record!(

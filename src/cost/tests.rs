@@ -137,7 +137,7 @@ fn counted_nests_are_predicted_as_the_strategies_were() {
         let spec = spec::parse(&text, "<text>").unwrap();
         let neighbors = mask::build(&pattern::resolve(&spec, n, n).unwrap(), u64::MAX).unwrap();
         let program = passes::run(program::build(&spec, neighbors).unwrap(), &["gather_isolated_keys".into()]).unwrap();
-        let reach = KnownReach::new(&program.neighbors);
+        let reach = KnownReach::new(&program);
         let store = if store == "2" { Dtype::Bf16 } else { Dtype::F32 };
         let (body, _) = match passes::apply(&program, strategy, &[], Some(store), &reach) {
             Ok(nest) => nest,

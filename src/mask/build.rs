@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 
 use super::decode::{split_keys, stack_heads};
 use super::edge_rule::EdgeRule;
-use super::order::{Stretch, row_order};
+use super::order::{Stretch, identity, row_order};
 use super::patches::patch_order;
 use super::row_runs::RowRuns;
 use super::shifted_rows::{Attempts, Row};
@@ -36,6 +36,15 @@ use crate::pattern::{Cover, KeySet, Pattern};
 /// run-time inputs.
 pub fn build(pattern: &Pattern, allowance: impl Into<Allowance>) -> Result<BlockMask> {
     build_with(pattern, allowance.into(), &EdgeRule::default())
+}
+
+/// [`build`] where queries and keys keep their order: for hops without end, whose rows follow each other.
+///
+/// # Errors
+///
+/// As [`build`].
+pub fn build_in_order(pattern: &Pattern, allowance: impl Into<Allowance>) -> Result<BlockMask> {
+    build_with(pattern, allowance.into(), &EdgeRule { in_order: true, ..EdgeRule::default() })
 }
 
 /// [`build`] with a rule of one's own.
@@ -170,6 +179,9 @@ pub(super) fn build_head_within(
     let run = |pattern: &Pattern, rows| {
         HeadBuilder { budget, ..HeadBuilder::new(pattern, head, rule, allowance, taken, rows) }.run()
     };
+    if rule.in_order {
+        return run(pattern, identity(pattern.q_len));
+    }
     let Some(step) = regroup_step(pattern) else {
         let Some((mask, bytes)) = run(pattern, row_order(pattern, head))? else { return Ok(None) };
         if let Some(rows) = patch_order(pattern, head)

@@ -25,11 +25,13 @@ pub struct EdgeRule {
     /// Up to so many queries in all, every pair is an edge: the edge tiles read rows one behind the other, as fast as
     /// memory gives them, while a panel has 16 lanes whether they are used or not.
     pub few_queries: u32,
+    /// Queries and keys keep their order, whatever that costs: rows are to follow each other.
+    pub in_order: bool,
 }
 
 impl Default for EdgeRule {
     fn default() -> Self {
-        Self { edge_cost: 6, column_cost: 32, run_cost: 64, part_cost: 32, few_queries: 2 }
+        Self { edge_cost: 6, column_cost: 32, run_cost: 64, part_cost: 32, few_queries: 2, in_order: false }
     }
 }
 

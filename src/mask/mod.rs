@@ -24,7 +24,7 @@ mod tests;
 mod text;
 mod verify;
 
-pub use build::{build, build_in_parts, build_with};
+pub use build::{build, build_in_order, build_in_parts, build_with};
 pub use coalesce::coalesce;
 pub use count::Counts;
 pub use decode::{split_keys, stack_heads};

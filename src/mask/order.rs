@@ -14,10 +14,15 @@ pub(super) struct Stretch {
     pub(super) len: usize,
 }
 
+/// Every query at its own place.
+pub(super) fn identity(q_len: usize) -> (RowOrder, Vec<Stretch>) {
+    (RowOrder::Identity, vec![Stretch { place: 0, query: 0, len: q_len }])
+}
+
 /// Dense queries last, so that whole blocks of them are dense and the rest keep their narrow rows.
 pub(super) fn row_order(pattern: &Pattern, head: usize) -> (RowOrder, Vec<Stretch>) {
     let q_len = pattern.q_len;
-    let identity = (RowOrder::Identity, vec![Stretch { place: 0, query: 0, len: q_len }]);
+    let identity = identity(q_len);
     let dense = pattern.dense_queries(head);
     // With most queries dense there are no narrow rows worth protecting.
     if dense.is_empty() || dense.len() * 2 > q_len {

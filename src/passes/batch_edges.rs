@@ -26,7 +26,7 @@ fn run(body: &mut Body, setting: &Setting<'_>) -> Verdict {
     let mut at = (0..body.loops.len()).filter(|&i| on_pairs(&body.loops[i]));
     let (Some(only), None) = (at.next(), at.next()) else { return Ok(None) };
     let by_keys = matches!(body.loops[only].stages.as_slice(), [stage] if stage.by_keys);
-    if by_keys && setting.reach.neighbors().masks.iter().any(|mask| 2 * rows_with_edges(mask) >= rows.max(1)) {
+    if by_keys && setting.reach.sets().flat_map(|set| &set.masks).any(|mask| 2 * rows_with_edges(mask) >= rows.max(1)) {
         body.loops[only].edge_rows = EDGE_BATCH.min(rows.next_power_of_two()) as u32;
     }
     Ok(None)

@@ -14,5 +14,5 @@ pub(super) const PASS: Pass =
 
 fn run(program: &mut Program) {
     let q_len = program.neighbors.q_len;
-    program.neighbors.masks.iter_mut().for_each(|mask| mask::coalesce(mask, q_len));
+    program.sets_mut().flat_map(|set| &mut set.masks).for_each(|mask| mask::coalesce(mask, q_len));
 }

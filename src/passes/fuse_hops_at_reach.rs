@@ -54,6 +54,7 @@ fn at_once(body: &mut Body, setting: &Setting<'_>) -> Verdict {
 fn is_swept(body: &Body) -> Result<(), String> {
     match body.loops.iter().any(Loop::is_in_order) {
         true => Err("hops without end are one loop already".to_owned()),
+        false if body.loops.iter().any(|one| one.set != 0) => Err("hops have neighbors of their own".to_owned()),
         false => Ok(()),
     }
 }

@@ -11,5 +11,5 @@ pub(super) const PASS: Pass =
     Pass { name: "gather_isolated_keys", rewrite: "many short runs of keys -> one gathered panel", run };
 
 fn run(program: &mut Program) {
-    program.neighbors.masks.iter_mut().for_each(mask::gather_columns);
+    program.sets_mut().flat_map(|set| &mut set.masks).for_each(mask::gather_columns);
 }

@@ -177,7 +177,7 @@ pub fn training(program: &Program, without: &[String], wish: Option<Strategy>) -
         (_, Some(Strategy::RECOMPUTE)) => &[Strategy::AGAIN, Strategy::FRUGAL],
         _ => Strategy::TRAINING,
     };
-    let reach = KnownReach::new(&program.neighbors);
+    let reach = KnownReach::new(program);
     let nest = |strategy| apply(program, strategy, without, None, &reach);
     order.iter().map(|&strategy| Candidate { strategy, nest: nest(strategy) }).collect()
 }
@@ -190,7 +190,7 @@ pub fn verdicts(program: &Program, without: &[String]) -> Vec<(Strategy, std::re
 
 fn of_each(program: &Program, without: &[String], store: Option<Dtype>, look: bool) -> Vec<Candidate> {
     let of = if program.body.is_training() { Strategy::TRAINING } else { Strategy::ALL };
-    let reach = KnownReach::new(&program.neighbors);
+    let reach = KnownReach::new(program);
     let nest = |strategy: Strategy| match strategy.sweeps() && !look {
         true => strategy
             .recipe()

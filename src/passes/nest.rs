@@ -20,7 +20,7 @@ pub(super) enum Join {
 pub(super) fn join_loops(body: &mut Body, mut how: impl FnMut(&[Value], &Loop, &Loop) -> Join) {
     for mut next in std::mem::take(&mut body.loops) {
         let join = match body.loops.last() {
-            Some(last) if last.parts == next.parts => how(&body.values, last, &next),
+            Some(last) if (last.parts, last.set) == (next.parts, next.set) => how(&body.values, last, &next),
             _ => Join::Apart,
         };
         match (join, body.loops.last_mut()) {

@@ -83,11 +83,22 @@ pub struct KernelPlan {
     pub stack: usize,
     /// For every query head and part, its index in the masks of a walk: `[heads][parts]`.
     pub mask_of_head: Vec<u32>,
+    /// The same of further sets of neighbors, by set.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub masks_of_others: Vec<Vec<u32>>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde has it")]
+const fn is_zero(set: &u32) -> bool {
+    *set == 0
 }
 
 /// One way of walking block rows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Walk {
+    /// Which set of neighbors it walks ([`crate::program::Loop::set`]).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub set: u32,
     /// Some keys of a row after the other, instead of whole rows.
     pub by_keys: bool,
     /// One plan per distinct block mask.
@@ -200,6 +211,15 @@ impl KernelPlan {
         Sweep { rows: self.block_rows(), hops: self.hops(), reach }.stretches(items, workers).0
     }
 
+    /// The mask of a head's part, in the walks over a set of neighbors.
+    pub fn mask_of(&self, set: u32, head: usize, part: usize) -> usize {
+        let mask = match set.checked_sub(1) {
+            None => self.mask_of_head[head * self.parts + part],
+            Some(other) => self.masks_of_others[other as usize][head],
+        };
+        mask as usize
+    }
+
     /// Block rows.
     pub const fn block_rows(&self) -> usize {
         self.shape.q_len.div_ceil(QUERY_BLOCK)
@@ -290,12 +310,16 @@ pub fn build(program: &VerifiedProgram, isa: Isa, options: PlanOptions) -> Resul
     if bf16_dots {
         reasons.push("scores: dot products of bf16 pairs, whose sums are f32".to_owned());
     }
-    let stages = || body.loops.iter().flat_map(|of_loop| &of_loop.stages);
     // Whole rows first. A body without pairs walks whole rows too.
-    let ways = [false, true].into_iter().filter(|&by_keys| stages().any(|stage| stage.by_keys == by_keys));
-    let walks = ways.map(|by_keys| Walk {
-        by_keys,
-        masks: neighbors.masks.iter().map(|mask| plan_mask(mask, neighbors, by_keys, tuning)).collect(),
+    let walks = program.sets().zip(0..).flat_map(|(neighbors, set)| {
+        let of_set = body.loops.iter().filter(move |one| one.set == set).flat_map(|one| &one.stages);
+        let ways =
+            [false, true].into_iter().filter(move |&by_keys| of_set.clone().any(|stage| stage.by_keys == by_keys));
+        ways.map(move |by_keys| Walk {
+            set,
+            by_keys,
+            masks: neighbors.masks.iter().map(|mask| plan_mask(mask, neighbors, by_keys, tuning)).collect(),
+        })
     });
     let plan = KernelPlan {
         isa,
@@ -312,6 +336,7 @@ pub fn build(program: &VerifiedProgram, isa: Isa, options: PlanOptions) -> Resul
         parts: neighbors.parts,
         stack: neighbors.stack,
         mask_of_head: neighbors.mask_of_head.clone(),
+        masks_of_others: program.others.iter().map(|set| set.mask_of_head.clone()).collect(),
     };
     verify(plan)
 }

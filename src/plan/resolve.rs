@@ -20,7 +20,7 @@ use crate::program::{Body, Extent, Factor, Loop, Op, Operation, Shape, Space, St
 /// # Errors
 /// [`Error::Unsupported`] where a stage has more operands or factors than a call carries, or more than one softmax, or
 /// works on rows of 16 bits in other ways than tiles do.
-pub fn resolve(shape: &Shape, body: &Body, layout: &Layout, walk_of: impl Fn(bool) -> usize) -> Result<Functions> {
+pub fn resolve(shape: &Shape, body: &Body, layout: &Layout, walk_of: impl Fn(u32, bool) -> usize) -> Result<Functions> {
     let chains = Chains::new(body);
     let mut functions: Vec<RowFunction> = Vec::new();
     let mut calls = Vec::with_capacity(body.loops.len());
@@ -82,7 +82,7 @@ pub fn resolve(shape: &Shape, body: &Body, layout: &Layout, walk_of: impl Fn(boo
             let names: Vec<&str> = stage.ops.iter().map(|operation| operation.op.name()).collect();
             let function = RowFunction {
                 name: names.join("_").replace('\'', "_gradient"),
-                walk: walk_of(stage.by_keys),
+                walk: walk_of(of_loop.set, stage.by_keys),
                 by_keys: stage.by_keys,
                 edge_rows: (of_loop.edge_rows as usize).max(1),
                 spread: scores && own.is_some(),
@@ -114,6 +114,8 @@ fn refusal(stage: &Stage, ops: &[RowOp]) -> Option<(&'static str, &'static str)>
     }
     let wide = |rows: &Rows| rows.dtype.is_f32();
     let is_wide = |op: &RowOp| match op {
+        // A copy rounds.
+        RowOp::Dense(Dense { kind: DenseKind::Copy, x, .. }) => wide(x),
         RowOp::Dense(Dense { x, y, w, out, .. }) => {
             wide(x) && [y, w, out].into_iter().all(|rows| rows.as_ref().is_none_or(wide))
         }

@@ -5,11 +5,11 @@ use std::ops::Deref;
 
 use super::function::Functions;
 use super::resolve::resolve;
-use super::{KernelPlan, Layout, MaskPlan, ModsBy, PieceKeys, RowPlan, Step, Stretch};
+use super::{KernelPlan, Layout, MaskPlan, ModsBy, PieceKeys, RowPlan, Step, Stretch, Walk};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::mask::QUERY_BLOCK;
-use crate::program::{self, Extent, Reach};
+use crate::program::{self, Extent, Loop, Reach};
 use crate::target::Isa;
 use crate::tiles::ROW_BLOCKS;
 
@@ -66,7 +66,9 @@ pub fn verify(plan: KernelPlan) -> Result<VerifiedPlan> {
         return Err(Error::internal("plan", message, plan.print()));
     }
     let layout = Layout::new(&plan.shape, &plan.body, &plan.walks, plan.parts)?;
-    let walk_of = |by_keys: bool| plan.walks.iter().position(|walk| walk.by_keys == by_keys).unwrap_or(0);
+    let walk_of = |set: u32, by_keys: bool| {
+        plan.walks.iter().position(|walk| (walk.set, walk.by_keys) == (set, by_keys)).unwrap_or(0)
+    };
     let functions = resolve(&plan.shape, &plan.body, &layout, walk_of)?;
     Ok(VerifiedPlan { functions, layout, plan })
 }
@@ -80,15 +82,33 @@ fn check(plan: &KernelPlan) -> Result<(), String> {
     if shape.head_dim == 0 || shape.value_dim == 0 {
         return broken("a width is 0");
     }
-    let masks = plan.walks.first().map_or(0, |walk| walk.masks.len());
-    if masks == 0 || plan.walks.iter().any(|walk| walk.masks.len() != masks) {
-        return broken("every way of walking has one plan for each mask, at least one");
+    if plan.walks.first().is_none_or(|walk| walk.set != 0) {
+        return broken("nothing walks the first set of neighbors first");
     }
-    if plan.parts == 0
-        || shape.heads.checked_mul(plan.parts) != Some(plan.mask_of_head.len())
-        || plan.mask_of_head.iter().any(|&m| m as usize >= masks)
-    {
-        return broken("a head has no mask");
+    let sets = std::iter::once(&plan.mask_of_head).chain(&plan.masks_of_others);
+    for (set, masks_of_heads) in sets.enumerate() {
+        let mut walks = plan.walks.iter().filter(|walk| walk.set as usize == set);
+        let masks = walks.next().map_or(0, |walk| walk.masks.len());
+        if masks == 0 || walks.any(|walk| walk.masks.len() != masks) {
+            return broken("every way of walking has one plan for each mask, at least one");
+        }
+        let parts = if set == 0 { plan.parts } else { 1 };
+        if parts == 0
+            || shape.heads.checked_mul(parts) != Some(masks_of_heads.len())
+            || masks_of_heads.iter().any(|&m| m as usize >= masks)
+        {
+            return broken("a head has no mask");
+        }
+    }
+    if !plan.masks_of_others.is_empty() && (plan.parts != 1 || plan.stack != 1) {
+        return broken("hops with neighbors of their own in parts, or with several heads in a row");
+    }
+    if plan.body.loops.iter().any(Loop::is_in_order) {
+        let in_order = plan.masks().all(|mask| mask.order.is_none() && mask.key_step == 1);
+        let ahead = plan.masks().map(|mask| planned_reach(mask, shape.kv_len).ahead).max();
+        if !in_order || ahead.is_some_and(|ahead| ahead > 0) || shape.q_len != shape.kv_len || plan.parts != 1 {
+            return broken("rows that follow each other meet later ones, or stand in another order than keys");
+        }
     }
     if plan.stack == 0 || (plan.stack > 1 && shape.q_len != plan.stack) {
         return broken("rows of several heads have one query each");
@@ -103,8 +123,9 @@ fn check(plan: &KernelPlan) -> Result<(), String> {
     if !plan.tuning.is_valid() {
         return broken("sizes that no plan is cut by");
     }
-    for by_keys in plan.body.loops.iter().flat_map(|of_loop| &of_loop.stages).map(|stage| stage.by_keys) {
-        if !plan.walks.iter().any(|walk| walk.by_keys == by_keys) {
+    for one in &plan.body.loops {
+        let planned = |by_keys: bool| plan.walks.iter().any(|walk| (walk.set, walk.by_keys) == (one.set, by_keys));
+        if !one.stages.iter().all(|stage| planned(stage.by_keys)) {
             return broken("a stage walks block rows in a way that is not planned");
         }
     }
@@ -131,7 +152,7 @@ fn check(plan: &KernelPlan) -> Result<(), String> {
     }
     for walk in &plan.walks {
         for mask in &walk.masks {
-            check_mask(plan, mask, walk.by_keys)?;
+            check_mask(plan, mask, walk)?;
         }
     }
     // How far rows reach comes from the steps, key by key, and not from what the plan says.
@@ -150,7 +171,8 @@ impl KernelPlan {
     }
 }
 
-fn check_mask(plan: &KernelPlan, mask: &MaskPlan, by_keys: bool) -> Result<(), String> {
+fn check_mask(plan: &KernelPlan, mask: &MaskPlan, walk: &Walk) -> Result<(), String> {
+    let by_keys = walk.by_keys;
     let (q_len, kv_len) = (plan.shape.q_len, plan.shape.kv_len);
     if let Some(order) = &mask.order {
         let mut seen = vec![false; q_len];
@@ -194,7 +216,7 @@ fn check_mask(plan: &KernelPlan, mask: &MaskPlan, by_keys: bool) -> Result<(), S
     if next as usize != plan.block_rows() {
         return Err(format!("{next} block rows of {}", plan.block_rows()));
     }
-    if plan.walks[0].masks.len() > 1 && mask.rows.iter().any(|row| !row.table) {
+    if walk.masks.len() > 1 && mask.rows.iter().any(|row| !row.table) {
         return Err("a kernel of several masks walks all rows from tables".to_owned());
     }
     if !by_keys && mask.rows.iter().map(RowPlan::keys).sum::<u64>() != mask.stored_keys {

@@ -17,6 +17,19 @@ use crate::spec::{self, Alpha, Diffusion, DiffusionForm, Factors, MAX_HOPS, Patt
 /// # Errors
 /// Those of [`score::resolve`]: an index of a score mod that may leave its input.
 pub fn build(spec: &PatternSpec, neighbors: BlockMask) -> Result<Program> {
+    build_hops(spec, vec![neighbors], |_| 0)
+}
+
+/// The same where hops have neighbors of their own: `set_of` says for each hop, by its number, which of `sets` it has. The
+/// first hop has the first.
+///
+/// # Errors
+/// Those of [`build`].
+pub fn build_hops(spec: &PatternSpec, mut sets: Vec<BlockMask>, set_of: impl Fn(usize) -> usize) -> Result<Program> {
+    let others = sets.split_off(1.min(sets.len()));
+    let Some(neighbors) = sets.pop() else {
+        return Err(Error::internal("program", "a program without neighbors", spec.print()));
+    };
     let mods = score::resolve(spec, neighbors.q_len, neighbors.kv_len)?;
     let limit = match &spec.diffusion.form {
         DiffusionForm::Limit { alpha, .. } if is_lower_triangular(&neighbors) => Some(match alpha {
@@ -51,12 +64,16 @@ pub fn build(spec: &PatternSpec, neighbors: BlockMask) -> Result<Program> {
         dtype: spec.dtype,
         store: spec.diffusion.store,
     };
+    let sets: Vec<usize> = (0..hops.len()).map(set_of).collect();
+    if sets.first().is_some_and(|&set| set != 0) || sets.iter().any(|&set| set > others.len()) {
+        return Err(Error::internal("program", "a hop without neighbors", spec.print()));
+    }
     if neighbors.parts > 1 && hops.len() > 1 {
         return Err(Error::internal("program", "several hops over neighbors in parts", spec.print()));
     }
-    let body = Builder::new(shape).build(mods, spec.scale, (&hops, limit), neighbors.parts > 1);
+    let body = Builder::new(shape).build(mods, spec.scale, (&hops, limit, &sets), neighbors.parts > 1);
     let body = Body { given: spec.diffusion.given(), ..body };
-    Ok(Program { shape, block_test: BlockTest::Every, body, neighbors })
+    Ok(Program { shape, block_test: BlockTest::Every, body, neighbors, others })
 }
 
 /// Factor of a hop on the product, and of V beside it.
@@ -91,6 +108,8 @@ fn hops(diffusion: &Diffusion) -> Vec<HopFactors> {
 }
 
 struct Builder {
+    /// The set of neighbors that the next operations are over.
+    set: usize,
     shape: Shape,
     body: Body,
     names: Names,
@@ -99,32 +118,34 @@ struct Builder {
 impl Builder {
     fn new(shape: Shape) -> Self {
         let body = Body::default();
-        Self { shape, names: Names::of(&body), body }
+        Self { set: 0, shape, names: Names::of(&body), body }
     }
 
     fn build(
         mut self,
         mods: Option<ScoreMods>,
         scale: f64,
-        (hops, limit): (&[HopFactors], Option<HopFactors>),
+        (hops, limit, sets): (&[HopFactors], Option<HopFactors>, &[usize]),
         parts: bool,
     ) -> Body {
         let Shape { head_dim, value_dim, dtype, .. } = self.shape;
         let q = self.value("q", Space::Queries(head_dim), Extent::Tensor(Tensor::Q));
         let k = self.value("k", Space::Keys(head_dim), Extent::Tensor(Tensor::K));
         let v = self.value("v", Space::Keys(value_dim), Extent::Tensor(Tensor::V));
-        let qt = self.step("qt", Space::Packed(head_dim), Op::Pack { x: vec![q], factor: 1.0 });
-        let mut s = self.step("s", Space::Pairs, Op::Sddmm { x: qt, y: vec![k], masked: false });
-        s = self.step("s", Space::Pairs, Op::Scale { s, factor: scale });
-        if let Some(mods) = mods {
-            s = self.step("s", Space::Pairs, Op::Mods { s, mods, factor: 1.0, masked: false });
-        }
-        s = self.step("s", Space::Pairs, Op::Mask { s });
-        let m = self.step("m", Space::Query, Op::RowMax { s });
-        let (p, l) = (self.value("p", Space::Pairs, Extent::All), self.value("l", Space::Query, Extent::All));
-        self.body.loops.push(Loop::of(Op::Exp { s, m, base: Base::E, masked: false }, &[p, l]));
+        let [m, p, l] = self.softmax([q, k], mods.as_ref(), scale);
+        let mut weights = vec![Some((p, l))];
         let mut z = v;
         for (i, &(step, restart)) in hops.iter().enumerate() {
+            self.set = sets[i];
+            weights.resize(weights.len().max(self.set + 1), None);
+            let (p, l) = match weights[self.set] {
+                Some(known) => known,
+                None => {
+                    let [_, p, l] = self.softmax([q, k], mods.as_ref(), scale);
+                    weights[self.set] = Some((p, l));
+                    (p, l)
+                }
+            };
             let last = i + 1 == hops.len() && !parts;
             let extent = if last { Extent::Tensor(Tensor::Out) } else { Extent::All };
             let name = match (last, parts) {
@@ -173,7 +194,27 @@ impl Builder {
 
     fn kept(&mut self, name: &str, space: Space, extent: Extent, op: Op) -> ValueId {
         let result = self.value(name, space, extent);
-        self.body.loops.push(Loop::of(op, &[result]));
+        self.push(op, &[result]);
         result
+    }
+
+    fn push(&mut self, op: Op, results: &[ValueId]) {
+        self.body.loops.push(Loop { set: self.set as u32, ..Loop::of(op, results) });
+    }
+
+    /// Scores, their maxima, weights and row sums over the neighbors of the current set.
+    fn softmax(&mut self, [q, k]: [ValueId; 2], mods: Option<&ScoreMods>, scale: f64) -> [ValueId; 3] {
+        let head_dim = self.shape.head_dim;
+        let qt = self.step("qt", Space::Packed(head_dim), Op::Pack { x: vec![q], factor: 1.0 });
+        let mut s = self.step("s", Space::Pairs, Op::Sddmm { x: qt, y: vec![k], masked: false });
+        s = self.step("s", Space::Pairs, Op::Scale { s, factor: scale });
+        if let Some(mods) = mods {
+            s = self.step("s", Space::Pairs, Op::Mods { s, mods: mods.clone(), factor: 1.0, masked: false });
+        }
+        s = self.step("s", Space::Pairs, Op::Mask { s });
+        let m = self.step("m", Space::Query, Op::RowMax { s });
+        let (p, l) = (self.value("p", Space::Pairs, Extent::All), self.value("l", Space::Query, Extent::All));
+        self.push(Op::Exp { s, m, base: Base::E, masked: false }, &[p, l]);
+        [m, p, l]
     }
 }

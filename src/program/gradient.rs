@@ -24,6 +24,7 @@ use std::collections::HashMap;
 use super::{Body, Extent, Factor, Loop, Names, Op, Operation, Program, Space, Tensor, Value, ValueId};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::mask::RowOrder;
 
 /// Adds the gradient. Tensors become f32, as gradients are sums. With `dropout`, weights and what every hop gives are what
 /// the rates of a call leave, forward and backward.
@@ -36,6 +37,13 @@ pub fn derive_gradient(mut program: Program, dropout: bool) -> Result<Program> {
     }
     program.shape.dtype = Dtype::F32;
     program.shape.store = Dtype::F32;
+    let ordered = program.sets().flat_map(|set| &set.masks).any(|mask| mask.order != RowOrder::Identity);
+    if dropout && !program.others.is_empty() && ordered {
+        return Err(Error::unsupported(
+            "dropout with hops whose patterns put queries in orders of their own",
+            "patterns without global queries, grids and residue classes, or no dropout",
+        ));
+    }
     insert_products(&mut program.body);
     let solved = program.body.ops().any(|operation| matches!(operation.op, Op::Solve { .. }));
     if dropout && solved {
@@ -48,7 +56,8 @@ pub fn derive_gradient(mut program: Program, dropout: bool) -> Result<Program> {
         insert_dropout(&mut program.body);
     }
     insert_raw_scores(&mut program.body);
-    let forward: Vec<Operation> = program.body.ops().cloned().collect();
+    let of_loop = |one: &Loop| one.ops().map(|operation| (one.set, operation.clone())).collect::<Vec<_>>();
+    let (sets, forward): (Vec<u32>, Vec<Operation>) = program.body.loops.iter().flat_map(of_loop).unzip();
     let last = forward.last().and_then(|operation| operation.results.first().copied());
     let out = last.filter(|&result| program.body.extent(result) == Extent::Tensor(Tensor::Out));
     let (Some(out), Some(v)) = (out, program.body.tensor(Tensor::V)) else {
@@ -56,7 +65,8 @@ pub fn derive_gradient(mut program: Program, dropout: bool) -> Result<Program> {
     };
     let (head_dim, value_dim) = (program.shape.head_dim, program.shape.value_dim);
     let mut adjoint = Adjoint::new(std::mem::take(&mut program.body), v, out, [head_dim, value_dim]);
-    for operation in forward.iter().rev() {
+    for (operation, set) in forward.iter().zip(sets).rev() {
+        adjoint.set = set;
         adjoint.step(operation, &forward);
     }
     adjoint.finish(&forward);
@@ -84,11 +94,13 @@ fn insert_products(body: &mut Body) {
                 continue;
             }
         };
+        let set = one.set;
         body.loops.push(one);
+        let mut add = |op, result| body.loops.push(Loop { set, ..Loop::of(op, &[result]) });
         let scaled = plus.map_or(result, |(_, scaled)| scaled);
-        body.loops.push(Loop::of(Op::ScaleRows { x: product, l: None, factor: scale }, &[scaled]));
+        add(Op::ScaleRows { x: product, l: None, factor: scale }, scaled);
         if let Some(((y, factor), x)) = plus {
-            body.loops.push(Loop::of(Op::Combine { x, y, factor }, &[result]));
+            add(Op::Combine { x, y, factor }, result);
         }
     }
 }
@@ -105,13 +117,14 @@ fn insert_dropout(body: &mut Body) {
             operation.op.rename(|id| renamed.get(&id).copied().unwrap_or(id));
             behind = Some((operation.op.clone(), operation.results[0]));
         }
+        let set = one.set;
         done.push(one);
         let Some((op, result)) = behind else { continue };
         let name = body.value(result).name.clone();
         let mut add = |body: &mut Body, op: Op, to: &mut Vec<Loop>| {
             let extent = if matches!(op, Op::Copy { .. }) { Extent::All } else { body.value(result).extent };
             let added = names.add(body, &name, body.value(result).space, extent);
-            to.push(Loop::of(op, &[added]));
+            to.push(Loop { set, ..Loop::of(op, &[added]) });
             added
         };
         match op {
@@ -145,7 +158,7 @@ fn insert_raw_scores(body: &mut Body) {
         });
         if let Some(s) = scores {
             let raw = names.add(body, "raw", Space::Pairs, Extent::All);
-            body.loops.push(Loop::of(Op::Copy { x: s }, &[raw]));
+            body.loops.push(Loop { set: one.set, ..Loop::of(Op::Copy { x: s }, &[raw]) });
         }
         body.loops.push(one);
     }
@@ -166,12 +179,14 @@ struct Adjoint {
     pairs: HashMap<ValueId, ValueId>,
     /// What the product of a hop has become behind it, where that is in its place.
     behind: HashMap<ValueId, Behind>,
-    /// Σ of the weights times their gradient, over the row sums.
-    delta: Option<ValueId>,
-    /// Whose products are the weights' gradient, from the last hop on.
-    products: Vec<(ValueId, ValueId)>,
+    /// For every set of neighbors, Σ of its weights times their gradient, over the row sums.
+    delta: HashMap<u32, ValueId>,
+    /// For every set, whose products are its weights' gradient, from the last hop on.
+    products: HashMap<u32, Vec<(ValueId, ValueId)>>,
     dropout: bool,
-    wrote_grad_q: bool,
+    grad_q: Option<ValueId>,
+    /// The set of the operation in work.
+    set: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -200,10 +215,11 @@ impl Adjoint {
             rows: HashMap::from([(out, grad_out)]),
             pairs: HashMap::new(),
             behind: HashMap::new(),
-            delta: None,
-            products: Vec::new(),
+            delta: HashMap::new(),
+            products: HashMap::new(),
             dropout: false,
-            wrote_grad_q: false,
+            grad_q: None,
+            set: 0,
         }
     }
 
@@ -254,12 +270,10 @@ impl Adjoint {
                 // One that is given stands apart.
                 let factor = if scale == Factor::ONE { *factor } else { scale };
                 let minus = plus.or(combined);
-                let onto = self.delta;
-                let delta = Op::DotRows { x: g, y: last, minus, hop, l: *l, onto };
-                self.delta = Some(self.emit("delta", Space::Query, delta));
+                self.add_delta(Op::DotRows { x: g, y: last, minus, hop, l: *l, onto: None });
                 let width = Space::Queries(self.value_dim);
                 let h = self.emit("h", width, Op::ScaleRows { x: g, l: *l, factor });
-                self.products.push((h, *z));
+                self.products.entry(self.set).or_default().push((h, *z));
                 if *z == self.v {
                     self.grad_v = self.onto(self.grad_v, |onto| Op::SpmmT { p: *p, x: h, onto: Some(onto) });
                 } else {
@@ -281,17 +295,17 @@ impl Adjoint {
                 }
                 self.add_rows(*rows, w, *restart);
                 self.sum_given(w, *rows, *restart);
-                let (minus, onto) = (Some((*rows, *restart)), self.delta);
-                let delta = Op::DotRows { x: w, y: result, minus, hop: None, l: Some(*l), onto };
-                self.delta = Some(self.emit("delta", Space::Query, delta));
+                let minus = Some((*rows, *restart));
+                self.add_delta(Op::DotRows { x: w, y: result, minus, hop: None, l: Some(*l), onto: None });
                 let h = self.emit("h", width, Op::ScaleRows { x: w, l: Some(*l), factor: *factor });
-                self.products.push((h, result));
+                self.products.entry(self.set).or_default().push((h, result));
             }
             Op::Exp { s, .. } => {
-                let Some(delta) = self.delta else { return };
-                let several = self.products.len() > 1;
+                let Some(&delta) = self.delta.get(&self.set) else { return };
+                let products = self.products.remove(&self.set).unwrap_or_default();
+                let several = products.len() > 1;
                 let (mut x, mut y) = (Vec::new(), Vec::new());
-                for (h, mut z) in std::mem::take(&mut self.products).into_iter().rev() {
+                for (h, mut z) in products.into_iter().rev() {
                     // They lie side by side.
                     if z == self.v && several {
                         z = self.emit("z0", Space::Keys(self.value_dim), Op::Copy { x: z });
@@ -355,7 +369,7 @@ impl Adjoint {
     /// Where no hop takes a product, the gradient of the queries is 0.
     fn finish(&mut self, forward: &[Operation]) {
         let weights = forward.iter().find(|operation| matches!(operation.op, Op::Exp { .. }));
-        if let (false, Some(weights), Some(k)) = (self.wrote_grad_q, weights, self.body.tensor(Tensor::K)) {
+        if let (None, Some(weights), Some(k)) = (self.grad_q, weights, self.body.tensor(Tensor::K)) {
             self.write_grad_q(weights.results[0], k, 0.0);
         }
     }
@@ -367,9 +381,9 @@ impl Adjoint {
         };
         let extent = Extent::Tensor(Tensor::GradQ);
         let result = self.names.add(&mut self.body, "gradq", Space::Queries(width), extent);
-        let op = Op::Spmm { p: ds, z: k, l: None, factor: Factor::fixed(factor), plus: None, onto: None };
-        self.body.loops.push(Loop::of(op, &[result]));
-        self.wrote_grad_q = true;
+        let op = Op::Spmm { p: ds, z: k, l: None, factor: Factor::fixed(factor), plus: None, onto: self.grad_q };
+        self.push(op, result);
+        self.grad_q = Some(result);
     }
 
     /// Adds `factor · g` to the gradient of `rows`.
@@ -385,6 +399,19 @@ impl Adjoint {
         self.rows.insert(rows, sum);
     }
 
+    /// Adds a hop's share to the sums of its set.
+    fn add_delta(&mut self, mut share: Op) {
+        if let Op::DotRows { onto, .. } = &mut share {
+            *onto = self.delta.get(&self.set).copied();
+        }
+        let delta = self.emit("delta", Space::Query, share);
+        self.delta.insert(self.set, delta);
+    }
+
+    fn push(&mut self, op: Op, result: ValueId) {
+        self.body.loops.push(Loop { set: self.set, ..Loop::of(op, &[result]) });
+    }
+
     /// What the call gives in `factor` gets, for the gradient `g` of rows that have been multiplied with it.
     fn sum_given(&mut self, g: ValueId, rows: ValueId, factor: Factor) {
         if factor.is_given() {
@@ -398,7 +425,7 @@ impl Adjoint {
     fn onto(&mut self, onto: ValueId, op: impl FnOnce(ValueId) -> Op) -> ValueId {
         let value = self.body.value(onto).clone();
         let result = self.names.add(&mut self.body, &value.name, value.space, value.extent);
-        self.body.loops.push(Loop::of(op(onto), &[result]));
+        self.push(op(onto), result);
         result
     }
 
@@ -408,7 +435,7 @@ impl Adjoint {
 
     fn emit(&mut self, name: &str, space: Space, op: Op) -> ValueId {
         let result = self.value(name, space);
-        self.body.loops.push(Loop::of(op, &[result]));
+        self.push(op, result);
         result
     }
 }

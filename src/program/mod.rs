@@ -24,7 +24,7 @@
 //! program heads H kv_heads G q_len M kv_len N head_dim D value_dim E [dtype T] [store T]
 //! [given NAME COLUMNS any | share | positive]   numbers for each head that come with the call
 //! blocks test every | blocks test partial
-//! for [part,] row [, edges by B] [, halo] {     one loop; `part`: for every part of a head
+//! for [part,] row [, set N] [, edges by B] [, halo] {   one loop; `part`: for every part of a head
 //!   at row [- SHIFT] [by keys] {                one stage
 //!     qt = pack q * C                           packed, scaled queries; several rows side by side: pack h1 h2 * C
 //!     s = sddmm qt k                            scores on the neighbor pairs; several: sddmm ht z0 z1
@@ -55,6 +55,7 @@
 //! keep NAME EXTENT [STORE]                      all | ring R | row | keys | tensor NAME
 //! neighbors
 //! …the block mask's own text form…
+//! [neighbors of set N …]                        hops with patterns of their own
 //! ```
 //!
 //! A factor C on rows may hold what a call gives for the head: `1-1@0` is 1 less the number in column 0.
@@ -81,7 +82,7 @@ mod reach;
 mod spaces;
 mod verify;
 
-pub use build::build;
+pub use build::{build, build_hops};
 pub use gradient::derive_gradient;
 pub use parse::{parse, parse_nest};
 pub use print::print_nest;
@@ -100,6 +101,8 @@ pub struct Program {
     pub body: Body,
     /// Who meets whom: blocks, gathered panels and scattered edges, per head.
     pub neighbors: BlockMask,
+    /// The same of further sets, where hops have patterns of their own ([`Loop::set`]).
+    pub others: Vec<BlockMask>,
 }
 
 /// Sizes and types of the tensors around a program.
@@ -217,6 +220,9 @@ pub enum Tensor {
 pub struct Loop {
     /// Run once for every part of a head ([`BlockMask::parts`]); a `join` brings the parts together.
     pub parts: bool,
+    /// Which set of neighbors its pairs are of: 0 for [`Program::neighbors`], else one more than a place in
+    /// [`Program::others`].
+    pub set: u32,
     /// Scattered edges of so many block rows are computed together, ahead of their rows; 1 for row by row.
     pub edge_rows: u32,
     /// Rows of a head may be cut into stretches, each of which computes the rows near its border for itself.
@@ -567,6 +573,20 @@ impl Op {
         reads
     }
 
+    /// Factors on rows.
+    pub fn factors(&self) -> SmallVec<[Factor; 2]> {
+        match self {
+            Self::Spmm { factor, plus, .. } => std::iter::once(*factor).chain(plus.map(|(_, by)| by)).collect(),
+            Self::Solve { factor, plus, .. } => SmallVec::from([*factor, plus.1]),
+            Self::DotRows { minus, .. } => minus.iter().map(|(_, by)| *by).collect(),
+            Self::Combine { factor, .. }
+            | Self::SolveT { factor, .. }
+            | Self::ScaleRows { factor, .. }
+            | Self::AddRows { factor, .. } => std::iter::once(*factor).collect(),
+            _ => SmallVec::new(),
+        }
+    }
+
     /// Whether the operation may go without its second result.
     pub const fn second_is_optional(&self) -> bool {
         matches!(self, Self::Sddmm { .. } | Self::Mods { .. } | Self::SoftmaxGradient { dropout: true, .. })
@@ -811,7 +831,7 @@ impl Names {
 
 impl Default for Loop {
     fn default() -> Self {
-        Self { parts: false, edge_rows: 1, halo: false, stages: Vec::new() }
+        Self { parts: false, set: 0, edge_rows: 1, halo: false, stages: Vec::new() }
     }
 }
 
@@ -834,6 +854,16 @@ impl Loop {
 }
 
 impl Program {
+    /// All sets of neighbors.
+    pub fn sets(&self) -> impl Iterator<Item = &BlockMask> {
+        std::iter::once(&self.neighbors).chain(&self.others)
+    }
+
+    /// The same, to be rewritten.
+    pub(crate) fn sets_mut(&mut self) -> impl Iterator<Item = &mut BlockMask> {
+        std::iter::once(&mut self.neighbors).chain(&mut self.others)
+    }
+
     /// An internal error about this program.
     pub(crate) fn broken(&self, message: impl Into<String>) -> Error {
         Error::internal("program", message, self.print())

@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 use smallvec::SmallVec;
 
+use super::print::OF_SET;
 use super::{
     Base, BlockTest, Body, Extent, Factor, Loop, Op, Operation, Program, Shape, Space, Stage, Tensor, Value, ValueId,
     spaces,
@@ -28,16 +29,30 @@ const MOST_ROWS: usize = 1 << 30;
 pub fn parse(text: &str) -> Result<Program> {
     let mut lines = Lines { rest: text, number: 0 };
     let (shape, block_test, body) = read_nest(&mut lines, "neighbors")?;
-    let before = lines.number;
-    let neighbors = mask::parse(lines.rest).map_err(|error| match error {
-        Error::Text { stage, line, message } => Error::Text { stage, line: before + line, message },
-        other => other,
-    })?;
-    if (neighbors.q_len, neighbors.kv_len) != (shape.q_len, shape.kv_len) {
-        let (q_len, kv_len) = (neighbors.q_len, neighbors.kv_len);
-        return Err(lines.refuse(format!("neighbors of {q_len} queries and {kv_len} keys in another program")));
+    let mut sets = Vec::new();
+    loop {
+        let border = format!("\n{OF_SET}{}\n", sets.len() + 1);
+        let (text, rest) = lines.rest.split_once(&border).unwrap_or((lines.rest, ""));
+        let before = lines.number;
+        // The border has the line's end.
+        let whole = if rest.is_empty() { text.to_owned() } else { format!("{text}\n") };
+        let neighbors = mask::parse(&whole).map_err(|error| match error {
+            Error::Text { stage, line, message } => Error::Text { stage, line: before + line, message },
+            other => other,
+        })?;
+        if (neighbors.q_len, neighbors.kv_len) != (shape.q_len, shape.kv_len) {
+            let (q_len, kv_len) = (neighbors.q_len, neighbors.kv_len);
+            return Err(lines.refuse(format!("neighbors of {q_len} queries and {kv_len} keys in another program")));
+        }
+        sets.push(neighbors);
+        if rest.is_empty() {
+            break;
+        }
+        lines.number += text.lines().count() + 1;
+        lines.rest = rest;
     }
-    Ok(Program { shape, block_test, body, neighbors })
+    let neighbors = sets.remove(0);
+    Ok(Program { shape, block_test, body, neighbors, others: sets })
 }
 
 /// Reads what [`super::print_nest`] wrote, up to a line `end`; also what stands behind it, and in which line.
@@ -333,6 +348,10 @@ fn read_loop_header(line: &str) -> Option<Loop> {
     one.parts = words.next_if_eq(&"part").is_some();
     if words.next()? != "row" {
         return None;
+    }
+    if let Some(set) = words.peek().and_then(|word| word.strip_prefix("set ")) {
+        one.set = set.parse().ok().filter(|&set| set as usize <= MAX_HOPS && set != 0)?;
+        words.next();
     }
     if let Some(rows) = words.peek().and_then(|word| word.strip_prefix("edges by ")) {
         one.edge_rows = rows.parse().ok().filter(|&rows| rows as usize <= MOST && rows != 1)?;

@@ -11,6 +11,10 @@ impl Program {
         let mut out = self.print_nest();
         out.push_str("neighbors\n");
         out.push_str(&self.neighbors.print());
+        for (i, other) in self.others.iter().enumerate() {
+            let _ = writeln!(out, "{OF_SET}{}", i + 1);
+            out.push_str(&other.print());
+        }
         out
     }
 
@@ -19,6 +23,9 @@ impl Program {
         print_nest(&self.shape, self.block_test, &self.body)
     }
 }
+
+/// What begins the neighbors of a further set.
+pub(super) const OF_SET: &str = "neighbors of set ";
 
 /// The text form of a nest; [`super::parse_nest`] reads it back.
 pub fn print_nest(shape: &Shape, block_test: BlockTest, body: &Body) -> String {
@@ -108,8 +115,11 @@ impl Tensor {
 
 impl Body {
     fn print_loop(&self, f: &mut fmt::Formatter<'_>, one: &Loop) -> fmt::Result {
-        let Loop { parts, edge_rows, halo, stages } = one;
+        let Loop { parts, set, edge_rows, halo, stages } = one;
         f.write_str(if *parts { "for part, row" } else { "for row" })?;
+        if *set != 0 {
+            write!(f, ", set {set}")?;
+        }
         if *edge_rows != 1 {
             write!(f, ", edges by {edge_rows}")?;
         }

@@ -7,29 +7,30 @@ use std::cell::OnceCell;
 
 use serde::{Deserialize, Serialize};
 
+use super::Program;
 use crate::mask::{BlockMask, HeadMask, Keys, QUERY_BLOCK, RowOrder, RowRun, Segment};
 
 /// The reach of a mask, looked at where it is first needed: on a large random mask that takes a while.
 #[derive(Debug)]
 pub struct KnownReach<'a> {
-    neighbors: &'a BlockMask,
+    program: &'a Program,
     known: OnceCell<Reaches>,
 }
 
 impl<'a> KnownReach<'a> {
-    /// That of a mask, not looked at yet.
-    pub fn new(neighbors: &'a BlockMask) -> Self {
-        Self { neighbors, known: OnceCell::new() }
+    /// That of a program, not looked at yet.
+    pub fn new(program: &'a Program) -> Self {
+        Self { program, known: OnceCell::new() }
     }
 
     /// What rows reach.
     pub fn get(&self) -> &Reaches {
-        self.known.get_or_init(|| reaches(self.neighbors))
+        self.known.get_or_init(|| self.program.reaches())
     }
 
-    /// The mask.
-    pub fn neighbors(&self) -> &'a BlockMask {
-        self.neighbors
+    /// The masks.
+    pub fn sets(&self) -> impl Iterator<Item = &'a BlockMask> {
+        self.program.sets()
     }
 }
 
@@ -72,6 +73,22 @@ pub enum Reaches {
     Band(Reach, u32),
     /// They are not.
     Unordered(String),
+}
+
+impl Program {
+    /// How far the rows of all sets reach.
+    pub fn reaches(&self) -> Reaches {
+        let mut all = reaches(&self.neighbors);
+        for other in &self.others {
+            all = match (all, reaches(other)) {
+                (Reaches::Band(a, row), Reaches::Band(b, other)) => {
+                    Reaches::Band(a.join(b), if b.ahead > a.ahead { other } else { row })
+                }
+                (why @ Reaches::Unordered(_), _) | (_, why) => why,
+            };
+        }
+        all
+    }
 }
 
 /// How far the rows of all masks reach.

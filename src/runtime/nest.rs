@@ -260,7 +260,8 @@ impl<'a> Head<'a> {
 
     fn args(&self, call: &StageCall, local: Pointer<'_>, rows: Range<usize>, own: Own<'_>) -> KernelArgs {
         let plan = self.plan();
-        let mask = plan.mask_of_head[self.head * plan.parts + own.part] as usize;
+        let walk = plan.functions().functions[call.function].walk;
+        let mask = plan.mask_of(plan.walks[walk].set, self.head, own.part);
         let statistics =
             |which: usize| if own.statistics { self.statistics[which].get().cast() } else { std::ptr::null_mut() };
         let dropped = self.dropout;

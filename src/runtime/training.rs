@@ -509,7 +509,7 @@ impl<'a, T: Element> Call<'a, T> {
         let q_len = plan.shape.q_len;
         let (batch, head) = self.head_of(at);
         let item = ((self.first + batch) * plan.shape.heads + head) as u64;
-        let order = plan.walks[0].masks[plan.mask_of_head[head] as usize].order.as_deref();
+        let order = plan.walks[0].masks[plan.mask_of(0, head, 0)].order.as_deref();
         let number = |place: usize| order.map_or(place, |order| order[place] as usize) as u64;
         if dropout.attention > 0.0 {
             for (place, key) in workspace.row_keys.iter_mut().enumerate().take(q_len) {
@@ -580,6 +580,10 @@ impl Run<'_> {
     /// Puts a saved log-sum-exp where rows keep their maxima and 1 / sums, if it is exact enough for P to be made again
     /// from it.
     fn take_log_sums(&self, lse: &ndarray::ArrayView1<'_, f32>) -> bool {
+        if !self.inner.kernel.plan().masks_of_others.is_empty() {
+            // It is that of the first set of neighbors alone.
+            return false;
+        }
         let serves = |lse: &f32| lse.abs() <= LARGEST_LOG_SUM || *lse == f32::NEG_INFINITY;
         if !lse.iter().all(serves) {
             return false;
@@ -719,7 +723,7 @@ impl Inner {
             _ => None,
         });
         let Some((m, l)) = statistics else { return false };
-        let order = plan.walks[0].masks[plan.mask_of_head[head.head] as usize].order.as_deref();
+        let order = plan.walks[0].masks[plan.mask_of(0, head.head, 0)].order.as_deref();
         let number = |place: usize| order.map_or(place, |order| order[place] as usize);
         let max = |place: usize| lse[number(place)] * std::f32::consts::LOG2_E;
         let inverse = |place: usize| if lse[number(place)] == f32::NEG_INFINITY { 0.0 } else { 1.0 };

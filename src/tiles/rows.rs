@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use crate::dropout::hash;
+use crate::dtype::{Dtype, Element};
 
 /// Up to 64 rows of `width` columns. Row `r` of an operand lies at `base + number · stride`, where `number` is the entry
 /// `r` of its list, or `r` where that is null. Operands that a tile does not name are not read.
@@ -52,6 +53,8 @@ pub struct RowsCall {
     pub threshold: u32,
     /// What dropout multiplies the rest with, or what products are multiplied with.
     pub keep: f32,
+    /// Storage of the rows that a copy writes.
+    pub dtype: Dtype,
 }
 
 impl RowsCall {
@@ -87,9 +90,28 @@ impl RowsCall {
 /// Contract of [`super`].
 #[inline(always)]
 pub(super) unsafe fn copy(c: &RowsCall) {
+    // SAFETY: rows below `count`, columns below `width`; rows of x and out do not overlap.
+    unsafe {
+        match c.dtype {
+            Dtype::F32 => (0..c.count).for_each(|r| std::ptr::copy_nonoverlapping(c.x(r), c.out(r), c.width)),
+            Dtype::Bf16 => round::<half::bf16>(c),
+            Dtype::F16 => round::<half::f16>(c),
+        }
+    }
+}
+
+/// A copy to rows of T.
+#[inline(always)]
+unsafe fn round<T: Element>(c: &RowsCall) {
     for r in 0..c.count {
-        // SAFETY: rows below `count`, columns below `width`; rows of x and out do not overlap.
-        unsafe { std::ptr::copy_nonoverlapping(c.x(r), c.out(r), c.width) }
+        // SAFETY: rows below `count`, columns below `width`; strides count elements of T.
+        unsafe {
+            let number = if c.out_rows.is_null() { r } else { *c.out_rows.add(r) as usize };
+            let (x, out) = (c.x(r), c.out.cast::<T>().add(number * c.out_stride));
+            for column in 0..c.width {
+                out.add(column).write(T::nearest(*x.add(column)));
+            }
+        }
     }
 }
 
@@ -203,7 +225,7 @@ macro_rules! plain {
 }
 
 plain! {
-    /// `out = x`.
+    /// `out = x`, rounded to `dtype`.
     copy_rows = copy;
     /// `out = factor · lanes_in · x`.
     scale_rows = scale;

@@ -132,11 +132,12 @@ fn head(pattern: &Pattern, spec: &PatternSpec, t: &Tensors, b: usize, h: usize) 
         lse_error.push(if keys.is_empty() { 0.0 } else { error + roundings });
         rows.push(row);
     }
-    let initial = spec.diffusion.initial;
+    let factors = spec.diffusion.typical();
+    let initial = factors.initial;
     let mut first = v.clone();
     first.exact.iter_mut().flatten().for_each(|x| *x *= initial);
     let mut z = vec![first];
-    for hop in &spec.diffusion.hops {
+    for hop in &factors.hops {
         let before = &z[z.len() - 1];
         let mut next = Near::zeros(rows.len(), spec.value_dim);
         for (i, row) in rows.iter().enumerate() {
@@ -199,7 +200,7 @@ impl Bound {
                         }
                         let low = keys.iter().map(|&j| of(j)).fold(f64::INFINITY, f64::min);
                         let high = keys.iter().map(|&j| of(j)).fold(f64::NEG_INFINITY, f64::max);
-                        let terms = (keys.len() + 10) as f64 * spec.diffusion.hops.len() as f64;
+                        let terms = (keys.len() + 10) as f64 * spec.diffusion.hops() as f64;
                         let slack = terms * (EPS * low.abs().max(high.abs()) + TINY);
                         this.hull[0][[b, h, i, x]] = low - slack;
                         this.hull[1][[b, h, i, x]] = high + slack;
@@ -306,7 +307,8 @@ fn head_gradients(
 ) -> [Matrix; 3] {
     let Head { rows, z, .. } = head(pattern, spec, t, b, h);
     let [q, k, v] = [&t.q, &t.k, &t.v].map(|x| Near::given(x.slice(s![b, h, .., ..])).exact);
-    let hops = &spec.diffusion.hops;
+    let factors = spec.diffusion.typical();
+    let hops = &factors.hops;
     let (n, width) = (rows.len(), spec.value_dim);
     // Roundings of any sum here.
     let most = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -352,7 +354,7 @@ fn head_gradients(
         g = next;
     }
     for (sum, (row, error)) in dv.iter_mut().zip(g.exact.iter().zip(&g.error)) {
-        let initial = spec.diffusion.initial.abs();
+        let initial = factors.initial.abs();
         sum.iter_mut()
             .zip(row.iter().zip(error))
             .for_each(|(sum, (x, e))| *sum += initial * (e + terms * (x.abs() + e)));

@@ -105,7 +105,7 @@ pub fn strategies_at(spec: &PatternSpec, (q_len, kv_len): (usize, usize)) -> Vec
 /// P stored, P computed again, and one hop at a time.
 pub fn ways(isa: Isa, spec: &PatternSpec, pattern: &Pattern) -> Vec<(&'static str, Options)> {
     let stored = options(isa, None);
-    if spec.diffusion.hops.len() <= 1 {
+    if spec.diffusion.hops() <= 1 {
         return vec![("one hop", stored)];
     }
     let again = options(isa, Some(Strategy::RECOMPUTE));
@@ -258,28 +258,43 @@ fn plain(pattern: &Pattern, spec: &PatternSpec, tensors: &Tensors) -> (Array4<f3
     let mut out = Array4::zeros((batch, spec.heads, n, spec.value_dim));
     let mut lse = Array3::zeros((batch, spec.heads, n));
     for h in 0..spec.heads {
-        let allowed: Vec<Vec<usize>> =
-            (0..n).map(|i| (0..pattern.kv_len).filter(|&j| pattern.allows(h, i, j)).collect()).collect();
+        let factors = spec.diffusion.typical();
+        // Of every hop; without hops, for the log-sum-exp.
+        let allowed = |hop: usize| -> Vec<Vec<usize>> {
+            let pattern = pattern.of_hop(hop);
+            (0..n).map(|i| (0..pattern.kv_len).filter(|&j| pattern.allows(h, i, j)).collect()).collect()
+        };
+        let allowed: Vec<Vec<Vec<usize>>> = match pattern.others() {
+            [] => vec![allowed(0)],
+            _ => (0..factors.hops.len()).map(allowed).collect(),
+        };
         for b in 0..batch {
             let kv = spec.kv_head(h);
             let [q, k, v] = [(&tensors.q, h), (&tensors.k, kv), (&tensors.v, kv)].map(|(x, h)| rows(x.view(), b, h));
-            let mut a: Vec<Vec<f32>> = Vec::new();
-            for (i, keys) in allowed.iter().enumerate() {
-                let score = |&j: &usize| {
-                    let dot: f32 = q[i].iter().zip(&k[j]).fold(0.0, |sum, (&x, &y)| sum + x * y);
-                    spec.scale as f32 * dot
-                };
-                let mut p: Vec<f32> = keys.iter().map(score).collect();
-                let max = p.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                p.iter_mut().for_each(|p| *p = (*p - max).exp());
-                let sum: f32 = p.iter().fold(0.0, |sum, p| sum + p);
-                p.iter_mut().for_each(|p| *p /= sum);
-                lse[(b, h, i)] = if keys.is_empty() { f32::NEG_INFINITY } else { max + sum.ln() };
-                a.push(p);
+            let mut weights: Vec<Vec<Vec<f32>>> = Vec::new();
+            for (hop, allowed) in allowed.iter().enumerate() {
+                let mut a: Vec<Vec<f32>> = Vec::new();
+                for (i, keys) in allowed.iter().enumerate() {
+                    let score = |&j: &usize| {
+                        let dot: f32 = q[i].iter().zip(&k[j]).fold(0.0, |sum, (&x, &y)| sum + x * y);
+                        spec.scale as f32 * dot
+                    };
+                    let mut p: Vec<f32> = keys.iter().map(score).collect();
+                    let max = p.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                    p.iter_mut().for_each(|p| *p = (*p - max).exp());
+                    let sum: f32 = p.iter().fold(0.0, |sum, p| sum + p);
+                    p.iter_mut().for_each(|p| *p /= sum);
+                    if hop == 0 {
+                        lse[(b, h, i)] = if keys.is_empty() { f32::NEG_INFINITY } else { max + sum.ln() };
+                    }
+                    a.push(p);
+                }
+                weights.push(a);
             }
-            let initial = spec.diffusion.initial as f32;
+            let initial = factors.initial as f32;
             let mut z: Vec<Vec<f32>> = v.iter().map(|row| row.iter().map(|x| initial * x).collect()).collect();
-            for hop in &spec.diffusion.hops {
+            for (number, hop) in factors.hops.iter().enumerate() {
+                let (a, allowed) = (&weights[number.min(weights.len() - 1)], &allowed[number.min(allowed.len() - 1)]);
                 let (step, restart) = (hop.step as f32, hop.restart as f32);
                 let next = |i: usize| {
                     let mut sums = vec![0.0; spec.value_dim];

@@ -77,7 +77,7 @@ fn texts_of_training_are_read_back() {
                 let program = program::verify(program).unwrap_or_else(|error| panic!("{error}"));
                 assert_eq!(program::parse(&program.print()).expect("a program"), *program, "{}", spec.name);
                 for &strategy in Strategy::ALL.iter().chain(Strategy::TRAINING) {
-                    let reach = KnownReach::new(&program.neighbors);
+                    let reach = KnownReach::new(&program);
                     let nest = passes::apply(&program, strategy, &[], None, &reach);
                     let serves = Strategy::TRAINING.contains(&strategy);
                     assert_eq!(nest.is_ok(), serves, "{} {strategy}", spec.name);
@@ -207,7 +207,7 @@ fn every_nest_pass_has_its_before_and_after() {
             program = program::derive_gradient(program, true).expect("a gradient");
         }
         let program = passes::run(program, &["fold_restart_into_spmm".to_owned()]).expect("passes");
-        let reach = KnownReach::new(&program.neighbors);
+        let reach = KnownReach::new(&program);
         let nest = |passes: usize| {
             let without: Vec<String> = recipe.passes[passes..].iter().map(|pass| pass.name.to_owned()).collect();
             let (body, _) = passes::apply(&program, strategy, &without, None, &reach).expect("a nest");

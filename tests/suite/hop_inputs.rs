@@ -90,7 +90,11 @@ fn files_that_do_not_fit_the_hops_are_refused_with_their_place() {
     let alpha = "{hops: 3, alpha: {input: a}}";
     for (diffusion, inputs, expected) in [
         (alpha, &[][..], &["spec.yaml:5:", "no tensor is given for input `a`", "`--input a=FILE.npy`"][..]),
-        (alpha, &["--input", "a=three.npy"], &["spec.yaml:5:", "three.npy holds [3] for input `a`", "[2] or [1] (heads)"]),
+        (
+            alpha,
+            &["--input", "a=three.npy"],
+            &["spec.yaml:5:", "three.npy holds [3] for input `a`", "[2] or [1] (heads)"],
+        ),
         (alpha, &["--input", "a=theta.npy"], &["theta.npy", "heads"]),
         (alpha, &["--input", "a=large.npy"], &["input `a`", "it is 1.5 for head 1; expected 0 to 1"]),
         (alpha, &["--input", "b=large.npy"], &["is given as input `b`; expected one of `a`"]),

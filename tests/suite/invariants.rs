@@ -53,7 +53,7 @@ fn constant_values_stay_constant() {
             let closed = allowed.rows().into_iter().all(|row| row.iter().any(|&x| x));
             for (q, row) in allowed.rows().into_iter().enumerate() {
                 // A row of A sums to 1, or to 0 where it is empty; what is left of V then is the restart.
-                let one_hop = spec.diffusion.hops.len() == 1;
+                let one_hop = spec.diffusion.hops() == 1;
                 let expected = match (row.iter().any(|&x| x), one_hop) {
                     (true, true) => -0.75,
                     (true, false) if closed => -0.75,
@@ -246,7 +246,8 @@ fn poison(n: usize, positions: &[usize], diffusions: &[&str]) {
         let before = clean.run(&compiled);
         let pattern = &compiled.pattern;
         let edges = allowed(spec, n, 0);
-        let hops = spec.diffusion.hops.len();
+        let factors = spec.diffusion.typical();
+        let hops = factors.hops.len();
         for &position in positions {
             for (name, value) in [("NaN", f32::NAN), ("+inf", f32::INFINITY), ("-inf", f32::NEG_INFINITY)] {
                 for tensor in ["q", "k", "v"] {
@@ -273,7 +274,7 @@ fn poison(n: usize, positions: &[usize], diffusions: &[&str]) {
                     let own = |q: usize| tensor == "v" && q == position;
                     let mut touched: Vec<bool> = (0..n).map(own).collect();
                     for hop in 0..hops {
-                        let restarts = spec.diffusion.hops[hop].restart != 0.0;
+                        let restarts = factors.hops[hop].restart != 0.0;
                         touched = (0..n)
                             .map(|q| rows[q] || restarts && own(q) || (0..n).any(|k| edges[(q, k)] && touched[k]))
                             .collect();

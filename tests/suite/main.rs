@@ -14,6 +14,7 @@ mod folders;
 mod goldens;
 mod gradients;
 mod guard_pages;
+mod hop_forms;
 mod hop_inputs;
 mod hops;
 mod import_deepspeed;

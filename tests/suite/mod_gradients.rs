@@ -160,12 +160,12 @@ fn all_together_with_dropout_at_odd_lengths_and_one_hop_at_a_time() {
             let expected = case.expected();
             for isa in families() {
                 let again = options(isa, Some(Strategy::RECOMPUTE));
-                let again = if case.spec.diffusion.hops.len() > 1 { again } else { options(isa, None) };
+                let again = if case.spec.diffusion.hops() > 1 { again } else { options(isa, None) };
                 let kernel = compiler::compile_training(&case.spec, &case.pattern, &again, true).expect("a kernel");
                 let single = Options { memory_limit: kernel.scratch_bytes(1) - 1, ..again.clone() };
                 let fits = compiler::compile_training(&case.spec, &case.pattern, &single, true)
                     .is_ok_and(|kernel| kernel.plan().strategy == Strategy::FRUGAL);
-                singles += usize::from(fits && case.spec.diffusion.hops.len() > 1);
+                singles += usize::from(fits && case.spec.diffusion.hops() > 1);
                 for options in [options(isa, None), again].into_iter().chain(fits.then_some(single)) {
                     check(&case.run(&options), &expected, 5e-5, &format!("n {n} {pattern} {diffusion} {isa}"));
                 }

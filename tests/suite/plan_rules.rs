@@ -13,7 +13,7 @@ fn plan() -> KernelPlan {
     let pattern = pattern::resolve(&spec, 500, 500).expect("a pattern");
     let mask = mask::build(&pattern, u64::MAX).expect("a mask");
     let fused = passes::run(program::build(&spec, mask).expect("a program"), &[]).expect("passes");
-    let reach = KnownReach::new(&fused.neighbors);
+    let reach = KnownReach::new(&fused);
     let (body, _) = passes::apply(&fused, Strategy::FLASH, &[], None, &reach).expect("a nest");
     let nested = program::verify(Program { body, ..fused.clone() }).expect("a program");
     plan::build(&nested, Isa::Portable, PlanOptions::default()).expect("a plan").into_inner()

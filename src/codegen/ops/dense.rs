@@ -7,6 +7,7 @@ use cranelift_codegen::ir::{InstBuilder, Value, types};
 use crate::codegen::context::{Context, Row};
 use crate::codegen::records::{JoinRecord, RowsRecord};
 use crate::codegen::{KernelArgs, TileFn};
+use crate::dtype::Dtype;
 use crate::mask::QUERY_BLOCK;
 use crate::plan::{Dense, DenseKind, Lanes, RowOp};
 
@@ -20,6 +21,9 @@ impl DenseRows {
     pub fn new(cx: &mut Context, dense: Dense) -> Self {
         let record = RowsRecord::new(cx);
         record.width(cx, dense.x.width);
+        let dtype = dense.out.map_or(Dtype::F32, |out| out.dtype);
+        let dtype = cx.e.b.ins().iconst(types::I8, dtype as i64);
+        record.dtype(cx, dtype);
         Self { dense, record }
     }
 

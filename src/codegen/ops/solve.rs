@@ -1,6 +1,6 @@
 //! Hops without end: a block row solved after those before it, and the adjoint from the last row to the first.
 
-use cranelift_codegen::ir::Value;
+use cranelift_codegen::ir::{InstBuilder, Value, types};
 
 use super::spmm::{Spmm, SpmmT};
 use crate::codegen::TileFn;
@@ -8,6 +8,7 @@ use crate::codegen::context::{Context, Row};
 use crate::codegen::records::{DiagonalRecord, RowsRecord, SolveRecord};
 use crate::codegen::tables::Section;
 use crate::codegen::walk::{StepKind, Steps};
+use crate::dtype::Dtype;
 use crate::mask::QUERY_BLOCK;
 use crate::plan::{Lanes, Panel, RowOp, Rows, RowsAt};
 use crate::tiles::LANES;
@@ -160,6 +161,8 @@ impl SolveT {
             }
             record.lanes_in(cx, 0_i64);
             record.factor(cx, 1.0_f32);
+            let dtype = cx.e.b.ins().iconst(types::I8, Dtype::F32 as i64);
+            record.dtype(cx, dtype);
             record
         });
         let factors = cx.local(cx.layout().local.factor);

@@ -143,7 +143,7 @@ proptest! {
         }).collect();
         let mut body = nest(&case.programs[0].body, &[&[(9, 0)], &how[..]].concat());
         let shape = &case.programs[0].shape;
-        let reach = KnownReach::new(&case.programs[0].neighbors);
+        let reach = KnownReach::new(&case.programs[0]);
         let setting = passes::Setting { shape, store: shape.store, reach: &reach };
         let shorten = passes::nest_passes().into_iter().find(|pass| pass.name == "shorten_buffers").unwrap();
         (shorten.run)(&mut body, &setting).unwrap();
@@ -172,7 +172,7 @@ proptest! {
         let case = &cases()[case.index(cases().len())];
         let program = &case.programs[which];
         let of = if which == 0 { Strategy::ALL } else { Strategy::TRAINING };
-        let reach = KnownReach::new(&program.neighbors);
+        let reach = KnownReach::new(program);
         let Ok((mut body, _)) = passes::apply(program, of[strategy.index(of.len())], &[], None, &reach) else {
             return Ok(());
         };

@@ -28,6 +28,8 @@ enum Form {
     Scores {
         x: F,
         y: Vec<F>,
+        /// Whose neighbors they are.
+        set: u32,
     },
     Scaled {
         of: F,
@@ -129,6 +131,7 @@ pub(super) fn check(shape: &Shape, body: &Body) -> Result<(), String> {
         forms: Vec::new(),
         numbers: HashMap::new(),
         mods: Vec::new(),
+        set: 0,
         sums: Vec::new(),
         wanted: Vec::new(),
     };
@@ -138,7 +141,8 @@ pub(super) fn check(shape: &Shape, body: &Body) -> Result<(), String> {
             reader.form_of[id] = Some(number);
         }
     }
-    for operation in body.ops() {
+    for (set, operation) in body.loops.iter().flat_map(|one| one.ops().map(move |operation| (one.set, operation))) {
+        reader.set = set;
         let fault = |what: String| format!("`{}`: {what}", body.print_op(operation).lines().next().unwrap_or_default());
         reader.step(operation).map_err(fault)?;
     }
@@ -154,6 +158,8 @@ struct Meaning<'a> {
     numbers: HashMap<Form, F>,
     /// Different score mods.
     mods: Vec<&'a ScoreMods>,
+    /// The set of neighbors of the operation that is read.
+    set: u32,
     /// What goes to the gradient of what a call gives, and what has to.
     sums: Vec<Sum>,
     wanted: Vec<Sum>,
@@ -192,7 +198,7 @@ impl<'a> Meaning<'a> {
             }
             Op::Sddmm { x, y, masked: partly } => {
                 let y = y.iter().map(|&y| self.number(y)).collect::<Result<_, _>>()?;
-                let scores = Form::Scores { x: self.number(*x)?, y };
+                let scores = Form::Scores { x: self.number(*x)?, y, set: self.set };
                 masked = if *partly { Masked::Partly } else { Masked::No };
                 self.with_maximum(scores, *partly, operation)?
             }
@@ -553,7 +559,7 @@ impl<'a> Meaning<'a> {
         if !matches!(self.form(weights), Form::Weights { .. }) {
             return refuse("the softmax's gradient takes weights before dropout");
         }
-        let Form::Scores { x, y } = self.form(dp).clone() else {
+        let Form::Scores { x, y, .. } = self.form(dp).clone() else {
             return refuse("the gradient of weights is no product");
         };
         let rows = match self.form(x) {

@@ -16,7 +16,7 @@ mod sites;
 mod stages;
 mod types;
 
-use super::{Body, Loop, Program, Reach, Reaches, Shape, is_lower_triangular, reaches};
+use super::{Body, Loop, Program, Reach, Reaches, Shape, is_lower_triangular};
 use crate::error::Result;
 use crate::mask;
 
@@ -52,7 +52,7 @@ impl std::ops::Deref for VerifiedProgram {
 /// # Errors
 /// [`Error::Internal`](crate::Error::Internal) with the rule that is broken and the program.
 pub fn verify(program: Program) -> Result<VerifiedProgram> {
-    mask::verify(&program.neighbors)?;
+    program.sets().try_for_each(mask::verify)?;
     match check(&program) {
         Ok(reach) => Ok(VerifiedProgram { program, reach }),
         Err(fault) => Err(program.broken(fault)),
@@ -60,12 +60,22 @@ pub fn verify(program: Program) -> Result<VerifiedProgram> {
 }
 
 fn check(program: &Program) -> Result<Option<Reach>, String> {
-    let Program { shape, body, neighbors, .. } = program;
+    let Program { shape, body, neighbors, others, .. } = program;
     if (shape.q_len, shape.kv_len) != (neighbors.q_len, neighbors.kv_len) {
         return Err("the neighbors are for another number of queries or keys".to_owned());
     }
     if shape.heads.checked_mul(neighbors.parts) != Some(neighbors.mask_of_head.len()) {
         return Err("the neighbors are for another number of heads".to_owned());
+    }
+    for other in others {
+        let alike = (other.q_len, other.kv_len, other.mask_of_head.len())
+            == (neighbors.q_len, neighbors.kv_len, neighbors.mask_of_head.len());
+        if !alike || other.parts != 1 || other.stack != 1 || neighbors.parts != 1 || neighbors.stack != 1 {
+            return Err("sets of neighbors are for different heads or rows".to_owned());
+        }
+    }
+    if body.loops.iter().any(|one| one.set as usize > others.len()) {
+        return Err("a loop over neighbors that are not there".to_owned());
     }
     if shape.kv_heads == 0 || !shape.heads.is_multiple_of(shape.kv_heads) {
         return Err("the key/value heads do not divide the heads".to_owned());
@@ -78,7 +88,7 @@ fn check(program: &Program) -> Result<Option<Reach>, String> {
         if shape.q_len != shape.kv_len {
             return Err("hops without end with another number of queries than keys".to_owned());
         }
-        if !is_lower_triangular(neighbors) {
+        if !program.sets().all(is_lower_triangular) {
             return Err(
                 "hops are solved row after row, and a row meets a later key, or stands in another order".to_owned()
             );
@@ -87,7 +97,7 @@ fn check(program: &Program) -> Result<Option<Reach>, String> {
     let sites = types::check(shape, body)?;
     let reach = match order::goes_by_reach(body, &sites) {
         None => None,
-        Some(name) => match reaches(neighbors) {
+        Some(name) => match program.reaches() {
             Reaches::Band(reach, _) => Some(reach),
             Reaches::Unordered(why) => return Err(format!("{name} is read in the loop that makes it, and {why}")),
         },

@@ -28,12 +28,27 @@ pub(super) fn check(body: &Body, sites: &Sites, reach: Option<Reach>) -> Result<
             check_halo(body, sites, i, reach)?;
         }
         check_in_order(body, sites, i)?;
+        check_set(body, sites, one)?;
         for (j, stage) in one.stages.iter().enumerate() {
             if stage.shift > MOST_SHIFT {
                 return Err(format!("a stage {} block rows behind", stage.shift));
             }
             if stage.by_keys {
                 check_by_keys(body, sites, stage, Site { one: i, stage: j, op: 0 })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Pairs, and numbers for every query, stay within their set of neighbors: the places of both are those of its masks.
+fn check_set(body: &Body, sites: &Sites, one: &Loop) -> Result<(), String> {
+    for operation in one.ops() {
+        for (id, _) in operation.op.reads() {
+            let by_place = !matches!(body.value(id).space, Space::Queries(_) | Space::Keys(_));
+            let other = sites.made(id).is_some_and(|site| body.loops[site.one].set != one.set);
+            if by_place && other {
+                return Err(format!("{} reads {} of other neighbors", operation.op.name(), name(body, id)));
             }
         }
     }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use super::sites::{Sites, each, name};
 use crate::dtype::Dtype;
-use crate::program::{Body, Extent, Shape, Space, Tensor, ValueId, spaces};
+use crate::program::{Body, Extent, Op, Shape, Space, Tensor, ValueId, spaces};
 
 pub(super) fn check(shape: &Shape, body: &Body) -> Result<Sites, String> {
     if shape.head_dim == 0 || shape.value_dim == 0 {
@@ -62,8 +62,14 @@ fn places(shape: &Shape, body: &Body) -> Result<Sites, String> {
         }
         is_made
     };
+    let columns = body.given.as_ref().map_or(0, |given| given.columns);
     for (site, operation) in each(body) {
         let op_name = operation.op.name();
+        let unknown = |column: u32| column as usize >= columns;
+        let summed = matches!(operation.op, Op::SumRows { column, .. } if unknown(column));
+        if summed || operation.op.factors().iter().any(|factor| factor.is_given() && unknown(factor.column)) {
+            return Err(format!("{op_name} of a number that no call gives"));
+        }
         let reads = operation.op.reads();
         for (at, &(id, access)) in reads.iter().enumerate() {
             let Some(made) = sites.made.get(id.0 as usize) else { return Err(format!("there is no value {}", id.0)) };

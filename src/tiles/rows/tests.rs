@@ -77,6 +77,40 @@ fn rows_match_the_reference() {
     }
 }
 
+/// A copy to rows of 16 bits rounds each number to the nearest.
+#[test]
+fn copies_round() {
+    fn check<T: Element + PartialEq + std::fmt::Debug>(tile: super::super::Tile<RowsCall>, rounded: &[f32]) {
+        let (count, width, stride) = (3, rounded.len() / 3, rounded.len() / 3 + 2);
+        let x = GuardedBuffer::new(rounded);
+        let mut out = GuardedBuffer::new(&vec![T::nearest(9.0); (count - 1) * stride + width]);
+        let call = RowsCall {
+            x: x.as_ptr(),
+            x_stride: width,
+            out: out.as_mut_ptr().cast(),
+            out_stride: stride,
+            count,
+            width,
+            dtype: T::DTYPE,
+            // SAFETY: null pointers and zeros, which a copy does not read.
+            ..unsafe { std::mem::zeroed() }
+        };
+        // SAFETY: rows and columns are those of the record.
+        unsafe { tile(&call) };
+        for (at, found) in out.iter().enumerate() {
+            let (row, column) = (at / stride, at % stride);
+            let expected = if column < width { T::nearest(rounded[row * width + column]) } else { T::nearest(9.0) };
+            assert_eq!(*found, expected, "row {row}, column {column}");
+        }
+    }
+    let numbers = Random(3).floats(3 * 21);
+    let all = std::iter::once(PLAIN).chain(families().into_iter().map(|family| family.rows));
+    for tiles in all {
+        check::<half::bf16>(tiles[0], &numbers);
+        check::<half::f16>(tiles[0], &numbers);
+    }
+}
+
 fn check(random: &mut Random, (name, tiles, tile): (&str, &RowsTiles, usize), count: usize, width: usize) {
     let [x, y, w] = std::array::from_fn(|_| Rows::new(random, count, width));
     let mut out = Rows::new(random, count, width);
@@ -111,6 +145,7 @@ fn check(random: &mut Random, (name, tiles, tile): (&str, &RowsTiles, usize), co
         row_keys: row_keys.as_ptr(),
         threshold,
         keep,
+        dtype: Dtype::F32,
     };
     // SAFETY: every pointer has the rows, columns and lanes that the record says.
     unsafe { tiles[tile](&call) };
@@ -118,6 +153,12 @@ fn check(random: &mut Random, (name, tiles, tile): (&str, &RowsTiles, usize), co
     for row in 0..count {
         let lane = lanes.as_ref().map_or(1.0, |lanes| f64::from(lanes[row]));
         let dot = |a: &Rows, b: &Rows| (0..width).map(|column| a.get(row, column) * b.get(row, column)).sum::<f64>();
+        if tile == 5 {
+            let all: f64 = (0..count).map(|row| lanes.as_ref().map_or(1.0, |lanes| f64::from(lanes[row]))).sum();
+            let expected = f64::from(sums_before[row]) + if row == 0 { f64::from(factor) * all } else { 0.0 };
+            close(&format!("{name} sum of {count}"), sums[row], expected, 4.0 * count as f64);
+            continue;
+        }
         if tile == 3 {
             let less = if restart == 0.0 { 0.0 } else { f64::from(restart) * dot(&x, &w) };
             let expected = f64::from(sums_before[row]) + lane * (f64::from(keep) * dot(&x, &y) - less);
