@@ -27,7 +27,7 @@ fuzz_target!(|data: &[u8]| -> Corpus {
     let printed = spec.print();
     let again = spec::parse(&printed, "<printed>").unwrap_or_else(|error| panic!("{printed}\n{error}"));
     assert!(spec.same(&again), "{printed}");
-    if spec.diffusion.hops.len() > 16 {
+    if spec.diffusion.hops() > 16 {
         return Corpus::Keep;
     }
     let options = Options { threads: 1, memory_limit: 64 << 20, ..Options::reproducible() };

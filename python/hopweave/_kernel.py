@@ -105,7 +105,7 @@ class Kernel:
         key_lengths : integers `[batch]`, optional
             Keys from there on are padding and never read.
         inputs : dict, optional
-            Float32 tensors that score mods read, and integer ids `[batch, kv_len]` of `segments`, by name.
+            Float32 tensors that score mods and hops read, and integer ids `[batch, kv_len]` of `segments`, by name.
         dropout : Dropout, optional
         return_lse : bool
             Also give the natural log-sum-exp of the scores.

@@ -34,7 +34,7 @@ def attention(
     isa: str = "auto",
     threads: int | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Attention by a spec, with gradients for q, k, v and the float inputs of score mods.
+    """Attention by a spec, with gradients for q, k, v and the float inputs of score mods and hops.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def attention(
     key_lengths : integer Tensor `[batch]`, optional
         Keys from there on are padding and never read.
     inputs : dict, optional
-        Float32 tensors that score mods read, and integer ids `[batch, kv_len]` of `segments`, by name.
+        Float32 tensors that score mods and hops read, and integer ids `[batch, kv_len]` of `segments`, by name.
     dropout : Dropout, optional
         Weights and hops that this step drops.
     return_lse : bool

@@ -105,6 +105,80 @@ def test_training_repeats_by_seed_and_learns():
     assert sum(first[-5:]) < 0.6 * sum(first[:5])
 
 
+def test_learned_hops_start_as_fixed_alpha_or_as_one_hop():
+    torch.manual_seed(0)
+    fixed = DiffuserModel(SMALL).eval()
+    ids = torch.randint(2, 61, (2, 40))
+    for config, like in (
+        (dataclasses.replace(SMALL, diffusion="learned"), SMALL),
+        (
+            dataclasses.replace(SMALL, diffusion="learned", learned_start="one_hop"),
+            dataclasses.replace(SMALL, hops=1, alpha=0.0),
+        ),
+    ):
+        learned, same = DiffuserModel(config).eval(), DiffuserModel(like).eval()
+        same.load_state_dict(fixed.state_dict())
+        missing, unexpected = learned.load_state_dict(fixed.state_dict(), strict=False)
+        assert missing == [f"layers.{i}.attention.theta" for i in range(2)] and not unexpected
+        with torch.no_grad():
+            torch.testing.assert_close(learned(ids), same(ids), atol=2e-5, rtol=0)
+
+
+def test_learned_coefficients_train_and_models_load_back(tmp_path):
+    config = dataclasses.replace(SMALL, diffusion=["fixed", "learned"], hops=3)
+    ids = torch.randint(2, 61, (4, 24), generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    model = DiffuserForSequenceClassification(config).train()
+    theta = model.encoder.layers[1].attention.theta
+    before = theta.detach().clone()
+    assert theta.shape == (2, 4) and not hasattr(model.encoder.layers[0].attention, "theta")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(3):
+        loss = torch.nn.functional.cross_entropy(model(ids), ids[:, 20] % 5)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert ((theta - before).abs() > 1e-4).all()
+    config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    again = DiffuserConfig.from_pretrained(tmp_path)
+    assert again == config
+    other = DiffuserForSequenceClassification(again).eval()
+    other.load_state_dict(torch.load(tmp_path / "model.pt"))
+    with torch.no_grad():
+        torch.testing.assert_close(other(ids), model.eval()(ids), atol=0, rtol=0)
+
+
+def test_hops_without_end_start_at_alpha():
+    config = dataclasses.replace(SMALL, diffusion="all", pattern="causal")
+    torch.manual_seed(0)
+    module = DiffusionSelfAttention(config, "all").eval()
+    states = torch.randn(2, 30, 32)
+    out = module(states)
+    q, k, v = (
+        linear(states).view(2, 30, 2, 16).transpose(1, 2).double() for linear in (module.query, module.key, module.value)
+    )
+    scores = (q @ k.transpose(2, 3) / 4).masked_fill(~torch.ones(30, 30).tril().bool(), -torch.inf)
+    system = torch.eye(30) - (1 - config.alpha) * torch.softmax(scores, -1)
+    expected = config.alpha * torch.linalg.solve(system, v)
+    torch.testing.assert_close(out.double(), expected.transpose(1, 2).reshape(2, 30, 32), atol=1e-5, rtol=0)
+    out.square().sum().backward()
+    assert module.alpha_logit.shape == (2,) and (module.alpha_logit.grad.abs() > 0).all()
+
+
+def test_wrong_configs_are_named():
+    for values, message in (
+        ({"diffusion": "some"}, "diffusion: 'some'; expected 'fixed', 'learned', 'all'"),
+        ({"diffusion": ["fixed"]}, "diffusion: 1 of them; expected one, or 2, one a layer"),
+        ({"learned_start": "zero"}, "learned_start: 'zero'; expected 'alpha' or 'one_hop'"),
+        ({"diffusion": "all", "alpha": 0.0}, "alpha: 0.0; expected above 0.02 and below 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(SMALL, **values)
+    with pytest.raises(ValueError, match="hop: unknown; expected some of vocab_size"):
+        DiffuserConfig.from_dict({"hop": 3})
+
+
 def test_wrong_inputs_are_named():
     model = DiffuserModel(SMALL)
     ids = torch.zeros(2, 20, dtype=torch.long)

@@ -127,6 +127,88 @@ def test_inputs_of_score_mods_have_gradients():
         torch.testing.assert_close(mine.grad.double(), other.grad, atol=2e-5, rtol=0)
 
 
+FORMS = [
+    ("{hops: 3, alpha: {input: a}}", [4]),
+    ("{hops: 2, alpha: {input: a}}", [1]),
+    ("{coefficients: {input: a}, hops: 2}", [4, 3]),
+    ("{hops: all, alpha: {input: a}}", [4]),
+]
+
+
+def by_definition(spec, form, q, k, v, a):
+    """Hops whose factors come with the call, in f64, by autograd; `all` over a causal mask."""
+    n = q.shape[2]
+    k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+    mask = torch.from_numpy(spec.mask(n, n))
+    weights = torch.softmax((q @ k.transpose(-1, -2) / np.sqrt(spec.head_dim)).masked_fill(~mask, -torch.inf), -1)
+    if "coefficients" in form:
+        powers = [v]
+        for _ in range(2):
+            powers.append(weights @ powers[-1])
+        return sum(a[:, j, None, None] * power for j, power in enumerate(powers))
+    a = a[:, None, None]
+    if "all" in form:
+        return torch.linalg.solve(torch.eye(n) - (1 - a) * weights, a * v)
+    z = v
+    for _ in range(spec.hops):
+        z = (1 - a) * (weights @ z) + a * v
+    return z
+
+
+@pytest.mark.parametrize(("form", "shape"), FORMS)
+def test_factors_of_hops_have_gradients(form, shape):
+    pattern = "causal" if "all" in form else "{window: {radius: 9}}"
+    text = f"{{name: x, heads: 4, kv_heads: 2, head_dim: 16, value_dim: 24, pattern: {pattern}, diffusion: {form}}}"
+    spec = hopweave.Spec.from_yaml(text)
+    q, k, v, grad = inputs(spec, 77)
+    a = 0.1 + 0.8 * torch.rand(shape, generator=torch.Generator().manual_seed(2))
+    ours = [x.clone().requires_grad_() for x in (q, k, v, a)]
+    theirs = [x.double().requires_grad_() for x in (q, k, v, a)]
+    out = hopweave.torch.attention(*ours[:3], spec, inputs={"a": ours[3]})
+    expected = by_definition(spec, form, *theirs)
+    torch.testing.assert_close(out.double(), expected, atol=5e-6, rtol=0)
+    assert torch.equal(hopweave.attention(q, k, v, spec, inputs={"a": a}), out)
+    out.backward(grad)
+    expected.backward(grad.double())
+    assert ours[3].grad.shape == a.shape
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad.double(), other.grad, atol=5e-5, rtol=1e-5)
+
+
+def test_a_parameter_of_the_hops_trains():
+    # The target is made with other coefficients of the same hops.
+    spec = hopweave.Spec.from_yaml(WINDOW + "diffusion: {coefficients: {input: theta}, hops: 2}\n")
+    q, k, v, _ = inputs(spec, 40)
+    wanted = torch.tensor([[0.5, 0.25, 0.25]]).repeat(4, 1)
+    with torch.no_grad():
+        target = hopweave.torch.attention(q, k, v, spec, inputs={"theta": wanted})
+    theta = torch.nn.Parameter(torch.tensor([[0.0, 1.0, 0.0]]).repeat(4, 1))
+    optimizer = torch.optim.LBFGS([theta], max_iter=60, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (hopweave.torch.attention(q, k, v, spec, inputs={"theta": theta}) - target).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    torch.testing.assert_close(theta.detach(), wanted, atol=1e-3, rtol=0)
+
+
+def test_wrong_factors_are_named_with_their_head():
+    spec = hopweave.Spec.from_yaml(WINDOW + "diffusion: {hops: 2, alpha: {input: a}}\n")
+    q, k, v, _ = inputs(spec, 40)
+    for a, message in (
+        (torch.tensor([0.1, 0.2, 1.5, 0.3]), "input `a`.*1.5 for head 2; expected 0 to 1"),
+        (torch.tensor([0.1, float("nan"), 0.5, 0.3]), "input `a`.*NaN for head 1"),
+        (torch.full((3,), 0.1), r"input `a`.*expected shape \[4\] or \[1\]"),
+    ):
+        with pytest.raises(hopweave.ShapeError, match=message):
+            hopweave.torch.attention(q, k, v, spec, inputs={"a": a})
+    with pytest.raises(hopweave.ShapeError, match="input `a`.*no tensor"):
+        hopweave.torch.attention(q, k, v, spec)
+
+
 def test_dropout_is_the_same_backward(hops):
     # The output is linear in v, so that its gradient is exact: <grad, out(v)> = <dv, v>.
     q, k, v, grad = inputs(hops, 40)

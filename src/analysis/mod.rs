@@ -13,6 +13,7 @@ use crate::pattern::Pattern;
 use crate::spec::PatternSpec;
 
 mod balance;
+mod diffused;
 mod edge_list;
 mod paths;
 mod receptive_field;
@@ -23,6 +24,7 @@ mod tests;
 mod walk;
 
 pub use balance::{Balance, balance};
+pub use diffused::Diffused;
 pub use edge_list::{EdgeList, KeyFinder};
 pub use paths::{FarWeight, ReachEverything, far_weight, reach_everything};
 pub use receptive_field::{Place, Reach, ReceptiveField, receptive_field};
@@ -80,13 +82,22 @@ pub struct Blocks {
 /// Why nothing is known of walks.
 const SCARCE: &str = "its walks do not fit in memory";
 
-/// Looks at a pattern from every side. `memory_limit` bounds what the analysis itself may hold, in bytes.
-pub fn analyse(pattern: &Pattern, mask: &BlockMask, spec: &PatternSpec, memory_limit: u64) -> Analysis {
+/// Looks at a pattern from every side. `diffused` says what the hops of every head do, `memory_limit` bounds what the
+/// analysis itself may hold, in bytes. Counts of blocks and walks are those of the root's pattern; where hops have
+/// patterns of their own, walks of one pattern say nothing, and stay out.
+pub fn analyse(
+    pattern: &Pattern,
+    mask: &BlockMask,
+    spec: &PatternSpec,
+    diffused: &Diffused,
+    memory_limit: u64,
+) -> Analysis {
     let counts = mask.counts();
     let nnz = counts.nnz();
     let pairs = pattern.q_len as f64 * pattern.kv_len as f64 * spec.heads as f64;
     let rows = crate::mask::QUERY_BLOCK as u64;
-    let scarce = walk::bytes(pattern, &spec.diffusion.typical()) > memory_limit;
+    let scarce = walk::bytes(pattern, &diffused.factors) > memory_limit;
+    let own = !pattern.others().is_empty();
     // Heads of one mask walk alike.
     let mut alike: HashMap<&[u32], usize> = HashMap::new();
     let mut distinct: Vec<(usize, &[u32])> = Vec::new();
@@ -120,14 +131,15 @@ pub fn analyse(pattern: &Pattern, mask: &BlockMask, spec: &PatternSpec, memory_l
         empty_rows: counts.empty_rows,
         receptive_field: match scarce {
             true => ReceptiveField { hops: Vec::new(), rows: 0, note: SCARCE.into() },
-            false => receptive_field(pattern, &walks, spec, memory_limit),
+            false => receptive_field(pattern, &walks, diffused, memory_limit),
         },
         spectral_gap: match scarce {
             true => SpectralGap::none(SCARCE),
-            false => spectral_gap(pattern, &walks, &spec.diffusion.typical()),
+            false if own => SpectralGap::none("hops have patterns of their own"),
+            false => spectral_gap(pattern, &walks, diffused),
         },
-        reach_everything: reach_everything(&walks),
-        far_weight: far_weight(&walks, &spec.diffusion.typical()),
+        reach_everything: if own { None } else { reach_everything(&walks) },
+        far_weight: if own { None } else { far_weight(&walks, diffused) },
         balance: balance(mask, &walks),
     }
 }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::{Place, Searcher, Walk};
+use super::{Diffused, Place, Searcher, Walk};
 use crate::spec::Factors;
 
 /// Longest sequence from whose every query paths are followed, and most pairs that they may pass in all.
@@ -81,14 +81,15 @@ pub struct FarWeight {
     pub full: f64,
 }
 
-/// Applies the diffused operator to the keys of the first and of the last quarter; `None` where there are no quarters or
+/// Applies the diffused operator, a limit up to its tolerance, to the keys of the first and of the last quarter; `None` where there are no quarters or
 /// that takes too long.
-pub fn far_weight(walks: &[(usize, Walk<'_>)], diffusion: &Factors) -> Option<FarWeight> {
+pub fn far_weight(walks: &[(usize, Walk<'_>)], diffused: &Diffused) -> Option<FarWeight> {
+    let diffusion = &diffused.factors;
     let (_, first) = walks.first()?;
     let (q_len, kv_len) = (first.queries(), first.keys());
     let (queries, keys) = (q_len / 4, kv_len / 4);
     let cost: u64 = walks.iter().map(|(_, walk)| walk.cost()).sum::<u64>() * 2 * diffusion.hops.len() as u64;
-    if queries == 0 || keys == 0 || cost > BUDGET {
+    if queries == 0 || keys == 0 || cost > BUDGET || diffused.is_cut_off() {
         return None;
     }
     let mean = |of: &[f64]| of.iter().sum::<f64>() / of.len() as f64;

@@ -9,9 +9,9 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::support::{count, set};
-use super::{EdgeList, KeyFinder, Searcher, Support, Walk, each_hop};
+use super::{Diffused, EdgeList, Journey, KeyFinder, Searcher, Support, Walk, each_hop};
 use crate::pattern::Pattern;
-use crate::spec::{Factors, HopFactors, PatternSpec};
+use crate::spec::{Factors, HopFactors};
 
 /// Words of 64 keys that may be joined, over all heads and hops.
 const BUDGET: u64 = 8_000_000_000;
@@ -61,16 +61,22 @@ pub struct Place {
 pub fn receptive_field(
     pattern: &Pattern,
     walks: &[(usize, Walk<'_>)],
-    spec: &PatternSpec,
+    diffused: &Diffused,
     memory_limit: u64,
 ) -> ReceptiveField {
-    let factors = &spec.diffusion.typical();
+    let factors = &diffused.factors;
     let hops = &factors.hops;
     if pattern.q_len == 0 || pattern.kv_len == 0 || hops.is_empty() {
         return ReceptiveField { hops: Vec::new(), rows: 0, note: String::new() };
     }
     if walks.is_empty() {
         return decoding(pattern);
+    }
+    if !pattern.others().is_empty() {
+        return of_own_patterns(pattern, factors, memory_limit);
+    }
+    if diffused.limit.is_some() && walks.iter().all(|(_, walk)| walk.is_causal()) {
+        return in_the_limit(walks);
     }
     let matrices = Support::bytes(pattern.q_len, pattern.kv_len);
     let width = pattern.q_len.max(pattern.kv_len).div_ceil(64) as u64;
@@ -113,6 +119,55 @@ pub fn receptive_field(
         );
     }
     ReceptiveField { hops: join(&done), rows, note }
+}
+
+/// The reach of hops that have patterns of their own, if they are followed in full.
+fn of_own_patterns(pattern: &Pattern, factors: &Factors, memory_limit: u64) -> ReceptiveField {
+    let none = |note: &str| ReceptiveField { hops: Vec::new(), rows: 0, note: note.into() };
+    if pattern.q_len.max(pattern.kv_len) > EXACT || Support::bytes(pattern.q_len, pattern.kv_len) > memory_limit {
+        return none("hops with patterns of their own are followed up to 4096 tokens");
+    }
+    let whole = [pattern].into_iter().chain(pattern.others());
+    let heads = if whole.clone().any(Pattern::depends_on_head) { pattern.heads } else { 1 };
+    let width = pattern.kv_len.div_ceil(64) as u64;
+    let mut left = BUDGET;
+    let mut each = Vec::new();
+    for head in 0..heads {
+        let lists: Vec<EdgeList> = whole.clone().map(|pattern| EdgeList::build(pattern, head)).collect();
+        let pairs = |hop: usize| lists[pattern.index_of_hop(hop)].keys.len() as u64;
+        let words: u64 = (0..factors.hops.len()).map(|hop| pairs(hop) * width).sum();
+        if words > left {
+            return none("its hops are too many to follow from every head");
+        }
+        left -= words;
+        each.push(shares_of_hops(pattern, head, &lists, factors));
+    }
+    ReceptiveField { hops: join(&each), rows: pattern.q_len, note: String::new() }
+}
+
+/// The reach of hops without end over causal patterns: all that paths of any length lead to, in one entry, whose hop is the
+/// last that adds a key to one of the queries that were followed.
+fn in_the_limit(walks: &[(usize, Walk<'_>)]) -> ReceptiveField {
+    let n = walks.first().map_or(0, |(_, walk)| walk.queries());
+    let pairs: u64 = walks.iter().map(|(_, walk)| walk.pairs()).sum();
+    let all = n <= EXACT && pairs.saturating_mul(n as u64) <= BUDGET;
+    let rows = if all { n } else { SAMPLE.min(n) };
+    let queries: Vec<usize> = (0..rows).map(|i| (2 * i + 1) * n / (2 * rows)).collect();
+    let mut last = 0;
+    let mut each = Vec::new();
+    for (head, walk) in walks {
+        let follow = |searcher: &mut Searcher, &query: &usize| walk.follow(query, searcher);
+        let journeys: Vec<Journey> = queries.par_iter().map_init(Searcher::default, follow).collect();
+        last = journeys.iter().map(|journey| journey.hops).fold(last, usize::max);
+        let shares = journeys.iter().zip(&queries).map(|(journey, &query)| {
+            let share = journey.reached as f64 / walk.keys() as f64;
+            vec![Shares { mean: share, minimum: share, worst: Place { head: *head, query }, heads: walk.heads() }]
+        });
+        each.extend(shares);
+    }
+    let note = if all { String::new() } else { format!("{rows} rows of each head were followed") };
+    let hops = join(&each).into_iter().map(|reach| Reach { hop: last.max(1), ..reach }).collect();
+    ReceptiveField { hops, rows, note }
 }
 
 /// The reach of single queries whose heads stand in one row, which have one hop.
@@ -164,19 +219,28 @@ fn join(each: &[Vec<Shares>]) -> Vec<Reach> {
 
 /// Shares of all rows.
 fn exact(pattern: &Pattern, head: usize, diffusion: &Factors) -> Vec<Shares> {
+    shares_of_hops(pattern, head, &[EdgeList::build(pattern, head)], diffusion)
+}
+
+/// Shares of all rows by the lists of the pattern and of the others that hops have.
+fn shares_of_hops(pattern: &Pattern, head: usize, lists: &[EdgeList], diffusion: &Factors) -> Vec<Shares> {
     let (q_len, kv_len) = (pattern.q_len, pattern.kv_len);
-    let list = EdgeList::build(pattern, head);
     let mut shares = Vec::new();
-    each_hop(&list, kv_len, diffusion, |_, support| {
-        let counts: Vec<u64> = support.rows().map(count).collect();
-        let (query, least) = counts.iter().enumerate().min_by_key(|&(_, count)| count).unwrap_or((0, &0));
-        shares.push(Shares {
-            mean: counts.iter().sum::<u64>() as f64 / (q_len as f64 * kv_len as f64),
-            minimum: *least as f64 / kv_len as f64,
-            worst: Place { head, query },
-            heads: 1,
-        });
-    });
+    each_hop(
+        |hop| &lists[pattern.index_of_hop(hop)],
+        kv_len,
+        diffusion,
+        |_, support| {
+            let counts: Vec<u64> = support.rows().map(count).collect();
+            let (query, least) = counts.iter().enumerate().min_by_key(|&(_, count)| count).unwrap_or((0, &0));
+            shares.push(Shares {
+                mean: counts.iter().sum::<u64>() as f64 / (q_len as f64 * kv_len as f64),
+                minimum: *least as f64 / kv_len as f64,
+                worst: Place { head, query },
+                heads: 1,
+            });
+        },
+    );
     shares
 }
 

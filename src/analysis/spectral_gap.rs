@@ -8,15 +8,15 @@
 //!
 //! A vector that the first one hardly holds can be missed; what falls into parts that never meet is found beforehand.
 //!
-//! The diffused operator is a polynomial p of A, so that its eigenvalues are p(λ).
+//! The diffused operator is a polynomial p of A, so that its eigenvalues are p(λ); that of hops without end is
+//! p(λ) = α / (1 − (1 − α) λ).
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::Serialize;
 
-use super::{Searcher, Walk};
+use super::{Diffused, Searcher, Walk};
 use crate::pattern::Pattern;
-use crate::spec::Factors;
 
 /// Additions that may be spent in all, over all heads.
 const BUDGET: u64 = 600_000_000;
@@ -73,7 +73,7 @@ struct Second {
 type Complex = (f64, f64);
 
 /// Finds the gaps; `walks` are those of the distinct heads, with their numbers.
-pub fn spectral_gap(pattern: &Pattern, walks: &[(usize, Walk<'_>)], diffusion: &Factors) -> SpectralGap {
+pub fn spectral_gap(pattern: &Pattern, walks: &[(usize, Walk<'_>)], diffused: &Diffused) -> SpectralGap {
     let n = pattern.q_len;
     if n != pattern.kv_len {
         return SpectralGap::none("queries and keys are not the same tokens");
@@ -106,7 +106,7 @@ pub fn spectral_gap(pattern: &Pattern, walks: &[(usize, Walk<'_>)], diffusion: &
         }
     }
     let Some(Second { value, residual, settled }) = worst else { return SpectralGap::none("there are no heads") };
-    let (image, all) = (modulus(polynomial(diffusion, value)), modulus(polynomial(diffusion, (1.0, 0.0))));
+    let (image, all) = (modulus(of_eigenvalue(diffused, value)), modulus(of_eigenvalue(diffused, (1.0, 0.0))));
     SpectralGap {
         spectral_gap: Some((1.0 - modulus(value)).clamp(0.0, 1.0)),
         diffused_gap: (all > 0.0).then(|| 1.0 - image / all),
@@ -124,9 +124,14 @@ fn modulus((re, im): Complex) -> f64 {
     re.hypot(im)
 }
 
-/// p(λ), where Z_K = p(A) V: the recurrence of the hops on a number.
-fn polynomial(diffusion: &Factors, (re, im): Complex) -> Complex {
-    diffusion.hops.iter().fold((diffusion.initial, 0.0), |(x, y), hop| {
+/// p(λ), where Z = p(A) V: the recurrence of the hops on a number, or its limit.
+fn of_eigenvalue(Diffused { factors, limit }: &Diffused, (re, im): Complex) -> Complex {
+    if let Some(alpha) = limit {
+        let (x, y) = (1.0 - (1.0 - alpha) * re, -(1.0 - alpha) * im);
+        let norm = x * x + y * y;
+        return (alpha * x / norm, -alpha * y / norm);
+    }
+    factors.hops.iter().fold((factors.initial, 0.0), |(x, y), hop| {
         (hop.step * (re * x - im * y) + hop.restart, hop.step * (re * y + im * x))
     })
 }

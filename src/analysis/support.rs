@@ -62,11 +62,17 @@ impl Support {
     }
 }
 
-/// Calls `visit` with the support of every Z_j, j from 1, of a list over so many keys.
-pub fn each_hop(list: &EdgeList, keys: usize, diffusion: &Factors, mut visit: impl FnMut(usize, &Support)) {
+/// Calls `visit` with the support of every Z_j, j from 1, over so many keys. `list_of` gives the list of a hop, counted
+/// from 0.
+pub fn each_hop<'a>(
+    list_of: impl Fn(usize) -> &'a EdgeList,
+    keys: usize,
+    diffusion: &Factors,
+    mut visit: impl FnMut(usize, &Support),
+) {
     let mut support = Support::start(keys, diffusion.initial != 0.0);
     for (at, &hop) in diffusion.hops.iter().enumerate() {
-        support = support.step(list, keys, hop);
+        support = support.step(list_of(at), keys, hop);
         visit(at + 1, &support);
     }
 }

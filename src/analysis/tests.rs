@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use super::receptive_field::both_ways;
 use super::*;
-use crate::pattern::{Cover, KeySet, Leaf, Tree};
+use crate::pattern::{Cover, HopPatterns, KeySet, Leaf, Tree};
 use crate::spec::{Align, Factors, HopFactors};
 
 /// A leaf given by its predicate over (head, q, k).
@@ -25,7 +25,8 @@ impl Leaf for Points {
 }
 
 fn pattern(n: usize, allows: fn(usize, usize, usize) -> bool) -> Pattern {
-    Pattern { q_len: n, kv_len: n, heads: 1, align: Align::End, tree: Tree::Leaf(Arc::new(Points(allows))) }
+    let (tree, hops) = (Tree::Leaf(Arc::new(Points(allows))), HopPatterns::default());
+    Pattern { q_len: n, kv_len: n, heads: 1, align: Align::End, tree, hops }
 }
 
 fn hops(factors: &[(f64, f64)]) -> Vec<HopFactors> {
@@ -83,7 +84,7 @@ fn mask_of(pattern: &Pattern) -> BlockMask {
 fn gap(pattern: &Pattern, diffusion: &Factors) -> SpectralGap {
     let mask = mask_of(pattern);
     let walks: Vec<(usize, Walk<'_>)> = Walk::new(&mask, 0).map(|walk| (0, walk)).into_iter().collect();
-    spectral_gap(pattern, &walks, diffusion)
+    spectral_gap(pattern, &walks, &diffusion.clone().into())
 }
 
 fn near(found: Option<f64>, expected: f64, relative: f64) {
@@ -119,7 +120,7 @@ fn gaps_of_known_walks() {
 fn parts_that_never_meet_have_no_gap() {
     for text in ["{chunk: {size: 50}}", "{window: {radius: 40, dilation: 2}}"] {
         let spec = crate::spec::parse(&format!("name: x\nhead_dim: 4\npattern: {text}\n"), "<text>").unwrap();
-        let apart = gap(&crate::pattern::resolve(&spec, 2000, 2000).unwrap(), &Factors::plain());
+        let apart = gap(&crate::pattern::resolve(&spec, 2000, 2000).unwrap(), &Factors::restart(1, 0.0));
         assert_eq!((apart.spectral_gap, apart.spectral_gap_residual), (Some(0.0), Some(0.0)), "{text}");
     }
 }
@@ -129,7 +130,7 @@ fn a_slow_walk_settles() {
     // A window over a long path: 1 - λ2 is about the variance of a step times (π / n)² / 2, and 0.8 % more with the ends.
     let n = 8192;
     let spec = crate::spec::parse("name: x\nhead_dim: 4\npattern: {window: {radius: 64}}\n", "<text>").unwrap();
-    let slow = gap(&crate::pattern::resolve(&spec, n, n).unwrap(), &Factors::plain());
+    let slow = gap(&crate::pattern::resolve(&spec, n, n).unwrap(), &Factors::restart(1, 0.0));
     let variance = 64.0 * 65.0 / 3.0;
     near(slow.spectral_gap, 1.008 * variance * (std::f64::consts::PI / n as f64).powi(2) / 2.0, 0.01);
     assert_eq!(slow.spectral_gap_note, "");
@@ -141,7 +142,7 @@ fn the_diffused_gap_is_the_polynomial_of_the_eigenvalue() {
     // p(x) = 0.81 x² + 0.09 x + 0.1, and λ2 = 1/2.
     let restart = gap(&causal, &Factors::restart(2, 0.1));
     near(restart.diffused_gap, 1.0 - (0.81 / 4.0 + 0.09 / 2.0 + 0.1), 1e-12);
-    near(gap(&causal, &Factors::plain()).diffused_gap, 0.5, 1e-12);
+    near(gap(&causal, &Factors::restart(1, 0.0)).diffused_gap, 0.5, 1e-12);
     // p(1) need not be 1: (2 + 3/2) / 5.
     near(gap(&causal, &Factors::polynomial(&[2.0, 3.0])).diffused_gap, 1.0 - 3.5 / 5.0, 1e-12);
     assert_eq!(gap(&causal, &Factors::polynomial(&[1.0, -1.0])).diffused_gap, None);
@@ -155,7 +156,7 @@ fn the_diffused_gap_is_the_polynomial_of_the_eigenvalue() {
 
 #[test]
 fn there_is_no_gap_without_keys() {
-    let none = gap(&pattern(4, |_, q, _| q > 0), &Factors::plain());
+    let none = gap(&pattern(4, |_, q, _| q > 0), &Factors::restart(1, 0.0));
     assert_eq!(none.spectral_gap, None);
     assert_eq!(none.spectral_gap_note, "1 queries have no key, so the walk ends there");
 }
@@ -246,7 +247,7 @@ fn far_weight_of_known_patterns() {
     let weight = |pattern: &Pattern, diffusion: &Factors| {
         let mask = mask_of(pattern);
         let walks = [(0, Walk::new(&mask, 0).expect("no rows of several heads"))];
-        far_weight(&walks, diffusion)
+        far_weight(&walks, &diffusion.clone().into())
     };
     let full = weight(&pattern(64, |_, _, _| true), &Factors::restart(3, 0.0)).expect("tokens");
     assert!((full.back - 0.25).abs() < 1e-12 && (full.ahead - 0.25).abs() < 1e-12 && full.full == 0.25);
@@ -254,10 +255,10 @@ fn far_weight_of_known_patterns() {
     let kept = weight(&pattern(64, |_, _, _| true), &Factors::restart(1, 0.1)).expect("tokens");
     assert!((kept.back - 0.9 * 0.25).abs() < 1e-12);
     // Causal, one hop: query q gives 16 / (q + 1) to the first 16 keys, and nothing goes ahead.
-    let causal = weight(&pattern(64, |_, q, k| k <= q), &Factors::plain()).expect("tokens");
+    let causal = weight(&pattern(64, |_, q, k| k <= q), &Factors::restart(1, 0.0)).expect("tokens");
     let expected = (48..64).map(|q| 16.0 / f64::from(q + 1)).sum::<f64>() / 16.0;
     assert!((causal.back - expected).abs() < 1e-12 && causal.ahead == 0.0);
-    assert_eq!(weight(&pattern(3, |_, _, _| true), &Factors::plain()), None);
+    assert_eq!(weight(&pattern(3, |_, _, _| true), &Factors::restart(1, 0.0)), None);
 }
 
 #[test]
@@ -286,7 +287,7 @@ fn means_count_every_head() {
     for n in [80, 8000] {
         let pattern = crate::pattern::resolve(&spec, n, n).unwrap();
         let mask = mask_of(&pattern);
-        let found = analyse(&pattern, &mask, &spec, u64::MAX);
+        let found = analyse(&pattern, &mask, &spec, &Diffused::new(&spec, None), u64::MAX);
         let mean = (3.0 + 1.0 / n as f64) / 4.0;
         assert!((found.density - mean).abs() < 1e-12);
         let reach = found.receptive_field.hops[0];
@@ -310,7 +311,7 @@ fn looking_has_an_end() {
         );
         let spec = crate::spec::parse(&text, "<text>").unwrap_or_else(|error| panic!("{error}"));
         let pattern = crate::pattern::resolve(&spec, n, n).unwrap();
-        analyse(&pattern, &mask_of(&pattern), &spec, memory)
+        analyse(&pattern, &mask_of(&pattern), &spec, &Diffused::new(&spec, None), memory)
     };
     let dense = found("full", 1, 64, 4096, u64::MAX).receptive_field;
     assert_eq!((dense.rows, dense.hops.len()), (32, 64), "{}", dense.note);
@@ -331,4 +332,59 @@ fn looking_has_an_end() {
     assert!(scarce.receptive_field.hops.is_empty() && scarce.receptive_field.note == SCARCE);
     assert!(scarce.spectral_gap.spectral_gap.is_none() && scarce.spectral_gap.spectral_gap_note == SCARCE);
     assert!(scarce.reach_everything.is_none() && scarce.far_weight.is_none() && scarce.balance.is_none());
+}
+
+fn looked_at(text: &str, numbers: Option<&[f64]>, n: usize) -> Analysis {
+    let spec = crate::spec::parse(&format!("name: x\nhead_dim: 4\n{text}\n"), "<text>");
+    let spec = spec.unwrap_or_else(|error| panic!("{error}"));
+    let pattern = crate::pattern::resolve(&spec, n, n).unwrap();
+    analyse(&pattern, &mask_of(&pattern), &spec, &Diffused::new(&spec, numbers), u64::MAX)
+}
+
+#[test]
+fn the_limit_has_a_closed_form() {
+    // Query 0 has itself, query 1 both: λ2 = 1/2, and α / (1 − (1 − α) λ2) = 0.2 / 0.6.
+    let two = looked_at("pattern: causal\ndiffusion: {hops: all, alpha: 0.2}", None, 2);
+    near(two.spectral_gap.diffused_gap, 1.0 - 0.2 / 0.6, 1e-12);
+    // Many hops come close to it, also where eigenvalues are complex.
+    let ring = "pattern: {where: \"q == k or (q + 1) % 16 == k\"}";
+    let limit = looked_at(&format!("{ring}\ndiffusion: {{hops: all, alpha: {{input: a}}}}"), Some(&[0.3]), 16);
+    let hops = looked_at(&format!("{ring}\ndiffusion: {{hops: 200, alpha: 0.3}}"), None, 16);
+    near(limit.spectral_gap.diffused_gap, hops.spectral_gap.diffused_gap.unwrap(), 1e-9);
+    // A window of one key back reaches everything before, and the hops that it takes are one less than tokens.
+    let chain = "pattern: {window: {left: 1, right: 0}}";
+    let limit = looked_at(&format!("{chain}\ndiffusion: {{hops: all, alpha: 0.5}}"), None, 100);
+    let [reach] = limit.receptive_field.hops.as_slice() else { panic!("{:?}", limit.receptive_field) };
+    assert_eq!((reach.hop, limit.receptive_field.rows), (99, 100));
+    assert!((reach.mean - 0.505).abs() < 1e-12 && (reach.minimum - 0.01).abs() < 1e-12, "{reach:?}");
+    let hops = looked_at(&format!("{chain}\ndiffusion: {{hops: 400, alpha: 0.5}}"), None, 100);
+    let (limit, hops) = (limit.far_weight.unwrap(), hops.far_weight.unwrap());
+    assert!((limit.back - hops.back).abs() < 1e-6 && limit.ahead == 0.0, "{limit:?} {hops:?}");
+    // Long sequences take no longer for it.
+    let long = looked_at("pattern: {window: {left: 64, right: 0}}\ndiffusion: {hops: all, alpha: 0.1}", None, 1 << 16);
+    assert_eq!((long.receptive_field.rows, long.receptive_field.hops.len()), (32, 1));
+    assert!((long.receptive_field.hops[0].mean - 0.5).abs() < 0.01, "{:?}", long.receptive_field);
+}
+
+#[test]
+fn numbers_of_a_call_stand_in_for_typical_ones() {
+    let gap = |diffusion: &str, numbers: Option<&[f64]>| {
+        looked_at(&format!("pattern: causal\ndiffusion: {diffusion}"), numbers, 30).spectral_gap.diffused_gap
+    };
+    assert_eq!(gap("{hops: 3, alpha: {input: a}}", Some(&[0.4])), gap("{hops: 3, alpha: 0.4}", None));
+    assert_eq!(gap("{hops: 3, alpha: {input: a}}", None), gap("{hops: 3, alpha: 0.1}", None));
+    let theta = "{coefficients: {input: theta}, hops: 2}";
+    assert_eq!(gap(theta, Some(&[0.5, 0.25, 2.0])), gap("{coefficients: [0.5, 0.25, 2.0]}", None));
+}
+
+#[test]
+fn hops_with_patterns_of_their_own_reach_what_both_reach() {
+    // Rows, then columns, of a fold of 8 by 8.
+    let text = "pattern: {axial: {shape: [8, 8], axes: [0]}}\n\
+                diffusion: {hops: [{pattern: {axial: {shape: [8, 8], axes: [1]}}}, {}], alpha: 0}";
+    let found = looked_at(text, None, 64);
+    let means: Vec<f64> = found.receptive_field.hops.iter().map(|reach| reach.mean).collect();
+    assert_eq!(means, [0.125, 1.0]);
+    assert!(found.far_weight.is_none() && found.reach_everything.is_none());
+    assert!(found.spectral_gap.spectral_gap_note.contains("patterns of their own"));
 }

@@ -6,8 +6,8 @@ use ndarray::Array4;
 use super::*;
 use crate::error::Span;
 use crate::interpreter;
-use crate::pattern::{Cover, KeySet, Leaf, Tree};
-use crate::spec::{Align, Data, Diffusion, HopFactors, Node, Source, Value};
+use crate::pattern::{Cover, HopPatterns, KeySet, Leaf, Tree};
+use crate::spec::{Align, Data, Diffusion, Factors, HopFactors, Node, Source, Value};
 
 /// A window that leaves query 5 out, twice as wide in head 1, and key 9 for everyone.
 #[derive(Debug)]
@@ -46,15 +46,18 @@ fn problem(n: usize, d: usize, dv: usize, hops: &[(f64, f64)]) -> (Pattern, Patt
         dtype: crate::spec::Dtype::F32,
         pattern: Node::Leaf { name: "full".into(), at, args: Value { at, data: Data::Null } },
         scale: 0.7,
-        diffusion: Diffusion {
-            initial: 1.0,
-            hops: hops.iter().map(|&(step, restart)| HopFactors { step, restart }).collect(),
-            store: crate::spec::Dtype::F32,
-        },
+        diffusion: diffusion(1.0, hops),
+        hop_patterns: Vec::new(),
         diffusion_at: Span::default(),
         source: Arc::new(Source::new("", "<text>")),
     };
-    (Pattern { q_len: n, kv_len: n, heads: 2, align: Align::End, tree: Tree::Leaf(Arc::new(Uneven)) }, spec)
+    let (tree, hops) = (Tree::Leaf(Arc::new(Uneven)), HopPatterns::default());
+    (Pattern { q_len: n, kv_len: n, heads: 2, align: Align::End, tree, hops }, spec)
+}
+
+fn diffusion(initial: f64, hops: &[(f64, f64)]) -> Diffusion {
+    let hops = hops.iter().map(|&(step, restart)| HopFactors { step, restart }).collect();
+    Factors { initial, hops }.into()
 }
 
 fn wave(seed: usize, shape: (usize, usize, usize, usize)) -> Array4<f32> {
@@ -90,7 +93,7 @@ fn gradients_agree_with_the_interpreter() {
             for (kv_heads, initial) in [(2, 1.0), (1, 0.6)] {
                 let (pattern, mut spec) = problem(n, d, dv, hops);
                 spec.kv_heads = kv_heads;
-                spec.diffusion.initial = initial;
+                spec.diffusion = diffusion(initial, hops);
                 training_agrees(&pattern, &spec);
             }
         }

@@ -1,4 +1,4 @@
-//! What a case is measured on: what score mods read, and q, k and v as the spec stores them, and in f32 for whoever reads nothing else.
+//! What a case is measured on: what score mods and hops read, and q, k and v as the spec stores them, and in f32 for whoever reads nothing else.
 
 use half::{bf16, f16};
 use ndarray::{Array1, Array4, s};
@@ -13,11 +13,11 @@ use crate::error::{Error, Result};
 use crate::spec::{self, PatternSpec};
 use crate::tune::{Call, Callable};
 
-/// q, k, v, and what score mods read.
+/// q, k, v, and what score mods and hops read.
 pub struct Inputs {
     /// In f32, whose numbers a 16-bit spec stores exactly: for the interpreter and the baselines.
     pub wide: Tensors,
-    /// What the score mods read.
+    /// What the score mods and the hops read.
     pub of_mods: InputTensors,
     stored: Stored,
 }
@@ -153,7 +153,7 @@ fn normal(seed: u64, stream: u64) -> impl FnMut() -> f32 + use<> {
     }
 }
 
-/// Inputs of score mods, of mean 0 and variance 1.
+/// Inputs of score mods, of mean 0 and variance 1, and such of the hops as a layer might have.
 fn random_inputs(spec: &PatternSpec, extents: Extents, seed: u64) -> Result<InputTensors> {
     // Streams 0 to 2 are those of q, k and v.
     InputTensors::made_up(spec, extents.q_len, extents.kv_len, |i| Box::new(normal(seed, 3 + i as u64)))

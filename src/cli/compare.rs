@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::case_inputs::Inputs;
 use super::explain::{Distance, look, share};
+use super::inputs::say_made_up;
 use super::options::{Global, Lengths, seconds};
 use super::say::{print, warn_of};
 use super::table::{Align, Table, significant, thousands};
@@ -77,7 +78,7 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     }
     let mut entries = Vec::new();
     for (spec, compiled, compile_ms) in &specs {
-        let (analysis, full_attention_distance) = look(spec, compiled, &compiler_options, &pool)?;
+        let (analysis, full_attention_distance) = look(spec, compiled, None, &compiler_options, &pool)?;
         entries.push(Entry {
             spec: spec.name.clone(),
             file: spec.source.file.clone(),
@@ -121,6 +122,7 @@ fn measure(
     if bytes > limit {
         return Err(Error::Memory { what: "holding q, k, v and the output of all specs".into(), given: bytes, limit });
     }
+    specs.iter().for_each(|(spec, ..)| say_made_up(spec));
     let inputs: Vec<Inputs> = specs.iter().map(|(spec, ..)| Inputs::random(spec, extents, 0)).collect::<Result<_>>()?;
     let mut contenders: Vec<Contender<'_>> = Vec::new();
     for ((spec, compiled, _), inputs) in specs.iter().zip(&inputs) {

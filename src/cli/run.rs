@@ -40,7 +40,8 @@ pub struct Args {
     /// Where the log-sum-exp of the scores [batch, heads, q_len] goes, natural log
     #[arg(long, value_name = "LSE.npy")]
     lse: Option<PathBuf>,
-    /// A tensor that the spec names: one of the `inputs` of its score mods, or the ids [batch, kv_len] of `segments`
+    /// A tensor that the spec names: one of the `inputs` of its score mods, what its hops take, or the ids [batch, kv_len]
+    /// of `segments`
     #[arg(long = "input", value_name = "NAME=FILE.npy", value_parser = inputs::assignment)]
     inputs: Vec<inputs::Assignment>,
     /// How many keys each sequence of the batch has [batch], i32 or i64; keys from there on are padding, never read

@@ -150,11 +150,34 @@ fn diffusion() -> Value {
         "maxItems": MAX_HOPS + 1,
         "description": "factors of V, A V, A^2 V, ...",
     });
+    let given = |what: &str| {
+        json!({
+            "type": "object",
+            "properties": {"input": {"type": "string", "minLength": 1, "description": what}},
+            "required": ["input"],
+            "additionalProperties": false,
+        })
+    };
+    let alpha_input = given("name of the f32 tensor [heads] or [1] that each call brings");
+    let theta_input = given("name of the f32 tensor [heads, hops + 1] that each call brings");
+    let either_alpha = json!({"anyOf": [alpha, alpha_input], "description": "share of V that every hop keeps"});
+    let positive = json!({"anyOf": [
+        {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+        alpha_input,
+    ], "description": "share of V that every hop keeps"});
+    let some_tolerance = json!({"type": "number", "exclusiveMinimum": 0, "maximum": 1, "description": "for patterns that are not causal: hops until (1 - alpha)^hops is no larger"});
+    let own =
+        json!({"type": "object", "properties": {"pattern": {"$ref": "#/$defs/root"}}, "additionalProperties": false});
+    let list = json!({"type": "array", "items": own, "minItems": 1, "maxItems": MAX_HOPS, "description": "the pattern of each hop; {} is the root's"});
+    let some_hops = json!({"anyOf": [hops, list]});
+    let all_hops = json!({"const": "all", "description": "hops without end"});
     json!({"oneOf": [
-        form("Z' = (1 - alpha) A Z + alpha V, so many times", &[("hops", &hops), ("alpha", &alpha)], &["hops"]),
+        form("Z' = (1 - alpha) A Z + alpha V, so many times", &[("hops", &some_hops), ("alpha", &either_alpha)], &["hops"]),
+        form("the limit alpha (I - (1 - alpha) A)^-1 V", &[("hops", &all_hops), ("alpha", &positive), ("tolerance", &some_tolerance)], &["hops", "alpha"]),
         form("the same, as often as the tolerance asks", &[("alpha", &alpha), ("tolerance", &tolerance)], &["alpha", "tolerance"]),
         form("the heat kernel, cut after some hops", &[("heat", &heat), ("hops", &hops)], &["heat", "hops"]),
         form("a polynomial in A", &[("coefficients", &coefficients)], &["coefficients"]),
+        form("a polynomial in A whose coefficients come with the call", &[("coefficients", &theta_input), ("hops", &hops)], &["coefficients", "hops"]),
     ]})
 }
 

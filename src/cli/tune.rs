@@ -6,6 +6,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::case_inputs::Inputs;
+use super::inputs::say_made_up;
 use super::options::Global;
 use super::say::{print, progress};
 use super::table::{Align, Table, significant, thousands};
@@ -57,6 +58,7 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
         for &n in args.lengths.iter().chain(&args.kv_len) {
             let extents = Extents { batch: 1, q_len: args.q_len.unwrap_or(n), kv_len: n };
             Inputs::check_memory(spec, extents, compiler_options.memory_limit)?;
+            say_made_up(spec);
             let inputs = Inputs::random(spec, extents, 0)?;
             let findings = search(&Search {
                 spec,

@@ -17,7 +17,7 @@ use rayon::prelude::*;
 
 use super::limit::{LimitGradients, is_lower_triangular};
 use super::score_gradient::InputGradients;
-use super::{Head, Mods, Row, Series, all_series, at, check_dropout, check_shapes};
+use super::{Head, Mods, Row, Series, all_series, at, check_dropout, check_shapes, dot};
 use crate::dropout::Dropout;
 use crate::error::{Error, Result};
 use crate::pattern::Pattern;
@@ -251,10 +251,6 @@ impl Head<'_> {
 
 fn row_of(row: &ndarray::ArrayView1<'_, f32>) -> Vec<f64> {
     row.iter().map(|&x| f64::from(x)).collect()
-}
-
-pub(super) fn dot(x: &[f64], y: &[f64]) -> f64 {
-    x.iter().zip(y).map(|(x, y)| x * y).sum()
 }
 
 /// Adds `factor` · `row`.

@@ -3,7 +3,7 @@
 //! Z_i (1 − (1 − α) a_ii) = α v_i + (1 − α) Σ_{j < i} a_ij Z_j, forward substitution (chain-and-causal attention, Fagnou et
 //! al., EMNLP 2024, arXiv 2410.05565). Its gradient is the adjoint system, from the last row to the first.
 
-use super::{Head, Row};
+use super::{Head, Row, dot};
 use crate::pattern::Pattern;
 
 /// Whether the queries of a head may attend to keys at or before themselves alone, point by point.
@@ -67,7 +67,7 @@ impl Head<'_> {
         let mut by_alpha = 0.0;
         let mut by_edges = Vec::with_capacity(rows.len());
         for (i, (row, w)) in rows.iter().zip(&adjoint).enumerate() {
-            let dots: Vec<f64> = row.edges.iter().map(|&(key, _)| super::gradients::dot(w, &z[key as usize])).collect();
+            let dots: Vec<f64> = row.edges.iter().map(|&(key, _)| dot(w, &z[key as usize])).collect();
             let of_hop: f64 = row.edges.iter().zip(&dots).map(|(&(_, p), dot)| p * dot).sum();
             let of_v: f64 = w.iter().zip(self.v.row(i)).map(|(w, &v)| w * f64::from(v)).sum();
             by_alpha += of_v - of_hop;

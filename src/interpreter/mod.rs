@@ -371,5 +371,9 @@ fn restart(sums: &mut [f64], factor: Option<f64>, v: &ArrayView2<'_, f32>, i: us
     }
 }
 
+fn dot(x: &[f64], y: &[f64]) -> f64 {
+    x.iter().zip(y).map(|(x, y)| x * y).sum()
+}
+
 #[cfg(test)]
 mod tests;

@@ -5,8 +5,10 @@ use ndarray::{Array4, s};
 
 use super::*;
 use crate::error::Span;
-use crate::pattern::{Cover, Leaf, Tree};
+use crate::pattern::{Cover, HopPatterns, Leaf, Tree};
 use crate::spec::{Align, Data, Node, Source, Value};
+
+mod hops;
 
 /// A leaf given by its predicate.
 #[derive(Debug, Clone, Copy)]
@@ -27,7 +29,8 @@ impl Leaf for Points {
 }
 
 fn pattern(n: usize, allows: fn(usize, usize) -> bool) -> Pattern {
-    Pattern { q_len: n, kv_len: n, heads: 1, align: Align::End, tree: Tree::Leaf(Arc::new(Points(allows))) }
+    let (tree, hops) = (Tree::Leaf(Arc::new(Points(allows))), HopPatterns::default());
+    Pattern { q_len: n, kv_len: n, heads: 1, align: Align::End, tree, hops }
 }
 
 fn spec(width: usize, initial: f64, hops: &[(f64, f64)]) -> PatternSpec {
@@ -45,11 +48,12 @@ fn spec(width: usize, initial: f64, hops: &[(f64, f64)]) -> PatternSpec {
         dtype: crate::spec::Dtype::F32,
         pattern: Node::Leaf { name: "full".into(), at, args: Value { at, data: Data::Null } },
         scale: 1.0,
-        diffusion: Diffusion {
+        diffusion: Factors {
             initial,
             hops: hops.iter().map(|&(step, restart)| HopFactors { step, restart }).collect(),
-            store: crate::spec::Dtype::F32,
-        },
+        }
+        .into(),
+        hop_patterns: Vec::new(),
         diffusion_at: Span::default(),
         source: Arc::new(Source::new("", "<text>")),
     }

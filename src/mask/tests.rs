@@ -6,7 +6,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::pattern::{Cover, KeySet, Leaf, Pattern, Tree};
+use crate::pattern::{Cover, HopPatterns, KeySet, Leaf, Pattern, Tree};
 use crate::spec::Align;
 
 const LIMIT: u64 = 1 << 30;
@@ -200,7 +200,7 @@ fn full() -> Tree {
 }
 
 fn pattern(tree: Tree, n: usize) -> Pattern {
-    Pattern { q_len: n, kv_len: n, heads: 2, align: Align::End, tree }
+    Pattern { q_len: n, kv_len: n, heads: 2, align: Align::End, tree, hops: HopPatterns::default() }
 }
 
 fn random(count: u64, n: usize, by_head: bool) -> Tree {
@@ -267,7 +267,10 @@ fn lengths_that_differ_equal_points() {
         for align in [Align::End, Align::Start] {
             for (name, tree) in trees(kv_len) {
                 let name = format!("{name}, {align:?}, {q_len} queries, {kv_len} keys");
-                assert_equal_through_passes(&name, &Pattern { q_len, kv_len, heads: 2, align, tree });
+                assert_equal_through_passes(
+                    &name,
+                    &Pattern { q_len, kv_len, heads: 2, align, tree, hops: HopPatterns::default() },
+                );
             }
         }
     }
@@ -339,11 +342,16 @@ fn a_long_cache_costs_no_more_runs() {
     let (q_len, kv_len) = (100_000, 1_000_000);
     for align in [Align::End, Align::Start] {
         let tree = Tree::Any(vec![leaf(Sink { end: 4 }), Tree::All(vec![window(255, 3), causal()])]);
-        let mask = build(&Pattern { q_len, kv_len, heads: 1, align, tree }, LIMIT).unwrap();
+        let mask =
+            build(&Pattern { q_len, kv_len, heads: 1, align, tree, hops: HopPatterns::default() }, LIMIT).unwrap();
         verify(&mask).unwrap();
         assert!(mask.masks[0].rows.len() <= 8, "{align:?}: {} runs", mask.masks[0].rows.len());
     }
-    let mask = build(&Pattern { q_len: 1, kv_len, heads: 1, align: Align::End, tree: window(1000, 0) }, LIMIT).unwrap();
+    let mask = build(
+        &Pattern { q_len: 1, kv_len, heads: 1, align: Align::End, tree: window(1000, 0), hops: HopPatterns::default() },
+        LIMIT,
+    )
+    .unwrap();
     assert_eq!(mask.keys_of(0, 0), (kv_len as u32 - 1001..kv_len as u32).collect::<Vec<_>>());
 }
 
@@ -393,7 +401,7 @@ proptest! {
         kv_len in 0usize..400,
         align in prop::sample::select(vec![Align::End, Align::Start]),
     ) {
-        let pattern = Pattern { q_len, kv_len, heads: 2, align, tree };
+        let pattern = Pattern { q_len, kv_len, heads: 2, align, tree, hops: HopPatterns::default() };
         assert_equal_through_passes("random tree", &pattern);
     }
 }

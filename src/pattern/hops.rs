@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use super::node::Scope;
-use super::{KeySet, Pattern, resolve};
-use crate::error::Result;
-use crate::spec::{Node, PatternSpec};
+use super::{KeySet, Pattern};
 
 /// Which pattern each hop has, where not all have that of the root.
 #[derive(Debug, Clone, Default)]
@@ -59,32 +56,4 @@ impl Pattern {
                 })
         })
     }
-}
-
-/// The patterns of a spec's hops at given lengths; those that are drawn come out as the root's do.
-pub(super) fn read(spec: &PatternSpec, scope: &Scope, listed: &mut u64) -> Result<HopPatterns> {
-    let mut nodes: Vec<&Node> = Vec::new();
-    let mut of_hop = Vec::with_capacity(spec.hop_patterns.len());
-    for node in &spec.hop_patterns {
-        of_hop.push(match node {
-            Some(node) if !node.same(&spec.pattern) => match nodes.iter().position(|known| known.same(node)) {
-                Some(place) => place as u32 + 1,
-                None => {
-                    nodes.push(node);
-                    nodes.len() as u32
-                }
-            },
-            _ => 0,
-        });
-    }
-    if nodes.is_empty() {
-        return Ok(HopPatterns::default());
-    }
-    let pattern = |node: &Node| {
-        let tree = resolve::tree(&spec.source, node, scope, listed)?;
-        let Scope { q_len, kv_len, heads, align, .. } = *scope;
-        Ok(Pattern { q_len, kv_len, heads, align, tree, hops: HopPatterns::default() })
-    };
-    let others: Vec<Pattern> = nodes.into_iter().map(pattern).collect::<Result<_>>()?;
-    Ok(HopPatterns { of_hop: of_hop.into(), others: others.into() })
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::node::{Args, COMBINATORS, NodeDef, Scope};
-use super::{Leaf, NODES, Pattern, Tree, hops};
+use super::{HopPatterns, Leaf, NODES, Pattern, Tree};
 use crate::error::{Faults, Result, Span};
 use crate::limits::Limit;
 use crate::spec::{Node, PatternSpec, Source, Value, nearest, parse_checked};
@@ -32,9 +32,37 @@ pub fn resolve(spec: &PatternSpec, q_len: usize, kv_len: usize) -> Result<Patter
     // Both may be wrong at these lengths.
     let (mut faults, mut listed) = (Faults::default(), 0);
     let tree = faults.keep(tree(&spec.source, &spec.pattern, &scope, &mut listed));
-    let hops = faults.keep(hops::read(spec, &scope, &mut listed));
+    let hops = faults.keep(hop_patterns(spec, &scope, &mut listed));
     let whole = tree.zip(hops);
     faults.finish(whole.map(|(tree, hops)| Pattern { q_len, kv_len, heads: spec.heads, align: spec.align, tree, hops }))
+}
+
+/// The patterns of a spec's hops at given lengths; those that are drawn come out as the root's do.
+fn hop_patterns(spec: &PatternSpec, scope: &Scope, listed: &mut u64) -> Result<HopPatterns> {
+    let mut nodes: Vec<&Node> = Vec::new();
+    let mut of_hop = Vec::with_capacity(spec.hop_patterns.len());
+    for node in &spec.hop_patterns {
+        of_hop.push(match node {
+            Some(node) if !node.same(&spec.pattern) => match nodes.iter().position(|known| known.same(node)) {
+                Some(place) => place as u32 + 1,
+                None => {
+                    nodes.push(node);
+                    nodes.len() as u32
+                }
+            },
+            _ => 0,
+        });
+    }
+    if nodes.is_empty() {
+        return Ok(HopPatterns::default());
+    }
+    let pattern = |node: &Node| {
+        let tree = tree(&spec.source, node, scope, listed)?;
+        let Scope { q_len, kv_len, heads, align, .. } = *scope;
+        Ok(Pattern { q_len, kv_len, heads, align, tree, hops: HopPatterns::default() })
+    };
+    let others: Vec<Pattern> = nodes.into_iter().map(pattern).collect::<Result<_>>()?;
+    Ok(HopPatterns { of_hop: of_hop.into(), others: others.into() })
 }
 
 /// Reads a spec, and all of its leaves as far as that needs no lengths. What is wrong is told at once, as far as it can

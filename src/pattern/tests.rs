@@ -640,3 +640,91 @@ fn lengths_beyond_the_limit_are_refused() {
     }
     assert!(resolve(&spec, MAX_LENGTH, MAX_LENGTH).is_ok());
 }
+
+fn hops_of(pattern: &str, hops: &str, q_len: usize, kv_len: usize) -> Result<Pattern, String> {
+    let text = format!("name: x\nheads: 3\nhead_dim: 1\npattern: {pattern}\ndiffusion: {{hops: {hops}}}\n");
+    let spec = spec::parse(&text, "<text>").unwrap_or_else(|error| panic!("{error}"));
+    resolve(&spec, q_len, kv_len).map_err(|error| error.to_string())
+}
+
+#[test]
+fn hops_with_equal_nodes_share_a_pattern() {
+    let random = "{random: {keys_per_query: 4, seed: 7, per_head: true}}";
+    let hops =
+        format!("[{{pattern: causal}}, {{}}, {{pattern: {random}}}, {{pattern: causal}}, {{pattern: {{sink: 2}}}}]");
+    let pattern = hops_of(random, &hops, 30, 30).unwrap();
+    assert_eq!((0..6).map(|hop| pattern.index_of_hop(hop)).collect::<Vec<_>>(), [1, 0, 0, 1, 2, 0]);
+    assert_eq!(pattern.others().len(), 2);
+    let points = |pattern: &Pattern| -> Vec<bool> {
+        let place = |i: usize| (i / 900, i / 30 % 30, i % 30);
+        (0..2700).map(place).map(|(head, q, k)| pattern.allows(head, q, k)).collect()
+    };
+    let single = |node: &str| points(&hops_of(node, "1", 30, 30).unwrap());
+    for (hop, node) in [(0, "causal"), (1, random), (2, random), (4, "{sink: 2}"), (9, random)] {
+        assert_eq!(points(pattern.of_hop(hop)), single(node), "hop {hop}");
+    }
+    // The text holds all of them.
+    let again = parse_text(&pattern.print()).unwrap_or_else(|error| panic!("{}\n{error}", pattern.print()));
+    assert_eq!(again.print(), pattern.print());
+    for hop in 0..5 {
+        assert_eq!(again.index_of_hop(hop), pattern.index_of_hop(hop));
+        assert_eq!(points(again.of_hop(hop)), points(pattern.of_hop(hop)));
+    }
+    for (text, line) in [
+        ("pattern q_len=3 kv_len=3 heads=1 hops=0,2\nfull\npattern of hops 1\ncausal\n", 1),
+        ("pattern q_len=3 kv_len=3 heads=1\nfull\npattern of hops 1\ncausal\n", 1),
+        ("pattern q_len=3 kv_len=3 heads=1 hops=x\nfull\n", 1),
+    ] {
+        assert!(
+            matches!(parse_text(text), Err(crate::error::Error::Text { line: found, .. }) if found == line),
+            "{text}"
+        );
+    }
+    let misspelt = "pattern q_len=3 kv_len=3 heads=1 hops=0,1\nfull\npattern of hops 1\ncasual\n";
+    let error = parse_text(misspelt).unwrap_err().to_string();
+    assert!(error.contains("<pattern>:4:1") && error.contains("casual"), "{error}");
+}
+
+#[test]
+fn hops_patterns_are_bound_and_refused_together() {
+    let hops = "[{pattern: {segments: {input: a}}}, {pattern: {segments: {input: b}}}, {}]";
+    let pattern = hops_of("{segments: {input: b}}", hops, 4, 4).unwrap();
+    assert_eq!(pattern.run_time_segments(), ["b", "a"]);
+    assert_eq!((pattern.index_of_hop(0), pattern.index_of_hop(1), pattern.index_of_hop(2)), (1, 0, 0));
+    let ids = |name: &str| Some(if name == "a" { &[0, 0, 1, 1][..] } else { &[0, 1, 1, 1] });
+    let bound = pattern.bind(&RunTime { key_length: Some(3), segments: &ids }).unwrap();
+    assert!(bound.run_time_segments().is_empty());
+    let keys = |hop: usize, q: usize| (0..4).filter(|&k| bound.of_hop(hop).allows(0, q, k)).collect::<Vec<_>>();
+    assert_eq!((keys(0, 0), keys(0, 2)), (vec![0, 1], vec![2]));
+    assert_eq!((keys(1, 0), keys(2, 2)), (vec![0], vec![1, 2]));
+    let error = hops_of("full", "[{pattern: causal}]", 3, 4).unwrap_err();
+    assert!(error.contains("a pattern for each hop needs as many queries as keys; there are 3 and 4"), "{error}");
+    // What does not fit the length is told where it stands.
+    let error = hops_of("full", "[{pattern: {segments: {lengths: [2, 3]}}}, {}]", 4, 4).unwrap_err();
+    assert!(error.contains("<text>:5:"), "{error}");
+}
+
+#[test]
+fn lower_triangular_masks_are_known_as_their_points_are() {
+    let more = [
+        "where: \"k <= q\"",
+        "where: \"k < q or (q == 60 and k == 61)\"",
+        "all: [causal, {random: {keys_per_query: 3, seed: 1}}]",
+        "random: {keys_per_query: 3, seed: 1, among: past}",
+        "window: {left: 3, right: 0}",
+        "not: full",
+        "per_head: [{heads: [0], pattern: causal}, {heads: [1, 2], pattern: full}]",
+    ];
+    let mut found = [0, 0];
+    for node in REGULAR.iter().chain(OPAQUE).chain(&more) {
+        for n in [1, 64, 130] {
+            let pattern = pattern_of(node, n);
+            for head in 0..3 {
+                let by_points = (0..n).all(|q| (q + 1..n).all(|k| !pattern.allows(head, q, k)));
+                assert_eq!(pattern.is_lower_triangular(head), by_points, "{node} at {n}, head {head}");
+                found[usize::from(by_points)] += 1;
+            }
+        }
+    }
+    assert!(found.iter().all(|&count| count > 20), "{found:?}");
+}

@@ -33,36 +33,60 @@ pub fn of_hops(
     pattern.require_bound()?;
     let longest = pattern.q_len.max(pattern.kv_len);
     if longest <= EXACT && Support::bytes(pattern.q_len, pattern.kv_len) <= memory_limit {
-        let list = EdgeList::build(pattern, head);
-        let words = list.keys.len() as u64 * pattern.kv_len.div_ceil(64) as u64;
+        let lists: Vec<EdgeList> = patterns(pattern).map(|pattern| EdgeList::build(pattern, head)).collect();
+        let most = lists.iter().map(|list| list.keys.len()).max().unwrap_or(0);
+        let words = most as u64 * pattern.kv_len.div_ceil(64) as u64;
         if words * diffusion.hops.len() as u64 <= EXACT_WORDS {
             let rows = detail.rows.clamp(1, pattern.q_len.max(1));
             let columns = detail.columns.clamp(1, pattern.kv_len.max(1));
             return Ok(Drawing { lengths: (pattern.q_len, pattern.kv_len), grid: (rows, columns), title: title(head) }
-                .draw(&list, pattern.kv_len, diffusion, String::new()));
+                .draw(&lists, pattern, pattern.kv_len, diffusion, String::new()));
         }
     }
     let side = detail.rows.min(detail.columns).min(BLOCKS);
-    let mut blocks = of_pattern(pattern, head, false, Detail { rows: side, columns: side }, memory_limit)?;
+    let cut = |pattern: &Pattern, side: usize| {
+        of_pattern(pattern, head, false, Detail { rows: side, columns: side }, memory_limit)
+    };
+    let mut blocks = cut(pattern, side)?;
+    let mut side = side;
     if blocks.rows != blocks.columns && pattern.q_len == pattern.kv_len {
-        let side = blocks.rows.min(blocks.columns);
-        blocks = of_pattern(pattern, head, false, Detail { rows: side, columns: side }, memory_limit)?;
+        side = blocks.rows.min(blocks.columns);
+        blocks = cut(pattern, side)?;
     }
-    let mut list = EdgeList { offsets: vec![0], keys: Vec::new() };
-    for row in blocks.panels[0].cells.chunks(blocks.columns) {
-        let some = row.iter().enumerate().filter(|(_, cell)| cell.share > 0.0);
-        list.keys.extend(some.map(|(column, _)| column as u32));
-        list.offsets.push(list.keys.len());
+    let mut lists = vec![edges_between(&blocks)];
+    let mut sampled = blocks.note.clone();
+    for other in pattern.others() {
+        let picture = cut(other, side)?;
+        lists.push(edges_between(&picture));
+        if sampled.is_empty() {
+            sampled = picture.note;
+        }
     }
     let mut note = format!(
         "followed on a grid of {} × {} blocks, where a block reaches another if any pair of theirs is allowed",
         blocks.rows, blocks.columns
     );
     // A sample of rows may miss pairs; then the picture bounds nothing.
-    note += &if blocks.note.is_empty() { ": at most so much is reached".into() } else { format!("; {}", blocks.note) };
+    note += &if sampled.is_empty() { ": at most so much is reached".into() } else { format!("; {sampled}") };
     let drawing =
         Drawing { lengths: (pattern.q_len, pattern.kv_len), grid: (blocks.rows, blocks.columns), title: title(head) };
-    Ok(drawing.draw(&list, blocks.columns, diffusion, note))
+    Ok(drawing.draw(&lists, pattern, blocks.columns, diffusion, note))
+}
+
+/// The pattern and those of hops that have others.
+fn patterns(pattern: &Pattern) -> impl Iterator<Item = &Pattern> {
+    [pattern].into_iter().chain(pattern.others())
+}
+
+/// The blocks between which any pair is allowed.
+fn edges_between(blocks: &Picture) -> EdgeList {
+    let mut list = EdgeList { offsets: vec![0], keys: Vec::new() };
+    for row in blocks.panels[0].cells.chunks(blocks.columns) {
+        let some = row.iter().enumerate().filter(|(_, cell)| cell.share > 0.0);
+        list.keys.extend(some.map(|(column, _)| column as u32));
+        list.offsets.push(list.keys.len());
+    }
+    list
 }
 
 fn title(head: usize) -> String {
@@ -76,18 +100,31 @@ struct Drawing {
 }
 
 impl Drawing {
-    /// Follows a list over so many keys, which may be blocks.
-    fn draw(self, list: &EdgeList, keys: usize, diffusion: &Factors, mut note: String) -> Picture {
+    /// Follows the lists of the pattern and of its hops over so many keys, which may be blocks.
+    fn draw(
+        self,
+        lists: &[EdgeList],
+        pattern: &Pattern,
+        keys: usize,
+        diffusion: &Factors,
+        mut note: String,
+    ) -> Picture {
+        let queries = lists[0].offsets.len() - 1;
         let (rows, columns) = self.grid;
         let hops = diffusion.hops.len();
         let mut panels = Vec::new();
         let mut before: Option<Support> = None;
-        each_hop(list, keys, diffusion, |hop, support| {
-            if hop < PANELS || hop == hops {
-                panels.push(panel(hop, support, before.as_ref(), (list.offsets.len() - 1, keys), (rows, columns)));
-            }
-            before = Some(support.clone());
-        });
+        each_hop(
+            |hop| &lists[pattern.index_of_hop(hop)],
+            keys,
+            diffusion,
+            |hop, support| {
+                if hop < PANELS || hop == hops {
+                    panels.push(panel(hop, support, before.as_ref(), (queries, keys), (rows, columns)));
+                }
+                before = Some(support.clone());
+            },
+        );
         if hops > PANELS {
             let left_out = format!("hops {PANELS} to {} are left out", hops - 1);
             note = if note.is_empty() { left_out } else { format!("{note}; {left_out}") };

@@ -86,6 +86,11 @@ impl Diffusion {
         }
     }
 
+    /// Whether its hops have no end.
+    pub const fn is_endless(&self) -> bool {
+        matches!(self.form, DiffusionForm::Limit { .. })
+    }
+
     /// Products with A that a call takes; of hops without end, what costs as much as one.
     pub const fn hops(&self) -> usize {
         match &self.form {
@@ -425,12 +430,24 @@ mod tests {
             "{hops: 7, alpha: 1, store: bf16}",
             "{heat: 1.7, hops: 4}",
             "{coefficients: [0.1, -1e-9, 3], store: bf16}",
+            "{hops: 3, alpha: {input: a}}",
+            "{hops: 0, alpha: {input: \"a b\"}, store: bf16}",
+            "{coefficients: {input: theta}, hops: 4}",
+            "{hops: all, alpha: 0.1}",
+            "{hops: all, alpha: {input: a}, tolerance: 1e-3, store: bf16}",
+            "{hops: [{}, {pattern: causal}], alpha: 0.25}",
+            "{hops: [{pattern: {any: [causal, {not: {sink: 2}}]}}, {}, {pattern: {window: {radius: \"n/4\"}}}], alpha: {input: a}}",
+            "{hops: [{pattern: {per_head: [{heads: [0], pattern: full}]}}]}",
         ];
         for form in forms {
             let spec = spec(form);
             let again = parse(&spec.print(), "<printed>").unwrap_or_else(|error| panic!("{error}"));
             assert!(spec.same(&again), "{}", spec.print());
         }
+        // A list of hops that are all the root's is a number of hops.
+        assert!(spec("{hops: [{}, {}], alpha: 0.5}").same(&spec("{hops: 2, alpha: 0.5}")));
+        assert!(!spec("{hops: [{pattern: causal}, {}]}").same(&spec("{hops: [{}, {pattern: causal}]}")));
+        assert!(!spec("{hops: 2, alpha: {input: a}}").same(&spec("{hops: 2, alpha: {input: b}}")));
         let text = "name: x\nhead_dim: 4\npattern: {any: [causal, {window: {radius: 3}}]}\n";
         let set = |pairs: &[(&str, &str)]| {
             let sets: Vec<_> = pairs.iter().map(|(path, value)| (path.to_string(), value.to_string())).collect();
@@ -444,5 +461,71 @@ mod tests {
             "{}",
             overridden.print()
         );
+    }
+
+    /// Message, place and expectation of a refused form.
+    fn refused(diffusion: &str, sets: &[(&str, &str)]) -> String {
+        let text = format!(
+            "name: x\nhead_dim: 4\ninputs: {{rel: {{shape: [n]}}}}\npattern: full\n\
+             score: {{mods: [{{bias: {{input: rel, index: [k]}}}}]}}\ndiffusion: {diffusion}\n"
+        );
+        let sets: Vec<_> = sets.iter().map(|(path, value)| (path.to_string(), value.to_string())).collect();
+        match parse_with(&text, "<text>", &sets) {
+            Err(error) => error.to_string(),
+            Ok(spec) => panic!("{diffusion} was read: {}", spec.print()),
+        }
+    }
+
+    #[test]
+    fn forms_that_mean_nothing_are_refused_at_their_place() {
+        let list = |count: usize| format!("{{hops: [{}]}}", vec!["{}"; count].join(", "));
+        for (diffusion, message, expected) in [
+            ("{hops: 2, alpha: 1.5}", "`alpha` cannot be", "a number from 0 to 1"),
+            ("{hops: 2, alpha: .nan}", "`alpha` cannot be", "a number from 0 to 1"),
+            ("{hops: 2, alpha: .inf}", "`alpha` cannot be", "a number from 0 to 1"),
+            ("{hops: all, alpha: 0}", "hops without end need `alpha` above 0", "above 0, at most 1"),
+            ("{hops: all}", "`alpha`", "0.1"),
+            ("{hops: all, alpha: 0.1, tolerance: 0}", "`tolerance` cannot be 0", "such as 1e-6"),
+            (&list(0), "`hops` lists 0 hops", "1 to 1024 of them"),
+            (&list(10_000), "`hops` lists 10000 hops", "1 to 1024 of them"),
+            ("{hops: 10000}", "`hops` cannot be", "1024"),
+            ("{hops: [{patern: causal}]}", "patern", "pattern"),
+            ("{hops: [causal]}", "", ""),
+            ("{hops: [{pattern: {wndow: 3}}, {}], heat: 2}", "", ""),
+            ("{alpha: {input: a}, tolerance: 1e-3}", "an `alpha` of the call", "`hops: all` beside it"),
+            ("{hops: 3, alpha: {input: a}, tolerance: 1e-3}", "`hops` does not go with `tolerance`", "{hops: all"),
+            ("{hops: 3, alpha: {}}", "input", "a"),
+            ("{hops: 3, alpha: {inpt: a}}", "inpt", "input"),
+            ("{hops: 3, alpha: {input: \"\"}}", "an input without a name", "{input: a}"),
+            ("{hops: 3, alpha: {input: rel}}", "`rel` is the name of one of `inputs`", "another name"),
+            ("{coefficients: {input: rel}, hops: 2}", "`rel` is the name of one of `inputs`", "another name"),
+            ("{coefficients: {input: theta}}", "hops", "5"),
+            ("{coefficients: {input: theta}, hops: 2, alpha: 0.1}", "`alpha` does not go with `coefficients`", "hops"),
+            ("{coefficients: [0.5, 0.5], hops: 2}", "`hops` does not go with `coefficients`", "{input}"),
+            ("{coefficients: {input: theta}, hops: all}", "`hops` cannot be", "1024"),
+        ] {
+            let error = refused(diffusion, &[]);
+            assert!(error.contains("<text>:6:"), "{diffusion}: {error}");
+            assert!(error.contains(message) && error.contains(expected), "{diffusion}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_override_that_does_not_go_with_the_form_is_refused() {
+        let hops = [("diffusion.hops", "3")];
+        for (diffusion, with) in [
+            ("{coefficients: [0.5, 0.5]}", "coefficients"),
+            ("{hops: all, alpha: 0.1, tolerance: 1e-4}", "tolerance"),
+            ("{alpha: 0.1, tolerance: 1e-4}", "tolerance"),
+        ] {
+            let error = refused(diffusion, &hops);
+            assert!(error.contains(&format!("`hops` does not go with `{with}`")), "{error}");
+        }
+        let error = refused("{hops: 3, alpha: 0}", &[("diffusion.hops", "all")]);
+        assert!(error.contains("hops without end need `alpha` above 0"), "{error}");
+        // Where it goes, it replaces lists too.
+        let text = "name: x\nhead_dim: 4\npattern: full\ndiffusion: {hops: [{pattern: causal}], alpha: {input: a}}\n";
+        let spec = parse_with(text, "<text>", &[("diffusion.hops".into(), "3".into())]).unwrap();
+        assert!(spec.hop_patterns.is_empty() && spec.diffusion.hops() == 3 && spec.diffusion.given().is_some());
     }
 }

@@ -72,7 +72,9 @@ pub const KEYS: [KeyDef; 12] = [
     },
     KeyDef {
         name: "diffusion",
-        meaning: "hops of attention, and how much of V each keeps",
+        meaning: "hops of attention, and how much of V each keeps: {hops, alpha}, {hops: [{pattern}, {}], alpha}, \
+                  {hops: all, alpha, tolerance}, {alpha, tolerance}, {heat, hops} or {coefficients}; alpha and \
+                  coefficients may be {input: NAME}, given for each head at each call",
         default: Some("one hop, plain attention"),
         example: "{hops: 5, alpha: 0.1}",
     },

@@ -15,6 +15,7 @@ mod goldens;
 mod gradients;
 mod guard_pages;
 mod hop_forms;
+mod hop_inputs;
 mod hops;
 mod import_deepspeed;
 mod interpreter_gradients;

@@ -92,6 +92,28 @@ fn score_mods_are_described_and_their_examples_valid() {
 }
 
 #[test]
+fn forms_of_diffusion_are_valid_as_the_parser_takes_them() {
+    let validator = Validator::new();
+    for form in [
+        "{hops: 0}",
+        "{hops: 5, alpha: 0.1, store: bf16}",
+        "{hops: 5, alpha: {input: a}}",
+        "{hops: [{pattern: causal}, {}, {pattern: {per_head: [{heads: [0], pattern: full}]}}], alpha: {input: a}}",
+        "{hops: all, alpha: 1}",
+        "{hops: all, alpha: {input: a}, tolerance: 1.0e-3}",
+        "{alpha: 0.1, tolerance: 0.01}",
+        "{heat: 2, hops: 4}",
+        "{coefficients: [0.5, -0.5]}",
+        "{coefficients: {input: theta}, hops: 3, store: bf16}",
+    ] {
+        let text = format!("name: x\nhead_dim: 4\npattern: full\ndiffusion: {form}\n");
+        validator.assert_valid(&value(&text), form);
+        let read = hopweave::pattern::read(hopweave::spec::Source::new(text.as_str(), "x"), &[]);
+        read.unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
+#[test]
 fn wrong_specs_are_invalid() {
     let validator = Validator::new();
     let with = |more: &str| format!("name: x\nhead_dim: 4\n{more}\n");
@@ -115,6 +137,15 @@ fn wrong_specs_are_invalid() {
         with("pattern: {grid: {shape: [4, 4]}}"),
         with("pattern: {global: {tokens: {first: 1, last: 2}}}"),
         with("pattern: full\ndiffusion: {hops: 3, tolerance: 0.1}"),
+        with("pattern: full\ndiffusion: {hops: all}"),
+        with("pattern: full\ndiffusion: {hops: all, alpha: 0}"),
+        with("pattern: full\ndiffusion: {hops: some, alpha: 0.1}"),
+        with("pattern: full\ndiffusion: {hops: [], alpha: 0.1}"),
+        with("pattern: full\ndiffusion: {hops: [{patern: causal}]}"),
+        with("pattern: full\ndiffusion: {hops: 3, alpha: {inputs: a}}"),
+        with("pattern: full\ndiffusion: {hops: 3, alpha: {input: \"\"}}"),
+        with("pattern: full\ndiffusion: {coefficients: {input: theta}}"),
+        with("pattern: full\ndiffusion: {alpha: {input: a}, tolerance: 0.1}"),
         with("pattern: full\nalign: middle"),
         with("pattern: full\nheads: 0"),
         with("pattern: full\nscore: {mods: [softcap]}"),

@@ -5,14 +5,22 @@ Feng et al., "Diffuser: Efficient Transformers with Multi-hop Attention Diffusio
 Z_0 = V, Z_{k+1} = (1 - alpha) A Z_k + alpha V (equation 7). In training, weights of A and the Z behind every hop are
 dropped out.
 
+`diffusion` says how a layer's hops are weighted: by a `"fixed"` alpha as published; by `"learned"` coefficients, the
+parameter `theta` `[heads, hops + 1]` of sum_k theta[h, k] A^k V; or `"all"`, the limit alpha (I - (1 - alpha) A)^-1 V with an
+alpha for each head that is learned through the parameter `alpha_logit` `[heads]`. The limit costs about as much as two hops
+where the pattern is causal; elsewhere it is iterated, some 130 times at alpha 0.1.
+
 >>> model = DiffuserForSequenceClassification(DiffuserConfig(num_labels=10))
 >>> logits = model(input_ids, attention_mask=mask)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -32,6 +40,19 @@ __all__ = [
     "DiffuserModel",
     "DiffusionSelfAttention",
 ]
+
+
+_DIFFUSIONS = ("fixed", "learned", "all")
+_STARTS = ("alpha", "one_hop")
+# Hops without end are iterated where the pattern is not causal, at most 1024 times: an alpha below 0.0135 does not settle.
+_LEAST_ALPHA = 0.02
+
+
+def _plain(value: Any) -> Any:
+    """Lists and dicts in place of other sequences and mappings."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 @dataclass(frozen=True)
@@ -57,12 +78,16 @@ class DiffuserConfig:
     pattern_seed: int = 1
     hops: int = 5
     alpha: float = 0.1
-    """Share of V that every hop restarts with."""
+    """Share of V that every hop restarts with. Where it is learned, where it starts."""
+    diffusion: str | Sequence[str] = "fixed"
+    """How hops are weighted: "fixed", "learned" or "all", for all layers, or one for each."""
+    learned_start: str = "alpha"
+    """What "learned" layers begin as: "alpha" is the fixed one, "one_hop" is plain attention."""
     hidden_dropout: float = 0.1
     attention_dropout: float = 0.1
     """Rate for the weights of A."""
     hop_dropout: float = 0.1
-    """Rate for Z behind every hop."""
+    """Rate for Z behind every hop. Hops without end drop neither weights nor hops, but the result at this rate."""
     num_labels: int = 2
     pattern: Any = None
     """Another pattern in place of window, global and random tokens, as a spec has it, such as `"full"`."""
@@ -74,9 +99,57 @@ class DiffuserConfig:
             raise ValueError(
                 f"hidden_size: {self.hidden_size}; expected a multiple of {self.num_attention_heads} attention heads"
             )
+        if not isinstance(self.diffusion, str):
+            # Lists, as JSON has them, would make a frozen value that can change.
+            object.__setattr__(self, "diffusion", tuple(self.diffusion))
+            if len(self.diffusion) != self.num_hidden_layers:
+                raise ValueError(
+                    f"diffusion: {len(self.diffusion)} of them; expected one, or {self.num_hidden_layers}, one a layer"
+                )
+        for name in {self.diffusion} if isinstance(self.diffusion, str) else self.diffusion:
+            if name not in _DIFFUSIONS:
+                raise ValueError(f"diffusion: {name!r}; expected {', '.join(map(repr, _DIFFUSIONS))}")
+        if self.learned_start not in _STARTS:
+            raise ValueError(f"learned_start: {self.learned_start!r}; expected {' or '.join(map(repr, _STARTS))}")
+        if "all" in self.layer_diffusions() and not _LEAST_ALPHA < self.alpha < 1:
+            raise ValueError(f'alpha: {self.alpha}; expected above {_LEAST_ALPHA} and below 1 with diffusion "all"')
+        if "learned" in self.layer_diffusions() and self.learned_start == "one_hop" and self.hops < 1:
+            raise ValueError(f'hops: {self.hops}; expected at least 1 with learned_start "one_hop"')
 
-    def spec(self) -> Spec:
-        """The attention of every layer."""
+    def layer_diffusions(self) -> tuple[str, ...]:
+        """`diffusion` of every layer."""
+        if isinstance(self.diffusion, str):
+            return (self.diffusion,) * self.num_hidden_layers
+        return tuple(self.diffusion)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values, as JSON has them."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DiffuserConfig:
+        """The config of `to_dict`; values that are not there are the defaults."""
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            # Written beside the values by other libraries.
+            if name not in known and name not in ("model_type", "architectures", "transformers_version"):
+                raise ValueError(f"{name}: unknown; expected some of {', '.join(known)}")
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes `config.json` into a folder, which is made where there is none."""
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"model_type": "hopweave-diffuser", **self.to_dict()}, indent=2)
+        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> DiffuserConfig:
+        """Reads the `config.json` of a folder."""
+        return cls.from_dict(json.loads((pathlib.Path(folder) / "config.json").read_text(encoding="utf-8")))
+
+    def spec(self, diffusion: str = "fixed") -> Spec:
+        """The attention of a layer whose hops are weighted so."""
         pattern = self.pattern
         if pattern is None:
             pattern = {
@@ -91,7 +164,11 @@ class DiffuserConfig:
             "heads": self.num_attention_heads,
             "head_dim": self.hidden_size // self.num_attention_heads,
             "pattern": pattern,
-            "diffusion": {"hops": self.hops, "alpha": self.alpha},
+            "diffusion": {
+                "fixed": {"hops": self.hops, "alpha": self.alpha},
+                "learned": {"hops": self.hops, "coefficients": {"input": "theta"}},
+                "all": {"hops": "all", "alpha": {"input": "alpha"}},
+            }[diffusion],
         }
         return Spec.from_dict(values, overrides=self.overrides)
 
@@ -99,14 +176,28 @@ class DiffuserConfig:
 class DiffusionSelfAttention(nn.Module):
     """Self-attention that diffuses. States `[batch, n, hidden_size]` in and out."""
 
-    def __init__(self, config: DiffuserConfig) -> None:
+    def __init__(self, config: DiffuserConfig, diffusion: str = "fixed") -> None:
         super().__init__()
-        self.spec = config.spec()
+        self.diffusion = diffusion
+        self.spec = config.spec(diffusion)
         self.heads = config.num_attention_heads
         self.attention_dropout, self.hop_dropout = config.attention_dropout, config.hop_dropout
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        if diffusion == "learned":
+            self.theta = nn.Parameter(_first_coefficients(config).repeat(self.heads, 1))
+        if diffusion == "all":
+            share = (config.alpha - _LEAST_ALPHA) / (1 - _LEAST_ALPHA)
+            self.alpha_logit = nn.Parameter(torch.full((self.heads,), share).logit())
+
+    def _inputs(self) -> dict[str, torch.Tensor]:
+        """What the hops take at each call; it is f32 whatever the model is."""
+        if self.diffusion == "learned":
+            return {"theta": self.theta.float()}
+        if self.diffusion == "all":
+            return {"alpha": _LEAST_ALPHA + (1 - _LEAST_ALPHA) * torch.sigmoid(self.alpha_logit.float())}
+        return {}
 
     def forward(self, states: torch.Tensor, key_lengths: torch.Tensor | None = None) -> torch.Tensor:
         batch, n, _ = states.shape
@@ -115,19 +206,22 @@ class DiffusionSelfAttention(nn.Module):
             linear(states).view(batch, n, self.heads, -1).transpose(1, 2) for linear in (self.query, self.key, self.value)
         )
         dropout = None
-        if self.training and (self.attention_dropout or self.hop_dropout):
+        if self.training and self.diffusion != "all" and (self.attention_dropout or self.hop_dropout):
             # A seed of torch's generator: torch.manual_seed repeats a training run.
             dropout = Dropout(self.attention_dropout, self.hop_dropout, int(torch.randint(2**62, ())))
-        out = attention(q, k, v, self.spec, key_lengths=key_lengths, dropout=dropout)
+        out = attention(q, k, v, self.spec, key_lengths=key_lengths, inputs=self._inputs(), dropout=dropout)
+        if self.diffusion == "all":
+            # There is no hop after which to drop.
+            out = F.dropout(out, self.hop_dropout, self.training)
         return out.transpose(1, 2).reshape(batch, n, -1)
 
 
 class DiffuserLayer(nn.Module):
     """Attention and a feed-forward network, each added to its input and normalised behind (as BERT does)."""
 
-    def __init__(self, config: DiffuserConfig) -> None:
+    def __init__(self, config: DiffuserConfig, diffusion: str = "fixed") -> None:
         super().__init__()
-        self.attention = DiffusionSelfAttention(config)
+        self.attention = DiffusionSelfAttention(config, diffusion)
         self.attention_output = nn.Linear(config.hidden_size, config.hidden_size)
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
@@ -165,7 +259,7 @@ class DiffuserModel(nn.Module):
         self.type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
-        self.layers = nn.ModuleList(DiffuserLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(DiffuserLayer(config, diffusion) for diffusion in config.layer_diffusions())
         self.apply(lambda module: _initialise(module, config.initializer_range))
 
     def forward(
@@ -231,6 +325,15 @@ class DiffuserForMaskedLM(nn.Module):
     ) -> torch.Tensor:
         states = self.norm(F.gelu(self.dense(self.encoder(input_ids, attention_mask, token_type_ids))))
         return F.linear(states, self.encoder.token_embeddings.weight, self.bias)
+
+
+def _first_coefficients(config: DiffuserConfig) -> torch.Tensor:
+    """The coefficients `[hops + 1]` of A^k V that learning begins with."""
+    if config.learned_start == "one_hop":
+        return torch.eye(config.hops + 1)[1]
+    kept = (1 - config.alpha) ** torch.arange(config.hops + 1, dtype=torch.float64)
+    # What the last hop leaves of V is not restarted.
+    return torch.cat([config.alpha * kept[:-1], kept[-1:]]).float()
 
 
 def _initialise(module: nn.Module, deviation: float) -> None:

@@ -198,8 +198,13 @@ impl Case<'_> {
             let held: u64 =
                 prepared.iter().filter_map(|(name, _)| Baseline::find(name).ok()).map(|b| b.bytes(&problem)).sum();
             let mut row = self.row(baseline.name, nnz, &oracle, None);
-            if !self.spec.mods.is_empty() {
-                row.skipped = Some("baselines have no score mods".into());
+            let without = match self.spec {
+                spec if !spec.mods.is_empty() => Some("baselines have no score mods"),
+                spec if !spec.hop_patterns.is_empty() => Some("baselines have one pattern for all hops"),
+                _ => None,
+            };
+            if without.is_some() {
+                row.skipped = without.map(str::to_owned);
                 rows.push(row);
                 continue;
             }

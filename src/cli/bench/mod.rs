@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::case_inputs::Inputs;
 use super::files;
+use super::inputs::say_made_up;
 use super::options::{Global, seconds};
 use super::say::{print, progress, warn_of};
 use super::tensors::{AXES, Extents, Files, fits};
@@ -108,6 +109,7 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     }
     let mut rows: Vec<Row> = Vec::new();
     for (at, hops, spec) in &specs {
+        say_made_up(spec);
         for (extents, given) in inputs(args, spec)? {
             Inputs::check_memory(spec, extents, compiler_options.memory_limit)?;
             let start = Instant::now();

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::analysis;
 use crate::cli::case_inputs::Inputs;
+use crate::cli::inputs::InputTensors;
 use crate::cli::table::{significant, thousands};
 use crate::cli::tensors::Extents;
 use crate::compiler::{self, Compiled, Options, TuningSource};
@@ -47,13 +48,15 @@ impl Distance {
     }
 }
 
-/// Measures the distance of head 0 at the lengths of `compiled`, or at shorter ones where that takes too long.
+/// Measures the distance of head 0 at the lengths of `compiled`, or at shorter ones where that takes too long. `numbers`
+/// are what its hops take from a call; without them they are made up.
 ///
 /// # Errors
 /// Those of the compiler and the kernel.
 pub fn distance(
     spec: &PatternSpec,
     compiled: &Compiled,
+    numbers: Option<&[f64]>,
     options: &Options,
     pool: &rayon::ThreadPool,
 ) -> Result<Distance> {
@@ -98,7 +101,10 @@ pub fn distance(
         Err(error @ (Error::Memory { .. } | Error::Unsupported { .. })) => return Ok(none(&error.to_string())),
         Err(error) => return Err(error),
     };
-    let inputs = Inputs::random(&lone, extents, 0)?;
+    let mut inputs = Inputs::random(&lone, extents, 0)?;
+    if let (Some(given), Some(numbers)) = (lone.diffusion.given(), numbers) {
+        inputs.of_mods = InputTensors::of_one_head(&given, numbers);
+    }
     let out = inputs.first(&kernel)?;
     let rows: Vec<usize> = match lengths.0 {
         few if few <= ROWS => (0..few).collect(),

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::files;
 use super::options::{Global, Lengths, SpecArg};
 use super::say::{print, warn_of};
-use crate::analysis::{self, Analysis};
+use crate::analysis::{self, Analysis, Diffused};
 use crate::compiler::{self, Compiled, Options};
 use crate::error::{Error, Result};
 use crate::mask::EdgeRule;
@@ -17,11 +17,14 @@ use crate::plan::ModsPlan;
 use crate::spec::PatternSpec;
 
 mod distance;
+mod numbers;
+mod one_hop;
 mod page;
 mod text;
 
 pub use distance::Distance;
 use distance::distance;
+use one_hop::OneHop;
 pub use text::share;
 
 /// Arguments.
@@ -34,6 +37,12 @@ pub struct Args {
     /// Batch size that scratch is counted for
     #[arg(long, default_value_t = 1)]
     batch: usize,
+    /// What the hops take for alpha, where it comes with the call: a number, or f32 [heads] or [1]; head 0's is looked at
+    #[arg(long, value_name = "X|FILE.npy", conflicts_with = "theta")]
+    alpha: Option<String>,
+    /// What the hops take for coefficients, where they come with the call, f32 [heads, hops + 1]; head 0's are looked at
+    #[arg(long, value_name = "FILE.npy")]
+    theta: Option<PathBuf>,
     /// JSON instead of text
     #[arg(long)]
     json: bool,
@@ -52,6 +61,10 @@ pub struct Explained<'a> {
     pub analysis: Analysis,
     /// How far the result is from that of full attention.
     pub distance: Distance,
+    /// One hop that takes as long, where there are several.
+    pub one_hop: Option<OneHop>,
+    /// What the hops of head 0 do.
+    pub diffused: Diffused,
     /// Bytes of scratch for the batch.
     pub scratch: u64,
     /// From text to callable.
@@ -68,14 +81,18 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
     let (q_len, kv_len) = args.lengths.get();
     let start = Instant::now();
     let spec = options.parse(&args.spec.spec, &text)?;
+    let numbers = numbers::of_head_0(&spec, args.alpha.as_deref(), args.theta.as_deref())?;
+    let diffused = Diffused::new(&spec, numbers.as_deref());
     let compiler_options = options.predicting_compiler()?;
     let compiled = compiler::compile(&spec, q_len, kv_len, &compiler_options)?;
     warn_of(&compiled);
     let compile_time = start.elapsed();
     let pool = options.pool()?;
-    let (analysis, distance) = look(&spec, &compiled, &compiler_options, &pool)?;
+    let (analysis, distance) = look(&spec, &compiled, numbers.as_deref(), &compiler_options, &pool)?;
+    let one_hop = one_hop::of_equal_cost(&spec, &compiled, &compiler_options)?;
     let scratch = compiled.kernel.scratch_bytes(args.batch);
-    let explained = Explained { spec: &spec, compiled: &compiled, analysis, distance, scratch, compile_time };
+    let (spec, compiled) = (&spec, &compiled);
+    let explained = Explained { spec, compiled, analysis, distance, one_hop, diffused, scratch, compile_time };
     if let Some(path) = &args.html {
         let page = pool.install(|| page::page(&explained, options))?;
         files::write(path, page.as_bytes())?;
@@ -89,22 +106,26 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
 }
 
 /// What a pattern can do, and how far that is from full attention: at once, since either leaves cores idle at times.
+/// `numbers` are what the hops of head 0 take from a call, if they are known.
 ///
 /// # Errors
 /// As [`distance`].
 pub fn look(
     spec: &PatternSpec,
     compiled: &Compiled,
+    numbers: Option<&[f64]>,
     options: &Options,
     pool: &rayon::ThreadPool,
 ) -> Result<(Analysis, Distance)> {
-    let analyse = || analysis::analyse(&compiled.pattern, &compiled.mask, spec, options.memory_limit);
-    let (analysis, distance) = pool.install(|| rayon::join(analyse, || distance(spec, compiled, options, pool)));
+    let diffused = Diffused::new(spec, numbers);
+    let analyse = || analysis::analyse(&compiled.pattern, &compiled.mask, spec, &diffused, options.memory_limit);
+    let distance = || distance(spec, compiled, numbers, options, pool);
+    let (analysis, distance) = pool.install(|| rayon::join(analyse, distance));
     Ok((analysis, distance?))
 }
 
 fn json(explained: &Explained<'_>, args: &Args, options: &Global) -> Result<serde_json::Value> {
-    let Explained { spec, compiled, analysis, distance, scratch, compile_time } = explained;
+    let Explained { spec, compiled, analysis, distance, one_hop, scratch, compile_time, .. } = explained;
     let plan = compiled.kernel.plan();
     let mut value = serde_json::to_value(analysis)
         .map_err(|error| Error::internal("explain", error.to_string(), format!("{analysis:?}")))?;
@@ -129,6 +150,7 @@ fn json(explained: &Explained<'_>, args: &Args, options: &Global) -> Result<serd
             ("compile_ms".into(), json!(ms(*compile_time))),
             ("compile_steps_ms".into(), json!(steps)),
             ("full_attention_distance".into(), json!(distance)),
+            ("one_hop_of_equal_cost".into(), json!(one_hop)),
         ]);
     }
     Ok(value)

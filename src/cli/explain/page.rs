@@ -134,9 +134,9 @@ fn legend(picture: &Picture) -> Markup {
 }
 
 fn hops(explained: &Explained<'_>, options: &Global) -> Result<Markup> {
-    let (pattern, spec) = (&explained.compiled.pattern, explained.spec);
+    let pattern = &explained.compiled.pattern;
     let detail = detail(pattern.q_len, pattern.kv_len, HOP_CELLS);
-    let picture = picture::of_hops(pattern, &spec.diffusion.typical(), 0, detail, options.memory_limit())?;
+    let picture = picture::of_hops(pattern, &explained.diffused.factors, 0, detail, options.memory_limit())?;
     Ok(html! {
         (legend(&picture))
         div.figures {

@@ -53,8 +53,10 @@ pub fn lines(explained: &Explained<'_>) -> Vec<(String, String)> {
             ),
         );
     }
+    let endless = explained.spec.diffusion.is_endless() && analysis.receptive_field.hops.len() == 1;
     for reach in &analysis.receptive_field.hops {
-        add(&format!("keys after hop {}", reach.hop), reach_text(reach, analysis.heads));
+        let name = if endless { "keys in the end".into() } else { format!("keys after hop {}", reach.hop) };
+        add(&name, reach_text(reach, analysis.heads));
     }
     if !analysis.receptive_field.note.is_empty() {
         add("", analysis.receptive_field.note.clone());
@@ -71,6 +73,9 @@ pub fn lines(explained: &Explained<'_>) -> Vec<(String, String)> {
         add("", format!("{} of the diffused operator, in closed form from λ2", share(diffused)));
     }
     add("distance to full", explained.distance.text());
+    if let Some(one_hop) = &explained.one_hop {
+        add("one hop instead", one_hop.text());
+    }
     if let Some(mods) = &plan.mods {
         add("score mods", describe_mods(mods, analysis.nnz));
     }
