@@ -74,7 +74,7 @@ fn main() {
         let training = compiler::compile_training(&spec, &compiled.pattern, &options, false).expect("a kernel");
         let (q, k) = (tensor(&spec, n, 64, 0), tensor(&spec, n, 64, 1));
         let (v, grad) = (tensor(&spec, n, 64, 2), tensor(&spec, n, 64, 3));
-        let hops = spec.diffusion.hops.len().max(1) as f64;
+        let hops = spec.diffusion.hops().max(1) as f64;
         let nnz = compiled.mask.counts().nnz();
         let flops = 2.0 * nnz as f64 * 64.0;
         let problem = Problem { pattern: &compiled.pattern, spec: &spec, batch: 1, nnz, threads: THREADS };

@@ -349,14 +349,23 @@ fn portable_tiles(
     let (symbols, edges) = tiles_of(plan.shape.head_dim, plan.shape.value_dim, "portable")?;
     // Products of other rows than queries and keys, and of weights with keys: those of gradients.
     let ops = || plan.functions().functions.iter().flat_map(|function| &function.ops);
-    let depth = ops().find_map(|op| match op {
+    let depths = ops().filter_map(|op| match op {
         RowOp::Sddmm { y, .. } if y.width != plan.shape.head_dim => Some(y.width),
         _ => None,
     });
-    let width = ops().find_map(|op| match op {
+    let widths = ops().filter_map(|op| match op {
         RowOp::Spmm { z, .. } if z.width != plan.shape.value_dim => Some(z.width),
         _ => None,
     });
+    // They are made for one width.
+    let only = |widths: Vec<usize>| match widths.iter().find(|&&width| width != widths[0]) {
+        None => Ok(widths.first().copied()),
+        Some(other) => Err(Error::unsupported(
+            format!("portable tiles for rows of {} and of {other}", widths[0]),
+            "another tile family, or products of rows of one width",
+        )),
+    };
+    let (depth, width) = (only(depths.collect())?, only(widths.collect())?);
     let (wide, wide_edges) = match (depth, width) {
         (None, None) => (symbols, edges),
         (depth, width) => {

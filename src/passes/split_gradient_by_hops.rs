@@ -20,9 +20,6 @@ pub(super) const PASS: NestPass = NestPass {
 fn run(body: &mut Body, _: &Setting<'_>) -> Verdict {
     let packs_gradients = |one: &Loop| nest::starts_with(one, |op| matches!(op, Op::Pack { x, .. } if x.len() > 1));
     let Some(at) = body.loops.iter().position(packs_gradients) else { return Ok(None) };
-    if body.loops.iter().any(|one| one.set != 0) {
-        return Err("hops have neighbors of their own".to_owned());
-    }
     let tail: Vec<Operation> = body.loops.split_off(at).iter().flat_map(Loop::ops).cloned().collect();
     let (Some(Op::Pack { x: hs, .. }), Some(Op::Sddmm { y: zs, .. })) =
         (tail.first().map(|o| &o.op), tail.get(1).map(|o| &o.op))

@@ -65,9 +65,16 @@ pub fn derive_gradient(mut program: Program, dropout: bool) -> Result<Program> {
     };
     let (head_dim, value_dim) = (program.shape.head_dim, program.shape.value_dim);
     let mut adjoint = Adjoint::new(std::mem::take(&mut program.body), v, out, [head_dim, value_dim]);
-    for (operation, set) in forward.iter().zip(sets).rev() {
+    adjoint.apart = !program.others.is_empty();
+    for (at, (operation, set)) in forward.iter().zip(sets).enumerate().rev() {
         adjoint.set = set;
         adjoint.step(operation, &forward);
+        // Hop by hop, what made the scores follows each.
+        while matches!(operation.op, Op::Exp { .. }) && adjoint.products.contains_key(&set) {
+            let of_scores = forward[..at].iter().rev().take_while(|other| adjoint.is_of_scores(other));
+            of_scores.collect::<Vec<_>>().into_iter().for_each(|other| adjoint.step(other, &forward));
+            adjoint.step(operation, &forward);
+        }
     }
     adjoint.finish(&forward);
     program.body = adjoint.body;
@@ -182,11 +189,23 @@ struct Adjoint {
     /// For every set of neighbors, Σ of its weights times their gradient, over the row sums.
     delta: HashMap<u32, ValueId>,
     /// For every set, whose products are its weights' gradient, from the last hop on.
-    products: HashMap<u32, Vec<(ValueId, ValueId)>>,
+    products: HashMap<u32, Vec<Product>>,
+    /// The gradient of scores is taken hop by hop: sets of several hops beside sets of one would be products of rows of
+    /// different widths.
+    apart: bool,
     dropout: bool,
     grad_q: Option<ValueId>,
     /// The set of the operation in work.
     set: u32,
+}
+
+/// What a hop got back, divided by its row sums, and what it read: their product on the pairs is its share of the weights'
+/// gradient. And its share of their sums.
+#[derive(Debug, Clone, Copy)]
+struct Product {
+    h: ValueId,
+    z: ValueId,
+    delta: ValueId,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -217,10 +236,17 @@ impl Adjoint {
             behind: HashMap::new(),
             delta: HashMap::new(),
             products: HashMap::new(),
+            apart: false,
             dropout: false,
             grad_q: None,
             set: 0,
         }
+    }
+
+    /// Whether an operation is one of those that make scores.
+    fn is_of_scores(&self, operation: &Operation) -> bool {
+        let made = operation.results.iter().map(|&id| self.body.value(id).space);
+        made.into_iter().all(|space| matches!(space, Space::Pairs | Space::Packed(_) | Space::Query))
     }
 
     fn step(&mut self, operation: &Operation, forward: &[Operation]) {
@@ -270,10 +296,10 @@ impl Adjoint {
                 // One that is given stands apart.
                 let factor = if scale == Factor::ONE { *factor } else { scale };
                 let minus = plus.or(combined);
-                self.add_delta(Op::DotRows { x: g, y: last, minus, hop, l: *l, onto: None });
+                let delta = self.add_delta(Op::DotRows { x: g, y: last, minus, hop, l: *l, onto: None });
                 let width = Space::Queries(self.value_dim);
                 let h = self.emit("h", width, Op::ScaleRows { x: g, l: *l, factor });
-                self.products.entry(self.set).or_default().push((h, *z));
+                self.products.entry(self.set).or_default().push(Product { h, z: *z, delta });
                 if *z == self.v {
                     self.grad_v = self.onto(self.grad_v, |onto| Op::SpmmT { p: *p, x: h, onto: Some(onto) });
                 } else {
@@ -296,16 +322,21 @@ impl Adjoint {
                 self.add_rows(*rows, w, *restart);
                 self.sum_given(w, *rows, *restart);
                 let minus = Some((*rows, *restart));
-                self.add_delta(Op::DotRows { x: w, y: result, minus, hop: None, l: Some(*l), onto: None });
+                let delta = self.add_delta(Op::DotRows { x: w, y: result, minus, hop: None, l: Some(*l), onto: None });
                 let h = self.emit("h", width, Op::ScaleRows { x: w, l: Some(*l), factor: *factor });
-                self.products.entry(self.set).or_default().push((h, result));
+                self.products.entry(self.set).or_default().push(Product { h, z: result, delta });
             }
             Op::Exp { s, .. } => {
                 let Some(&delta) = self.delta.get(&self.set) else { return };
-                let products = self.products.remove(&self.set).unwrap_or_default();
+                let mut products = self.products.remove(&self.set).unwrap_or_default();
+                if self.apart && products.len() > 1 {
+                    let rest = products.split_off(1);
+                    self.products.insert(self.set, rest);
+                }
+                let delta = if self.apart { products[0].delta } else { delta };
                 let several = products.len() > 1;
                 let (mut x, mut y) = (Vec::new(), Vec::new());
-                for (h, mut z) in products.into_iter().rev() {
+                for Product { h, mut z, .. } in products.into_iter().rev() {
                     // They lie side by side.
                     if z == self.v && several {
                         z = self.emit("z0", Space::Keys(self.value_dim), Op::Copy { x: z });
@@ -400,12 +431,13 @@ impl Adjoint {
     }
 
     /// Adds a hop's share to the sums of its set.
-    fn add_delta(&mut self, mut share: Op) {
-        if let Op::DotRows { onto, .. } = &mut share {
+    fn add_delta(&mut self, mut share: Op) -> ValueId {
+        if let (Op::DotRows { onto, .. }, false) = (&mut share, self.apart) {
             *onto = self.delta.get(&self.set).copied();
         }
         let delta = self.emit("delta", Space::Query, share);
         self.delta.insert(self.set, delta);
+        delta
     }
 
     fn push(&mut self, op: Op, result: ValueId) {
