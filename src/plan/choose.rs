@@ -87,7 +87,7 @@ pub fn choose(
 /// [`Error::Internal`] where there is none.
 pub fn choose_training(program: &Program, without: &[String], wish: Option<Strategy>) -> Result<Vec<Chosen>> {
     let nests = passes::training(program, without, wish);
-    let mut chosen = Vec::new();
+    let (mut chosen, mut refused) = (Vec::new(), Vec::new());
     for candidate in nests {
         let strategy = candidate.strategy;
         match candidate.nest {
@@ -95,8 +95,11 @@ pub fn choose_training(program: &Program, without: &[String], wish: Option<Strat
                 let reasons = vec![format!("{strategy}: {why}")];
                 chosen.push(Chosen { strategy, body, reasons, forecast: Forecast::default() });
             }
-            Err(why) => return Err(Error::internal("plan", why, program.print())),
+            Err(why) => refused.push(format!("{strategy}: {why}")),
         }
     }
-    Ok(chosen)
+    match chosen.is_empty() {
+        true => Err(Error::internal("plan", refused.join("; "), program.print())),
+        false => Ok(chosen),
+    }
 }

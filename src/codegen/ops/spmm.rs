@@ -108,9 +108,9 @@ impl Spmm {
         !self.applies
     }
 
-    /// Whether the row's last run may write the output.
+    /// Whether the row's last run may write the output: not where the output's rows are among those that are read.
     pub fn fuses_output(&self, steps: Steps<'_>) -> bool {
-        self.applies && !self.of_gradient && steps.end_in_run()
+        self.applies && !self.of_gradient && self.out.at != self.z.at && steps.end_in_run()
     }
 
     /// Whether a row of these steps may have to be done again.
