@@ -126,7 +126,7 @@ class Spec:
 
     @property
     def hops(self) -> int:
-        """Hops that attention diffuses over."""
+        """Hops that attention diffuses over; 1 where they have no end (`hops: all`)."""
         return self._native.hops
 
     def __eq__(self, other: object) -> bool:

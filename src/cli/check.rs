@@ -25,7 +25,7 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
             Ok(spec) => {
                 let hops = spec.diffusion.hops();
                 print(&format!(
-                    "ok {}: {}, {} {} of {}, {hops} {}\n",
+                    "ok {}: {}, {} {} of {}, {}\n",
                     shown(path),
                     spec.name,
                     spec.heads,
@@ -35,7 +35,11 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
                     } else {
                         format!("{} (values {})", spec.head_dim, spec.value_dim)
                     },
-                    if hops == 1 { "hop" } else { "hops" },
+                    match hops {
+                        _ if spec.diffusion.is_endless() => "hops without end".to_owned(),
+                        1 => "1 hop".to_owned(),
+                        hops => format!("{hops} hops"),
+                    },
                 ))?;
             }
             Err(error) => {

@@ -38,6 +38,14 @@ impl Pattern {
         Self { hops: HopPatterns::default(), ..self }
     }
 
+    /// The pattern of the first head, as that of all there are; for every hop.
+    #[must_use]
+    pub fn first_head_alone(&self) -> Self {
+        let others = self.others().iter().map(Self::first_head_alone).collect();
+        let hops = HopPatterns { of_hop: self.hops.of_hop.clone(), others };
+        Self { heads: 1, tree: self.of_head(0).tree.clone(), hops, ..*self }
+    }
+
     /// Whether the queries of a head attend to keys at or before their own place alone: a lower triangular mask.
     pub fn is_lower_triangular(&self, head: usize) -> bool {
         (0..self.q_len).step_by(64).all(|first| {

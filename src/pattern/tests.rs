@@ -663,6 +663,11 @@ fn hops_with_equal_nodes_share_a_pattern() {
     for (hop, node) in [(0, "causal"), (1, random), (2, random), (4, "{sink: 2}"), (9, random)] {
         assert_eq!(points(pattern.of_hop(hop)), single(node), "hop {hop}");
     }
+    let lone = pattern.first_head_alone();
+    assert!(lone.heads == 1 && lone.others().iter().all(|other| other.heads == 1));
+    for (q, k) in (0..900).map(|i| (i / 30, i % 30)) {
+        assert!((0..5).all(|hop| lone.of_hop(hop).allows(0, q, k) == pattern.of_hop(hop).allows(0, q, k)));
+    }
     // The text holds all of them.
     let again = parse_text(&pattern.print()).unwrap_or_else(|error| panic!("{}\n{error}", pattern.print()));
     assert_eq!(again.print(), pattern.print());

@@ -154,7 +154,13 @@ fn explain_looks_at_the_numbers_that_are_given() {
     assert!(refused.contains("it is 1.5 for head 0; expected 0 to 1"), "{refused}");
     let refused = explain(&["--theta", "a.npy"]).expect_err("a refusal");
     assert!(refused.contains("--theta for `x`, whose hops take no such numbers"), "{refused}");
-    folder.spec("{hops: 3}");
+    // A pattern of its own for each hop, of two heads.
+    folder.spec(
+        "{hops: [{}, {pattern: {per_head: [{heads: [0], pattern: full}, {heads: [1], pattern: causal}]}}], alpha: 0.1}",
+    );
+    let found = explain(&[]).expect("an explanation");
+    assert_eq!(found["receptive_field"]["hops"].as_array().map(Vec::len), Some(2), "{}", found["receptive_field"]);
+    assert!(found["full_attention_distance"]["value"].as_f64().is_some_and(|value| value > 0.0));
     let text = "name: x\nhead_dim: 4\npattern: {edges: {pairs: [[0, 1], [1, 0]]}}\ndiffusion: {hops: 3, alpha: 0.1}\n";
     std::fs::write(folder.path("spec.yaml"), text).expect("a file");
     let found = explain(&[]).expect("an explanation");

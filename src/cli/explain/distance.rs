@@ -16,7 +16,7 @@ use crate::compiler::{self, Compiled, Options, TuningSource};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::mask;
-use crate::pattern::{self, Pattern};
+use crate::pattern;
 use crate::spec::PatternSpec;
 
 /// Useful operations of the head that may be spent on it.
@@ -89,7 +89,7 @@ pub fn distance(
     if lengths != (q_len, kv_len) {
         notes.push(format!("at {} tokens, since longer ones take too long", thousands(lengths.1 as u64)));
     }
-    let pattern = Pattern { heads: 1, tree: whole.of_head(0).tree.clone(), ..whole };
+    let pattern = whole.first_head_alone();
     let extents = Extents { batch: 1, q_len: lengths.0, kv_len: lengths.1 };
     if Inputs::check_memory(&lone, extents, options.memory_limit).is_err() {
         return Ok(none("its tensors do not fit in memory"));
