@@ -302,10 +302,7 @@ impl PyOperator {
         into: [Tensor; 3],
         of_torch: Option<usize>,
     ) -> PyResult<Vec<(String, Array<'py>)>> {
-        by_dtype!(
-            self.inner.spec().dtype,
-            self.backward_of(py, [q, k, v, grad_out], saved, arguments, into, of_torch)
-        )
+        by_dtype!(self.inner.spec().dtype, self.backward_of(py, [q, k, v, grad_out], saved, arguments, into, of_torch))
     }
 }
 

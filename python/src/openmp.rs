@@ -136,8 +136,7 @@ impl Scopes {
         let name = CString::new(name).ok()?;
         // On Linux the scope of the whole process comes first, as for the library's own calls: a runtime may have been
         // preloaded. Elsewhere a library names those that it calls.
-        let scopes: &[*mut c_void] =
-            if cfg!(target_os = "linux") { &[libc::RTLD_DEFAULT, self.0] } else { &[self.0] };
+        let scopes: &[*mut c_void] = if cfg!(target_os = "linux") { &[libc::RTLD_DEFAULT, self.0] } else { &[self.0] };
         // SAFETY: handles are the default or open, and the name is a string of C's.
         scopes.iter().map(|&scope| unsafe { libc::dlsym(scope, name.as_ptr()) }).find(|address| !address.is_null())
     }

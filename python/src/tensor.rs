@@ -68,7 +68,6 @@ impl Tensor {
             found: format!("{:?}", self.1),
         })
     }
-}
 
     /// The tensor as a view that is written.
     ///
@@ -91,7 +90,10 @@ impl Tensor {
         }
         if shape.contains(&0) {
             let empty = ArrayViewMutD::from_shape(IxDyn(shape), &mut []);
-            return empty.map_err(|error| refuse("elements in memory", error.to_string()))?.into_dimensionality().map_err(|_| axes());
+            return empty
+                .map_err(|error| refuse("elements in memory", error.to_string()))?
+                .into_dimensionality()
+                .map_err(|_| axes());
         }
         let pointer = std::ptr::with_exposed_provenance_mut::<T>(*address);
         if pointer.is_null() || !pointer.is_aligned() {
@@ -109,7 +111,10 @@ impl Tensor {
         let mut last = 0;
         for (stride, n) in inwards {
             if stride <= last {
-                return Err(refuse("elements that do not overlap", format!("shape {shape:?} with strides {strides:?}")));
+                return Err(refuse(
+                    "elements that do not overlap",
+                    format!("shape {shape:?} with strides {strides:?}"),
+                ));
             }
             last += (n - 1) * stride;
         }

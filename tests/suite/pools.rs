@@ -151,6 +151,14 @@ fn kernels_are_called_from_within_pools() {
 }
 
 #[test]
+fn workers_that_stay_on_a_core_know_of_all() {
+    let cores = hopweave::machine::cores();
+    let pool = hopweave::runtime::pool(cores).expect("a pool");
+    assert_eq!(pool.broadcast(|_| hopweave::machine::describe().cores), vec![cores; cores]);
+    assert_eq!(pool.install(|| Options::default().threads), cores);
+}
+
+#[test]
 fn a_panic_on_a_pool_reaches_the_caller() {
     let pool = hopweave::runtime::pool(2).expect("a pool");
     let panics =
