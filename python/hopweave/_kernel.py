@@ -128,30 +128,25 @@ class Kernel:
         arguments = _Arguments(inputs, key_lengths, dropout)
         batch = int(q.shape[0]) if len(q.shape) == 4 else 0
         shape = (batch, self._spec.heads, self._q_len, self._spec.value_dim)
-        target = out
         if out is None:
             target = _tensors.empty(q, shape, dtype)
+            place = _tensors.describe("out", target, dtype)
         else:
-            of_out = _tensors.describe("out", out, dtype)
+            target, place = out, _tensors.describe("out", out, dtype)
             _tensors.check_writable("out", out)
-            if tuple(out.shape) != shape:
+            if place[1] != shape:
                 raise ShapeError(f"out: shape {list(out.shape)}; expected {list(shape)}")
-            if any(stride < 0 for stride in of_out[2]):
-                # A view of numpy's that runs backwards.
+            if min(place[2]) < 0:
+                # An array that runs backwards, of which kernels know nothing.
                 target = _tensors.empty(q, shape, dtype)
+                place = _tensors.describe("out", target, dtype)
         lse = _tensors.empty(q, shape[:3], "f32")
-        self._native.forward(
-            *described,
-            arguments,
-            _tensors.describe("out", target, dtype),
-            _tensors.describe("lse", lse, "f32"),
-            _threads.of_torch(),
-        )
-        if out is not None:
-            if target is not out:
-                out[...] = target
-            else:
-                _tensors.wrote(out)
+        of_lse = _tensors.describe("lse", lse, "f32")
+        self._native.forward(*described, arguments, place, of_lse, _threads.of_torch())
+        if target is out:
+            _tensors.wrote(out)
+        elif out is not None:
+            out[...] = target
             target = out
         return (target, lse) if return_lse else target
 

@@ -74,26 +74,19 @@ impl Tensor {
     /// # Errors
     /// [`Error::Shape`] for another number of axes, and for strides by which elements overlap or go backwards.
     pub fn fixed_mut<T, D: Dimension>(&mut self, name: &str) -> Result<ArrayViewMut<'_, T, D>> {
-        let axes = || Error::Shape {
-            tensor: name.to_owned(),
-            expected: format!("{} axes", D::NDIM.unwrap_or(0)),
-            found: format!("{:?}", self.1),
-        };
-        let Self(address, shape, strides) = self;
+        let Self(address, shape, strides) = &*self;
         let refuse = |expected: &str, found: String| Error::Shape {
             tensor: name.to_owned(),
             expected: expected.to_owned(),
             found,
         };
+        let axes = || refuse(&format!("{} axes", D::NDIM.unwrap_or(0)), format!("{shape:?}"));
         if shape.len() != strides.len() {
             return Err(refuse("elements in memory", format!("{} axes and {} strides", shape.len(), strides.len())));
         }
         if shape.contains(&0) {
             let empty = ArrayViewMutD::from_shape(IxDyn(shape), &mut []);
-            return empty
-                .map_err(|error| refuse("elements in memory", error.to_string()))?
-                .into_dimensionality()
-                .map_err(|_| axes());
+            return empty.ok().and_then(|empty| empty.into_dimensionality().ok()).ok_or_else(axes);
         }
         let pointer = std::ptr::with_exposed_provenance_mut::<T>(*address);
         if pointer.is_null() || !pointer.is_aligned() {
