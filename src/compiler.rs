@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cache::Cache;
@@ -15,11 +16,11 @@ use crate::passes::Strategy;
 use crate::pattern::Pattern;
 use crate::plan::{ASKED_FOR, Choice, Model, PlanOptions, Tuning};
 use crate::program::{Program, VerifiedProgram};
-use crate::runtime::{Kernel, Train, TrainingKernel};
+use crate::runtime::{Kernel, Pool, Train, TrainingKernel};
 use crate::spec::{DiffusionForm, PatternSpec};
 use crate::target::Isa;
 use crate::tuned::Problem;
-use crate::{codegen, jit, machine, mask, passes, pattern, plan, program};
+use crate::{codegen, jit, machine, mask, passes, pattern, plan, program, runtime};
 
 /// Everything the steps make of one spec at one length.
 #[derive(Debug)]
@@ -122,7 +123,7 @@ fn compile_with(spec: &PatternSpec, pattern: Pattern, options: &Options, advice:
         let (spec, pattern, options) = (spec.clone(), pattern.clone(), options.clone());
         Box::new(move || compile_training(&spec, &pattern, &options, false))
     };
-    let kernel = clock.time("kernel", || Kernel::new(linked, options.threads, Some(train)))?;
+    let kernel = clock.time("kernel", || Ok::<_, Error>(Kernel::new(linked, options.pool()?, Some(train))))?;
     check_memory(&kernel, options)?;
     let Advice { tuned_by, warnings, .. } = advice;
     Ok(Compiled { pattern, mask, program, kernel, forecast, tuned_by, warnings, timings: clock.steps })
@@ -151,7 +152,7 @@ pub fn compile_training(
         let plan_options = PlanOptions { strategy: chosen.strategy, reasons: chosen.reasons, ..PlanOptions::default() };
         let plan = plan::build(&verified, options.isa, plan_options)?;
         let linked = jit::link(codegen::lower(plan, &*isa), &isa, &allowance)?;
-        let kernel = TrainingKernel::new(spec.dtype, linked, options.threads)?;
+        let kernel = TrainingKernel::new(spec.dtype, linked, options.pool()?);
         let given = kernel.scratch_bytes_on(1, options.planning_threads());
         if given <= options.memory_limit {
             return Ok(kernel);
@@ -318,8 +319,12 @@ fn check_memory(kernel: &Kernel, options: &Options) -> Result<()> {
 pub struct Options {
     /// Tile family.
     pub isa: Isa,
-    /// Threads of a call, at least 1.
+    /// Threads of a call, at least 1. With a [`pool`](Self::pool), what plans are made for; a call has as many as the pool
+    /// says then.
     pub threads: usize,
+    /// Threads that calls run on; rayon's where there are none, [`threads`](Self::threads) of them. Results do not depend on
+    /// it.
+    pub pool: Option<Arc<dyn Pool>>,
     /// Threads that plans are made for: the cost model goes by them, and so does whether scratch fits the memory limit.
     /// Where nothing is said, [`threads`](Self::threads).
     pub planned_threads: Option<usize>,
@@ -359,7 +364,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             isa: Isa::best(),
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            threads: machine::cores(),
+            pool: None,
             planned_threads: None,
             strategy: None,
             bf16_dots: None,
@@ -397,6 +403,11 @@ impl Options {
             facts: None,
             ..self
         }
+    }
+
+    /// Threads that calls run on.
+    fn pool(&self) -> Result<Arc<dyn Pool>> {
+        self.pool.clone().map_or_else(|| runtime::own_pool(self.threads), Ok)
     }
 
     /// Threads that plans are made for.

@@ -7,7 +7,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ndarray::{Array4, ArrayView2, ArrayView4, s};
+use ndarray::{Array4, ArrayD, ArrayView2, ArrayView4, ArrayViewMut3, ArrayViewMut4, s};
 
 use crate::compiler::{self, Compiled, Options};
 use crate::dropout::Dropout;
@@ -15,7 +15,7 @@ use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::pattern::{self, Pattern, RunTime};
 use crate::runtime::memory::zeros;
-use crate::runtime::{Gradients, Output, Saved, Step, TrainingKernel, check_outputs};
+use crate::runtime::{Gradients, Output, Saved, Step, TrainingKernel, check, check_outputs};
 use crate::spec::{Factors, Inputs, PatternSpec};
 
 /// Kernels that an operator keeps at most.
@@ -155,31 +155,55 @@ impl Operator {
         v: ArrayView4<'_, T>,
         arguments: &Arguments<'_>,
     ) -> Result<Output<T>> {
+        // What does not fit is refused before memory is asked for.
         let facts = self.facts(q.dim().0, [("k", k.dim().0), ("v", v.dim().0)], arguments)?;
-        let (inputs, dropout) = (&arguments.inputs, arguments.dropout);
-        let step = |first| Step { inputs: inputs.clone(), dropout, first };
-        if let Some(first) = facts.first()
-            && facts.iter().all(|other| other == first)
-            && !first.pads(&self.spec)
-        {
-            return match dropout {
-                None => self.kernel(first)?.kernel.forward_with(q, k, v, inputs),
-                Some(_) => self.training(first, true)?.forward(q, k, v, &step(0)),
-            };
+        if let (Some(first), None) = (self.shared(&facts), arguments.dropout) {
+            return self.kernel(first)?.kernel.forward_with(q, k, v, &arguments.inputs);
         }
-        let batch = q.dim().0;
-        let (heads, q_len, width) = (self.spec.heads, self.pattern.q_len, self.spec.value_dim);
+        let (batch, heads, q_len) = (q.dim().0, self.spec.heads, self.pattern.q_len);
         let mut output = Output {
-            out: zeros("the output", (batch, heads, q_len, width))?,
+            out: zeros("the output", (batch, heads, q_len, self.spec.value_dim))?,
             lse: zeros("log-sum-exp", (batch, heads, q_len))?,
         };
-        output.lse.fill(f32::NEG_INFINITY);
+        self.forward_into([q, k, v], arguments, &mut output.out.view_mut(), &mut output.lse.view_mut())?;
+        Ok(output)
+    }
+
+    /// The same of `tensors` q, k and v into `out [batch, heads, q_len, value_dim]`, whose last axis has stride 1, and `lse
+    /// [batch, heads, q_len]` in standard layout, whatever they hold. With dropout, results are copied there.
+    ///
+    /// # Errors
+    /// Those of [`Self::forward`], and [`Error::Shape`] for `out` and `lse` that do not fit.
+    pub fn forward_into<T: Element>(
+        &self,
+        [q, k, v]: [ArrayView4<'_, T>; 3],
+        arguments: &Arguments<'_>,
+        out: &mut ArrayViewMut4<'_, T>,
+        lse: &mut ArrayViewMut3<'_, f32>,
+    ) -> Result<()> {
+        let batch = q.dim().0;
+        let facts = self.facts(batch, [("k", k.dim().0), ("v", v.dim().0)], arguments)?;
+        let (inputs, dropout) = (&arguments.inputs, arguments.dropout);
+        let step = |first| Step { inputs: inputs.clone(), dropout, first };
+        // Before elements are cut out of them.
+        let dims = [batch, self.spec.heads, self.pattern.q_len, self.spec.value_dim];
+        check("out", out.shape(), &dims)?;
+        check("lse", lse.shape(), &dims[..3])?;
+        if let Some(first) = self.shared(&facts) {
+            if dropout.is_none() {
+                return self.kernel(first)?.kernel.forward_into_with(q, k, v, inputs, out, Some(lse));
+            }
+            let output = self.training(first, true)?.forward(q, k, v, &step(0))?;
+            out.assign(&output.out);
+            lse.assign(&output.lse);
+            return Ok(());
+        }
         for (b, facts) in facts.iter().enumerate() {
             let [q, k, v] = [&q, &k, &v].map(|tensor| tensor.slice(s![b..=b, .., .., ..]));
             let padded = facts.values(&self.spec, &v);
             let v = padded.as_ref().map_or(v, |padded| padded.view());
-            let mut out = output.out.slice_mut(s![b..=b, .., .., ..]);
-            let mut lse = output.lse.slice_mut(s![b..=b, .., ..]);
+            let mut out = out.slice_mut(s![b..=b, .., .., ..]);
+            let mut lse = lse.slice_mut(s![b..=b, .., ..]);
             match dropout {
                 None => self.kernel(facts)?.kernel.forward_into_with(q, k, v, inputs, &mut out, Some(&mut lse))?,
                 Some(_) => {
@@ -189,7 +213,13 @@ impl Operator {
                 }
             }
         }
-        Ok(output)
+        Ok(())
+    }
+
+    /// The facts of all elements, where they are the same and what the caller gives can be read as it is.
+    fn shared<'f>(&self, facts: &'f [Facts]) -> Option<&'f Facts> {
+        let first = facts.first()?;
+        (facts.iter().all(|other| other == first) && !first.pads(&self.spec)).then_some(first)
     }
 
     /// The gradients of `q`, `k` and `v` (shapes of [`Self::forward`]) from that of the output, `grad_out
@@ -207,25 +237,51 @@ impl Operator {
         saved: Option<Saved<'_, T>>,
         arguments: &Arguments<'_>,
     ) -> Result<Gradients<T>> {
+        let facts = self.facts(q.dim().0, [("k", k.dim().0), ("v", v.dim().0)], arguments)?;
+        let dropout = arguments.dropout;
+        if let Some(first) = self.shared(&facts) {
+            let step = Step { inputs: arguments.inputs.clone(), dropout, first: 0 };
+            return self.training(first, dropout.is_some())?.backward(q, k, v, grad_out, saved, &step);
+        }
+        let mut gradients = Gradients {
+            q: zeros("the gradient of q", q.dim())?,
+            k: zeros("the gradient of k", k.dim())?,
+            v: zeros("the gradient of v", v.dim())?,
+            inputs: Vec::new(),
+        };
+        let into = [&mut gradients.q, &mut gradients.k, &mut gradients.v].map(|gradient| gradient.view_mut());
+        gradients.inputs = self.backward_into([q, k, v, grad_out], saved, arguments, into)?;
+        Ok(gradients)
+    }
+
+    /// The same of `tensors` q, k, v and `grad_out` into three of the caller, of the shapes of q, k and v, whatever those hold;
+    /// f32 in standard layout is written in place where all batch elements have the same facts. Gives the gradients of the
+    /// score mods' inputs.
+    ///
+    /// # Errors
+    /// Those of [`Self::backward`], and [`Error::Shape`] for tensors that do not fit.
+    pub fn backward_into<T: Element>(
+        &self,
+        [q, k, v, grad_out]: [ArrayView4<'_, T>; 4],
+        saved: Option<Saved<'_, T>>,
+        arguments: &Arguments<'_>,
+        into: [ArrayViewMut4<'_, T>; 3],
+    ) -> Result<Vec<(String, ArrayD<f32>)>> {
         let batch = q.dim().0;
         let facts = self.facts(batch, [("k", k.dim().0), ("v", v.dim().0)], arguments)?;
         let (inputs, dropout) = (&arguments.inputs, arguments.dropout);
         let step = |first| Step { inputs: inputs.clone(), dropout, first };
-        if let Some(first) = facts.first()
-            && facts.iter().all(|other| other == first)
-            && !first.pads(&self.spec)
-        {
-            return self.training(first, dropout.is_some())?.backward(q, k, v, grad_out, saved, &step(0));
+        if let Some(first) = self.shared(&facts) {
+            let kernel = self.training(first, dropout.is_some())?;
+            return kernel.backward_into([q, k, v, grad_out], saved, &step(0), into);
         }
         // Before elements are cut out of them.
         check_outputs(&grad_out, saved.as_ref(), [batch, self.spec.heads, self.pattern.q_len, self.spec.value_dim])?;
-        let (q_dim, k_dim, v_dim) = (q.dim(), k.dim(), v.dim());
-        let mut gradients = Gradients {
-            q: zeros("the gradient of q", q_dim)?,
-            k: zeros("the gradient of k", k_dim)?,
-            v: zeros("the gradient of v", v_dim)?,
-            inputs: Vec::new(),
-        };
+        let [mut dq, mut dk, mut dv] = into;
+        check("the gradient of q", dq.shape(), q.shape())?;
+        check("the gradient of k", dk.shape(), k.shape())?;
+        check("the gradient of v", dv.shape(), v.shape())?;
+        let mut of_inputs: Vec<(String, ArrayD<f32>)> = Vec::new();
         for (b, facts) in facts.iter().enumerate() {
             let [q, k, v, grad_out] = [&q, &k, &v, &grad_out].map(|tensor| tensor.slice(s![b..=b, .., .., ..]));
             let padded = facts.values(&self.spec, &v);
@@ -241,18 +297,18 @@ impl Operator {
                 let length = facts.key_length.unwrap_or(self.pattern.kv_len);
                 of_element.v.slice_mut(s![.., .., length.., ..]).fill(T::default());
             }
-            gradients.q.slice_mut(s![b..=b, .., .., ..]).assign(&of_element.q);
-            gradients.k.slice_mut(s![b..=b, .., .., ..]).assign(&of_element.k);
-            gradients.v.slice_mut(s![b..=b, .., .., ..]).assign(&of_element.v);
-            if gradients.inputs.is_empty() {
-                gradients.inputs = of_element.inputs;
+            dq.slice_mut(s![b..=b, .., .., ..]).assign(&of_element.q);
+            dk.slice_mut(s![b..=b, .., .., ..]).assign(&of_element.k);
+            dv.slice_mut(s![b..=b, .., .., ..]).assign(&of_element.v);
+            if of_inputs.is_empty() {
+                of_inputs = of_element.inputs;
             } else {
-                for ((_, sum), (_, of_element)) in gradients.inputs.iter_mut().zip(of_element.inputs) {
+                for ((_, sum), (_, of_element)) in of_inputs.iter_mut().zip(of_element.inputs) {
                     *sum += &of_element;
                 }
             }
         }
-        Ok(gradients)
+        Ok(of_inputs)
     }
 
     /// What is known of every batch element, of which there are as many as q has.

@@ -4,11 +4,11 @@
 //! interpreted (`nest`), forward and backward alike. A block row is always computed by the same code in the same order,
 //! whoever computes it, so results do not depend on the number of threads.
 
-mod affinity;
 pub(crate) mod memory;
 mod nest;
 mod pointer;
 mod pool;
+mod result;
 mod training;
 
 use std::ops::Range;
@@ -20,8 +20,9 @@ use ndarray::{Array3, Array4, ArrayView4, ArrayViewMut3, ArrayViewMut4, CowArray
 use self::memory::{Buffer, grow, zeros};
 use self::nest::{Dropped, Head, HeadRows, LoopFacts, Own, Site, TensorAt, Tensors};
 use self::pointer::Pointer;
-pub use self::pool::pool;
-use self::pool::{on_workers, spread};
+pub(crate) use self::pool::own_pool;
+pub use self::pool::{Pool, pool};
+use self::pool::{on_workers, spread, workers_of};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::jit::Linked;
@@ -29,8 +30,8 @@ use crate::plan::VerifiedPlan;
 use crate::program::{Loop, Op, Tensor};
 use crate::spec::Inputs;
 
-pub(crate) use training::check_outputs;
 pub use training::{Gradients, Saved, Step, TrainingKernel};
+pub(crate) use training::{check, check_outputs};
 
 /// Block rows for which another worker pays.
 const LEAST_ROWS: usize = 4;
@@ -48,7 +49,7 @@ struct Inner {
     loops: Vec<LoopFacts>,
     /// Tables of the score mods, which follow the callers' inputs.
     constants: Vec<Vec<f32>>,
-    threads: Arc<rayon::ThreadPool>,
+    threads: Arc<dyn Pool>,
     /// Workspace of finished calls, for the next ones.
     idle: Mutex<Vec<Workspace>>,
     /// Makes the kernel for training, which is made at the first backward call.
@@ -77,16 +78,12 @@ pub struct Output<T = f32> {
 impl Kernel {
     /// A kernel of what the linker made, with what makes its kernel for training. Nothing else makes one: what was verified
     /// is what runs.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] when the system gives no threads.
-    pub(crate) fn new(kernel: Linked, threads: usize, train: Option<Train>) -> Result<Self> {
+    pub(crate) fn new(kernel: Linked, threads: Arc<dyn Pool>, train: Option<Train>) -> Self {
         let constants = kernel.plan().mods.as_ref().map(|mods| mods.mods.constants()).unwrap_or_default();
-        let threads = pool(threads)?;
         let loops = LoopFacts::of(kernel.plan());
         let (idle, training) = (Mutex::default(), OnceLock::new());
         let inner = Inner { kernel, loops, constants, threads, idle, train, training };
-        Ok(Self { inner: Arc::new(inner) })
+        Self { inner: Arc::new(inner) }
     }
 
     /// The plan that the kernel follows.
@@ -99,9 +96,9 @@ impl Kernel {
         (self.inner.kernel.code_bytes(), self.inner.kernel.table_bytes())
     }
 
-    /// Threads that a call uses.
+    /// Threads that a call uses, were it made now and here.
     pub fn threads(&self) -> usize {
-        self.inner.threads.current_num_threads()
+        workers_of(&*self.inner.threads)
     }
 
     /// Bytes of workspace that a call over `batch` sequences holds, beyond its tensors.
@@ -372,7 +369,7 @@ impl<'a> Task<'a> {
         let plan = self.inner.kernel.plan();
         let rows = plan.block_rows();
         let workers = self.local.len();
-        let threads = &self.inner.threads;
+        let threads = &*self.inner.threads;
         if plan.parts > 1 {
             return self.run_parts(rows, workers);
         }
@@ -443,7 +440,7 @@ impl<'a> Task<'a> {
     /// Heads of several parts: the parts of an item, then their join.
     fn run_parts(&self, rows: usize, workers: usize) {
         let plan = self.inner.kernel.plan();
-        let threads = &self.inner.threads;
+        let threads = &*self.inner.threads;
         let range = |unit: usize, index: usize| index * unit..rows.min((index + 1) * unit);
         let join = |head: &Head<'_>, worker: usize, rows| head.stage((1, 0), self.local[worker], rows, Own::PLAIN);
         if self.heads.len() == workers {
@@ -528,7 +525,7 @@ impl Inner {
     fn workspace(&self, batch: usize, statistics: bool) -> Result<Workspace> {
         let plan = self.kernel.plan();
         let items = batch * plan.shape.heads;
-        let workers = self.threads.current_num_threads();
+        let workers = workers_of(&*self.threads);
         let in_flight = self.in_flight(items, workers);
         let row_sums = if statistics { items * plan.shape.q_len } else { 0 };
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();

@@ -12,6 +12,7 @@ differentiable. Importing this package imports numpy and not torch.
 from ._hopweave import ShapeError, SpecError, UnsupportedError, __version__
 from ._kernel import Dropout, Kernel, attention, compile
 from ._spec import Spec
+from ._threads import Threads, threads
 
 __all__ = [
     "Dropout",
@@ -19,8 +20,10 @@ __all__ = [
     "ShapeError",
     "Spec",
     "SpecError",
+    "Threads",
     "UnsupportedError",
     "__version__",
     "attention",
     "compile",
+    "threads",
 ]

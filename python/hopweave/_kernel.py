@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import _hopweave, _tensors
+from . import _hopweave, _tensors, _threads
 from ._hopweave import ShapeError
 from ._spec import Spec
 
@@ -110,7 +110,7 @@ class Kernel:
         return_lse : bool
             Also give the natural log-sum-exp of the scores.
         out : array or tensor `[batch, heads, q_len, value_dim]`, optional
-            Where the output goes; it may not overlap q, k or v.
+            Where the output goes, written in place; it may not overlap anything that the call reads.
 
         Returns
         -------
@@ -125,16 +125,30 @@ class Kernel:
         dtype = self._spec.dtype
         self._same_kind(q, {"k": k, "v": v, "out": out})
         described = [_tensors.describe(name, value, dtype) for name, value in (("q", q), ("k", k), ("v", v))]
-        if out is not None:
-            _check_out(out, _tensors.describe("out", out, dtype), {"q": q, "k": k, "v": v})
-        given, lse = self._native.forward(*described, _Arguments(inputs, key_lengths, dropout))
-        given = _tensors.as_kind(given, q, dtype)
-        if out is not None:
-            if tuple(out.shape) != tuple(given.shape):
-                raise ShapeError(f"out: shape {list(out.shape)}; expected {list(given.shape)}")
-            out[...] = given
-            given = out
-        return (given, _tensors.as_kind(lse, q, "f32")) if return_lse else given
+        arguments = _Arguments(inputs, key_lengths, dropout)
+        batch = int(q.shape[0]) if len(q.shape) == 4 else 0
+        shape = (batch, self._spec.heads, self._q_len, self._spec.value_dim)
+        if out is None:
+            target = _tensors.empty(q, shape, dtype)
+            place = _tensors.describe("out", target, dtype)
+        else:
+            target, place = out, _tensors.describe("out", out, dtype)
+            _tensors.check_writable("out", out)
+            if place[1] != shape:
+                raise ShapeError(f"out: shape {list(out.shape)}; expected {list(shape)}")
+            if min(place[2]) < 0:
+                # An array that runs backwards, of which kernels know nothing.
+                target = _tensors.empty(q, shape, dtype)
+                place = _tensors.describe("out", target, dtype)
+        lse = _tensors.empty(q, shape[:3], "f32")
+        of_lse = _tensors.describe("lse", lse, "f32")
+        self._native.forward(*described, arguments, place, of_lse, _threads.of_torch())
+        if target is out:
+            _tensors.wrote(out)
+        elif out is not None:
+            out[...] = target
+            target = out
+        return (target, lse) if return_lse else target
 
     def backward(
         self,
@@ -169,11 +183,13 @@ class Kernel:
         saved = None
         if out is not None:
             saved = (_tensors.describe("out", out, dtype), _tensors.describe("lse", lse, "f32"))
-        dq, dk, dv, of_inputs = self._native.backward(*described, saved, _Arguments(inputs, key_lengths, dropout))
-        grads = tuple(_tensors.as_kind(grad, q, dtype) for grad in (dq, dk, dv))
+        grads = tuple(_tensors.empty(q, tuple(like.shape), dtype) for like in (q, k, v))
+        into = [_tensors.describe(name, grad, dtype) for name, grad in zip(("dq", "dk", "dv"), grads, strict=True)]
+        arguments = _Arguments(inputs, key_lengths, dropout)
+        of_inputs = self._native.backward(*described, saved, arguments, into, _threads.of_torch())
         if not return_inputs:
             return grads
-        return (*grads, {name: _tensors.as_kind(grad, q, "f32") for name, grad in of_inputs})
+        return (*grads, {name: _tensors.as_kind(grad, q) for name, grad in of_inputs})
 
     @staticmethod
     def _same_kind(q: Any, others: Mapping[str, Any]) -> None:
@@ -182,25 +198,6 @@ class Kernel:
             if value is not None and _tensors.is_torch(value) != torch:
                 kinds = ("a torch tensor", "a numpy array")
                 raise TypeError(f"{name}: {kinds[torch]}; expected {kinds[not torch]}, as q is")
-
-
-def _check_out(out: Any, described: _tensors.Described, others: Mapping[str, Any]) -> None:
-    """An output that no input shares memory with."""
-
-    def span(described: _tensors.Described, size: int) -> tuple[int, int]:
-        address, shape, strides = described
-        if 0 in shape:
-            return address, address
-        ends = [(n - 1) * stride * size for n, stride in zip(shape, strides, strict=True)]
-        return address + sum(min(end, 0) for end in ends), address + sum(max(end, 0) for end in ends) + size
-
-    size = out.element_size() if _tensors.is_torch(out) else out.itemsize
-    first, end = span(described, size)
-    for name, value in others.items():
-        dtype = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[_tensors.dtype_name(value)]
-        low, high = span(_tensors.describe(name, value, dtype), size)
-        if first < high and low < end:
-            raise ShapeError(f"out: overlaps {name}; expected memory of its own")
 
 
 def compile(
@@ -222,7 +219,8 @@ def compile(
         Queries and keys; as many keys as queries where only one is given.
     isa : "auto", "portable", "avx2" or "avx512"
     threads : int, optional
-        Threads of a call; all cores by default.
+        Threads of a call. By default as many as torch has at the time (`torch.set_num_threads`) where torch is imported,
+        otherwise all cores; `hopweave.threads()` says which threads they are.
     strategy : str, optional
         "flash", "resident", "recompute", "wavefront" or "triangular"; chosen by a cost model by default.
     memory_limit : int, optional

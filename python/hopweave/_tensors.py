@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ._hopweave import ShapeError
+from ._hopweave import ShapeError, UnsupportedError
 
 Described = tuple[int, tuple[int, ...], tuple[int, ...]]
 
@@ -101,13 +101,35 @@ def key_lengths(value: Any) -> list[int] | None:
     return lengths.tolist()
 
 
-def as_kind(array: np.ndarray, like: Any, dtype: str) -> Any:
-    """What the native half gave (16-bit floats as their bits), as the kind of tensor that `like` is; no copy."""
+def empty(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
+    """A tensor of `dtype`, of the kind that `like` is, for a kernel to write; from torch's or numpy's own allocator, which gives
+    memory again that the program has used before."""
     if is_torch(like):
         torch = sys.modules["torch"]
-        if dtype == "f32":
-            return torch.from_numpy(array)
-        return torch.from_numpy(array.view(np.int16)).view(getattr(torch, _NAMES[dtype]))
-    if dtype == "f16":
-        return array.view(np.float16)
-    return array.view(like.dtype) if dtype == "bf16" else array
+        return torch.empty(shape, dtype=getattr(torch, _NAMES[dtype]), device="cpu")
+    return np.empty(shape, dtype=like.dtype if dtype == "bf16" else _NUMPY[dtype])
+
+
+def check_writable(name: str, value: Any) -> None:
+    """Refuses what may not be written.
+
+    Raises
+    ------
+    ShapeError, UnsupportedError
+    """
+    if is_torch(value):
+        if value.requires_grad and sys.modules["torch"].is_grad_enabled():
+            raise UnsupportedError(f"{name}: a tensor that requires grad; expected {name}.detach()")
+    elif not value.flags.writeable:
+        raise ShapeError(f"{name}: a read-only array; expected one that may be written")
+
+
+def wrote(value: Any) -> None:
+    """Tells autograd that a tensor of the caller has been written, as torch's own functions do."""
+    if is_torch(value) and not value.is_inference():
+        sys.modules["torch"].autograd.graph.increment_version(value)
+
+
+def as_kind(array: np.ndarray, like: Any) -> Any:
+    """What the native half gave, of float32, as the kind of tensor that `like` is; no copy."""
+    return sys.modules["torch"].from_numpy(array) if is_torch(like) else array

@@ -2,12 +2,17 @@
 //! shape and strides.
 //!
 //! In: [`tensor::Tensor`]s, which the Python half makes of numpy arrays and torch tensors that it keeps alive during the
-//! call. Out: numpy arrays that own what Rust has computed. The lock of the interpreter is released while anything is
-//! compiled or computed.
+//! call, those that results are written to among them. The lock of the interpreter is released while anything is compiled or
+//! computed.
 
+#[cfg(unix)]
+mod openmp;
 mod tensor;
+mod threads;
 
+use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use hopweave::compiler::Options;
 use hopweave::dropout::Dropout;
@@ -24,7 +29,8 @@ use numpy::{IntoPyArray, PyArray3};
 use pyo3::exceptions::{PyMemoryError, PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
-use tensor::{Stored, Tensor};
+use tensor::{Tensor, check_apart};
+use threads::{Threads, detached};
 
 pyo3::create_exception!(
     _hopweave,
@@ -141,7 +147,7 @@ impl PySpec {
             let message = format!("a mask of {heads} x {q_len} x {kv_len} cells; at most {MOST} are written out");
             return Err(UnsupportedError::new_err(message));
         }
-        let mask = py.detach(|| {
+        let mask = detached(py, None, || {
             let pattern = pattern::resolve(&self.inner, q_len, kv_len)?;
             if let Some(name) = pattern.run_time_segments().first() {
                 return Err(Error::unsupported(
@@ -210,6 +216,14 @@ impl PyArguments {
     }
 }
 
+impl PyArguments {
+    /// Where its tensors lie, by name; floats and ids have four bytes.
+    fn spans(&self) -> impl Iterator<Item = (&str, Range<usize>)> {
+        let tensors = self.inputs.iter().chain(&self.segments);
+        tensors.map(|(name, tensor)| (name.as_str(), tensor.span(size_of::<f32>())))
+    }
+}
+
 /// Runs a generic method with the element type of a dtype.
 macro_rules! by_dtype {
     ($dtype:expr, $this:ident.$method:ident($($arg:expr),*)) => {
@@ -239,36 +253,43 @@ impl PyOperator {
         memory_limit: Option<u64>,
     ) -> PyResult<Self> {
         let mut options = Options { isa: Isa::choose(isa).map_err(raise)?, ..Options::default() };
-        options.threads = threads.unwrap_or(options.threads).max(1);
+        // Plans are the same whether or not torch is loaded, and however many threads it has.
+        let cores = options.threads;
+        options.threads = threads.unwrap_or(cores).max(1);
+        options.pool = Some(Arc::new(Threads::new(threads, cores)));
         options.memory_limit = memory_limit.unwrap_or(options.memory_limit);
         options.strategy = strategy.map(str::parse).transpose().map_err(raise)?;
         let spec = spec.inner.clone();
-        let inner = py.detach(|| Operator::new(spec, q_len, kv_len, options)).map_err(raise)?;
+        let inner = detached(py, None, || Operator::new(spec, q_len, kv_len, options)).map_err(raise)?;
         Ok(Self { inner })
     }
 
     /// What the plan of the kernel says, for people; `None` for a pattern that waits for segment ids.
     fn plan(&self, py: Python<'_>) -> PyResult<Option<(String, String, Vec<String>)>> {
-        let compiled = py.detach(|| self.inner.kernel(&Default::default()));
+        let compiled = detached(py, None, || self.inner.kernel(&Default::default()));
         let Ok(compiled) = compiled else { return Ok(None) };
         let plan = compiled.kernel.plan();
         Ok(Some((plan.isa.to_string(), plan.strategy.to_string(), plan.reasons.clone())))
     }
 
-    /// Output and log-sum-exp.
-    fn forward<'py>(
+    /// Writes output and log-sum-exp. `of_torch` threads are torch's, where it is loaded.
+    #[allow(clippy::too_many_arguments)]
+    fn forward(
         &self,
-        py: Python<'py>,
+        py: Python<'_>,
         q: Tensor,
         k: Tensor,
         v: Tensor,
         arguments: PyArguments,
-    ) -> PyResult<(Array<'py>, Array<'py>)> {
-        by_dtype!(self.inner.spec().dtype, self.forward_of(py, [q, k, v], arguments))
+        out: Tensor,
+        lse: Tensor,
+        of_torch: Option<usize>,
+    ) -> PyResult<()> {
+        by_dtype!(self.inner.spec().dtype, self.forward_of(py, [q, k, v], arguments, (out, lse), of_torch))
     }
 
-    /// Gradients of q, k and v, and of the float inputs by name.
-    #[allow(clippy::too_many_arguments, clippy::type_complexity)]
+    /// Writes the gradients of q, k and v to the three of `into`, and gives those of the float inputs by name.
+    #[allow(clippy::too_many_arguments)]
     fn backward<'py>(
         &self,
         py: Python<'py>,
@@ -278,50 +299,63 @@ impl PyOperator {
         grad_out: Tensor,
         saved: Option<(Tensor, Tensor)>,
         arguments: PyArguments,
-    ) -> PyResult<(Array<'py>, Array<'py>, Array<'py>, Vec<(String, Array<'py>)>)> {
-        by_dtype!(self.inner.spec().dtype, self.backward_of(py, [q, k, v, grad_out], saved, arguments))
+        into: [Tensor; 3],
+        of_torch: Option<usize>,
+    ) -> PyResult<Vec<(String, Array<'py>)>> {
+        by_dtype!(self.inner.spec().dtype, self.backward_of(py, [q, k, v, grad_out], saved, arguments, into, of_torch))
     }
 }
 
 impl PyOperator {
-    fn forward_of<'py, T: Element + Stored>(
+    fn forward_of<T: Element>(
         &self,
-        py: Python<'py>,
+        py: Python<'_>,
         [q, k, v]: [Tensor; 3],
         arguments: PyArguments,
-    ) -> PyResult<(Array<'py>, Array<'py>)> {
-        let output = py.detach(|| {
+        (mut out, mut lse): (Tensor, Tensor),
+        of_torch: Option<usize>,
+    ) -> PyResult<()> {
+        let size = size_of::<T>();
+        let mut read = vec![("q", q.span(size)), ("k", k.span(size)), ("v", v.span(size))];
+        read.extend(arguments.spans());
+        check_apart(&[("out", out.span(size)), ("lse", lse.span(size_of::<f32>()))], &read)?;
+        let done = detached(py, of_torch, || {
             let (q, k, v) = (q.fixed::<T, _>("q")?, k.fixed("k")?, v.fixed("v")?);
-            arguments.with(|arguments| self.inner.forward::<T>(q, k, v, arguments))
+            let (mut out, mut lse) = (out.fixed_mut("out")?, lse.fixed_mut("lse")?);
+            arguments.with(|arguments| self.inner.forward_into([q, k, v], arguments, &mut out, &mut lse))
         });
-        let output = output.map_err(raise)?;
-        Ok((T::array(py, output.out), output.lse.into_pyarray(py).into_any()))
+        done.map_err(raise)
     }
 
-    #[allow(clippy::type_complexity)]
-    fn backward_of<'py, T: Element + Stored>(
+    fn backward_of<'py, T: Element>(
         &self,
         py: Python<'py>,
         [q, k, v, grad_out]: [Tensor; 4],
         saved: Option<(Tensor, Tensor)>,
         arguments: PyArguments,
-    ) -> PyResult<(Array<'py>, Array<'py>, Array<'py>, Vec<(String, Array<'py>)>)> {
-        let gradients = py.detach(|| {
+        [mut dq, mut dk, mut dv]: [Tensor; 3],
+        of_torch: Option<usize>,
+    ) -> PyResult<Vec<(String, Array<'py>)>> {
+        let size = size_of::<T>();
+        let mut read = vec![("q", q.span(size)), ("k", k.span(size)), ("v", v.span(size))];
+        read.push(("grad_out", grad_out.span(size)));
+        if let Some((out, lse)) = &saved {
+            read.extend([("out", out.span(size)), ("lse", lse.span(size_of::<f32>()))]);
+        }
+        read.extend(arguments.spans());
+        check_apart(&[("dq", dq.span(size)), ("dk", dk.span(size)), ("dv", dv.span(size))], &read)?;
+        let of_inputs = detached(py, of_torch, || {
             let (q, k, v) = (q.fixed::<T, _>("q")?, k.fixed("k")?, v.fixed("v")?);
             let grad_out = grad_out.fixed("grad_out")?;
             let saved = match &saved {
                 Some((out, lse)) => Some(Saved { out: out.fixed("out")?, lse: lse.fixed::<f32, Ix3>("lse")? }),
                 None => None,
             };
-            arguments.with(|arguments| self.inner.backward::<T>(q, k, v, grad_out, saved, arguments))
+            let into = [dq.fixed_mut("dq")?, dk.fixed_mut("dk")?, dv.fixed_mut("dv")?];
+            arguments.with(|arguments| self.inner.backward_into([q, k, v, grad_out], saved, arguments, into))
         });
-        let gradients = gradients.map_err(raise)?;
-        Ok((
-            T::array(py, gradients.q),
-            T::array(py, gradients.k),
-            T::array(py, gradients.v),
-            gradients.inputs.into_iter().map(|(name, grad)| (name, grad.into_pyarray(py).into_any())).collect(),
-        ))
+        let of_inputs = of_inputs.map_err(raise)?.into_iter();
+        Ok(of_inputs.map(|(name, grad)| (name, grad.into_pyarray(py).into_any())).collect())
     }
 }
 
@@ -331,6 +365,10 @@ fn _hopweave(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
     module.add_class::<PySpec>()?;
     module.add_class::<PyOperator>()?;
+    threads::import();
+    module.add_function(wrap_pyfunction!(threads::forked, module)?)?;
+    module.add_function(wrap_pyfunction!(threads::cores, module)?)?;
+    module.add_function(wrap_pyfunction!(threads::use_openmp, module)?)?;
     module.add("SpecError", py.get_type::<SpecError>())?;
     module.add("ShapeError", py.get_type::<ShapeError>())?;
     module.add("UnsupportedError", py.get_type::<UnsupportedError>())?;

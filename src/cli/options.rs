@@ -62,6 +62,7 @@ impl Global {
         Ok(Options {
             isa: Isa::choose(&self.isa)?,
             threads: self.threads(),
+            pool: None,
             planned_threads: None,
             strategy: self.strategy,
             bf16_dots: None,

@@ -14,8 +14,11 @@ use std::time::{Duration, Instant};
 use crate::target::Isa;
 use crate::tiles::peak;
 
+mod affinity;
 mod facts;
 
+pub(crate) use affinity::Affinity;
+pub use affinity::cores;
 pub use facts::{Facts, TileFacts};
 
 /// What is known about this machine.
@@ -69,11 +72,6 @@ pub fn cpu_name() -> &'static str {
             .find_map(|line| field(&line, "model name").map(str::to_owned));
         named.unwrap_or_else(|| std::env::consts::ARCH.to_owned())
     })
-}
-
-/// Threads that this process may run at the same time, at least 1.
-pub fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Bytes that a program can take now without pushing others out: what the kernel calls available, or what

@@ -7,7 +7,7 @@ use std::ops::Range;
 use smallvec::SmallVec;
 
 use super::pointer::{Pointer, clear, enter, floats, slide};
-use super::pool::spread;
+use super::pool::{Pool, spread};
 use crate::codegen::{KernelArgs, OperandArgs};
 use crate::jit::Linked;
 use crate::mask::QUERY_BLOCK;
@@ -40,6 +40,11 @@ impl HeadRows<'_> {
 }
 
 impl<'a> TensorAt<'a> {
+    /// A tensor of f32 without gaps.
+    pub const fn contiguous(base: Pointer<'a>, (_, heads, rows, width): (usize, usize, usize, usize)) -> Self {
+        Self { base, strides: [heads * rows * width, rows * width, width], element: size_of::<f32>() }
+    }
+
     /// The same seen as heads of `stack` rows, where it has `stack` times as many of one row each.
     pub const fn stacked(self, stack: usize) -> Self {
         let [batch, head, row] = self.strides;
@@ -371,6 +376,24 @@ impl<'a> Head<'a> {
         }
     }
 
+    /// Zeros in the head's rows of a gradient.
+    pub fn clear_gradient(&self, tensor: Tensor) {
+        let shape = &self.plan().shape;
+        let (rows, width) = match tensor {
+            Tensor::GradQ => (shape.q_len, shape.head_dim),
+            Tensor::GradK => (shape.kv_len, shape.head_dim),
+            Tensor::GradV => (shape.kv_len, shape.value_dim),
+            Tensor::Q | Tensor::K | Tensor::V | Tensor::Out | Tensor::GradOut => (0, 0),
+        };
+        let Some(HeadRows { base, stride }) = self.tensor(tensor) else { return };
+        let (pieces, floats) = if stride == width { (1, rows * width) } else { (rows, width) };
+        for piece in 0..pieces {
+            let at = base.at((piece * stride * size_of::<f32>()) as isize);
+            // SAFETY: the rows are those of the head in a tensor of f32 of the plan's shape, and no other unit writes them.
+            unsafe { clear(at, floats * size_of::<f32>()) };
+        }
+    }
+
     /// A whole loop on one worker.
     pub fn run_loop(&self, of_loop: usize, local: Pointer<'_>, own: Own<'_>) {
         self.clear_sums(of_loop);
@@ -385,7 +408,7 @@ impl<'a> Head<'a> {
     }
 
     /// A whole loop, its block rows shared out to workers. Only for loops whose rows do not add to each other.
-    pub fn share_loop(&self, of_loop: usize, threads: &rayon::ThreadPool, locals: &[Pointer<'_>], unit: usize) {
+    pub fn share_loop(&self, of_loop: usize, threads: &dyn Pool, locals: &[Pointer<'_>], unit: usize) {
         let rows = self.plan().block_rows();
         match self.plan().body.loops[of_loop].stages.len() {
             1 if !self.site.loops[of_loop].in_order => {

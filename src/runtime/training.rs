@@ -9,12 +9,13 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ndarray::{Array4, ArrayD, ArrayView3, ArrayView4, CowArray, Ix4, Zip};
+use ndarray::{Array4, ArrayD, ArrayView3, ArrayView4, ArrayViewMut4, CowArray, Ix4, Zip};
 
 use super::memory::{Buffer, grow, zeros};
 use super::nest::{Dropped, Head, HeadRows, LoopFacts, Own, Site, TensorAt, Tensors};
 use super::pointer::Pointer;
-use super::pool::{pool, spread};
+use super::pool::{Pool, spread, workers_of};
+use super::result::GradientTensors;
 use super::{Address, Output, Pointers, readable, tensor_at};
 use crate::dropout::{self, Dropout};
 use crate::dtype::{Dtype, Element};
@@ -85,7 +86,7 @@ struct Inner {
     /// Storage of the callers' tensors.
     dtype: Dtype,
     constants: Vec<Vec<f32>>,
-    threads: Arc<rayon::ThreadPool>,
+    threads: Arc<dyn Pool>,
     /// Workspace of finished calls.
     idle: Mutex<Vec<Workspace>>,
 }
@@ -110,6 +111,8 @@ struct Workspace {
     /// Sums of every stretch but the first.
     sums: Vec<Vec<f32>>,
     stretches: usize,
+    /// Workers of the call in progress; `local` may hold more than they need.
+    workers: usize,
 }
 
 impl Workspace {
@@ -136,7 +139,7 @@ impl Workspace {
         for of_stretch in &mut self.sums {
             grow(of_stretch, floats)?;
         }
-        self.stretches = stretches;
+        (self.stretches, self.workers) = (stretches, workers);
         Ok(())
     }
 }
@@ -163,7 +166,7 @@ impl<'a, T: Element> Wide<'a, T> {
 
     fn tensor(&self) -> TensorAt<'_> {
         match &self.wide {
-            Some(wide) => contiguous(Pointer::from(wide.as_ptr()), wide.dim()),
+            Some(wide) => TensorAt::contiguous(Pointer::from(wide.as_ptr()), wide.dim()),
             None => tensor_at(&self.given),
         }
     }
@@ -173,21 +176,12 @@ impl<'a, T: Element> Wide<'a, T> {
     }
 }
 
-/// A fresh tensor of f32.
-const fn contiguous(base: Pointer<'_>, (_, heads, rows, width): (usize, usize, usize, usize)) -> TensorAt<'_> {
-    TensorAt { base, strides: [heads * rows * width, rows * width, width], element: size_of::<f32>() }
-}
-
 impl TrainingKernel {
     /// A kernel for tensors of `dtype` of what the linker made. Nothing else makes one.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] when the system gives no threads.
-    pub(crate) fn new(dtype: Dtype, kernel: Linked, threads: usize) -> Result<Self> {
+    pub(crate) fn new(dtype: Dtype, kernel: Linked, threads: Arc<dyn Pool>) -> Self {
         let constants = kernel.plan().mods.as_ref().map(|mods| mods.mods.constants()).unwrap_or_default();
         let loops = LoopFacts::of(kernel.plan());
-        let inner = Inner { kernel, loops, dtype, constants, threads: pool(threads)?, idle: Mutex::default() };
-        Ok(Self { inner: Arc::new(inner) })
+        Self { inner: Arc::new(Inner { kernel, loops, dtype, constants, threads, idle: Mutex::default() }) }
     }
 
     /// The plan that the kernel follows.
@@ -197,7 +191,7 @@ impl TrainingKernel {
 
     /// Bytes of workspace that a call over `batch` sequences holds, beyond its tensors.
     pub fn scratch_bytes(&self, batch: usize) -> u64 {
-        self.scratch_bytes_on(batch, self.inner.threads.current_num_threads())
+        self.scratch_bytes_on(batch, workers_of(&*self.inner.threads))
     }
 
     /// The same were there so many threads.
@@ -241,7 +235,7 @@ impl TrainingKernel {
             .map(|unit| Mutex::new(Some(unit)))
             .collect();
         let mut tensors = call.tensors();
-        tensors.set(Tensor::Out, contiguous(Pointer::to(out.as_slice_mut().unwrap_or_default()), dim));
+        tensors.set(Tensor::Out, TensorAt::contiguous(Pointer::to(out.as_slice_mut().unwrap_or_default()), dim));
         let site = call.site(tensors);
         self.inner.each_unit(&units, usize::MAX, |workspace, unit, lse| {
             for (i, lse) in lse.chunks_mut(q_len.max(1)).enumerate() {
@@ -273,6 +267,35 @@ impl TrainingKernel {
         saved: Option<Saved<'_, T>>,
         step: &Step<'_>,
     ) -> Result<Gradients<T>> {
+        let (results, inputs) = self.differentiate([q, k, v, grad_out], saved, step, None)?;
+        let [q, k, v] = results.finish();
+        Ok(Gradients { q, k, v, inputs })
+    }
+
+    /// The same of `tensors` q, k, v and `grad_out` into three of the caller, whatever those hold; f32 in standard layout is
+    /// written in place. Gives the gradients of the score mods' inputs.
+    ///
+    /// # Errors
+    /// Those of [`Self::backward`], and [`Error::Shape`] for tensors of other shapes than q, k and v have.
+    pub fn backward_into<T: Element>(
+        &self,
+        tensors: [ArrayView4<'_, T>; 4],
+        saved: Option<Saved<'_, T>>,
+        step: &Step<'_>,
+        into: [ArrayViewMut4<'_, T>; 3],
+    ) -> Result<Vec<(String, ArrayD<f32>)>> {
+        let (results, inputs) = self.differentiate(tensors, saved, step, Some(into))?;
+        results.finish();
+        Ok(inputs)
+    }
+
+    fn differentiate<'r, T: Element>(
+        &self,
+        [q, k, v, grad_out]: [ArrayView4<'_, T>; 4],
+        saved: Option<Saved<'_, T>>,
+        step: &Step<'_>,
+        into: Option<[ArrayViewMut4<'r, T>; 3]>,
+    ) -> Result<(GradientTensors<'r, T>, Vec<(String, ArrayD<f32>)>)> {
         let call = Call::new(&self.inner, [q, k, v], step)?;
         let plan = self.plan();
         let shape = plan.shape;
@@ -280,10 +303,9 @@ impl TrainingKernel {
         let (q_len, kv_len, d, dv) = (shape.q_len, shape.kv_len, shape.head_dim, shape.value_dim);
         check_outputs(&grad_out, saved.as_ref(), [call.batch, heads, q_len, dv])?;
         // First, so that a call which does not fit is refused before anything is read.
-        let of = |what, (heads, len, width)| zeros::<f32, _>(what, (call.batch, heads, len, width));
-        let mut dq = of("the gradient of q", (heads, q_len, d))?;
-        let mut dk = of("the gradient of k", (kv_heads, kv_len, d))?;
-        let mut dvs = of("the gradient of v", (kv_heads, kv_len, dv))?;
+        let of = |heads, len, width| [call.batch, heads, len, width];
+        let dims = [of(heads, q_len, d), of(kv_heads, kv_len, d), of(kv_heads, kv_len, dv)];
+        let mut results = GradientTensors::new(into, dims)?;
         let grad_out = Wide::new(grad_out)?;
         let finite = call.q.is_finite() && call.k.is_finite() && call.v.is_finite();
         let exact = !finite || !grad_out.is_finite();
@@ -294,12 +316,11 @@ impl TrainingKernel {
             None => None,
         };
         let sums = InputSums::new(self.inner.input_sizes(), call.batch * kv_heads)?;
-        let (dims, group) = ([dq.dim(), dk.dim(), dvs.dim()], heads / kv_heads);
+        let group = heads / kv_heads;
+        let used = results.used();
         let mut tensors = call.tensors();
         tensors.set(Tensor::GradOut, grad_out.tensor());
-        tensors.set(Tensor::GradQ, contiguous(Pointer::to(dq.as_slice_mut().unwrap_or_default()), dims[0]));
-        tensors.set(Tensor::GradK, contiguous(Pointer::to(dk.as_slice_mut().unwrap_or_default()), dims[1]));
-        tensors.set(Tensor::GradV, contiguous(Pointer::to(dvs.as_slice_mut().unwrap_or_default()), dims[2]));
+        results.set(&mut tensors);
         if let Some((out, _)) = &saved {
             tensors.set(Tensor::Out, out.tensor());
         }
@@ -329,6 +350,9 @@ impl TrainingKernel {
                     // Finite tensors may still have scores that are not: by what a score mod reads or makes, or by overflow.
                     // One such score leaves a mark in its row's sum, and the row's Z and gradients are NaN from there on.
                     run.head.exact = exact || !finite;
+                    // Query heads of a group add to the same keys and values.
+                    let starts = |tensor: &&Tensor| **tensor == Tensor::GradQ || i == 0;
+                    used.iter().filter(starts).for_each(|&tensor| run.head.clear_gradient(tensor));
                     for of_loop in run.forward_loops()..run.inner.loops.len() {
                         run.run_loop(of_loop, &mut inputs);
                     }
@@ -350,7 +374,7 @@ impl TrainingKernel {
             let gradient = ArrayD::from_shape_vec(shape.unwrap_or_default(), sum).unwrap_or_default();
             inputs.push((given.input.name.clone(), gradient));
         }
-        Ok(Gradients { q: narrow(dq), k: narrow(dk), v: narrow(dvs), inputs })
+        Ok((results, inputs))
     }
 }
 
@@ -483,8 +507,9 @@ impl<'a, T: Element> Call<'a, T> {
         let plan = self.inner.kernel.plan();
         let (batch, head) = self.head_of(at);
         let out_given = site.tensors.has(Tensor::Out);
-        let Workspace { local, head: of_head, row_max, row_sum, out, row_keys, hop_keys, sums, stretches, .. } =
-            workspace;
+        let Workspace {
+            local, head: of_head, row_max, row_sum, out, row_keys, hop_keys, sums, stretches, workers, ..
+        } = workspace;
         let dropout = self.dropped(row_keys, hop_keys);
         let own_out = HeadRows { base: Pointer::to(out), stride: plan.shape.value_dim };
         let statistics = [Pointer::to(row_max), Pointer::to(row_sum)];
@@ -498,7 +523,7 @@ impl<'a, T: Element> Call<'a, T> {
             exact: false,
             dropout,
         };
-        let locals = local.iter_mut().map(Buffer::pointer).collect();
+        let locals = local.iter_mut().take(*workers).map(Buffer::pointer).collect();
         Run { inner: self.inner, head, own_out, locals, sums, stretches: *stretches }
     }
 
@@ -611,7 +636,7 @@ impl Run<'_> {
             if adds {
                 return self.head.run_loop(of_loop, self.locals[0], own);
             }
-            return self.head.share_loop(of_loop, &self.inner.threads, &self.locals, unit);
+            return self.head.share_loop(of_loop, &*self.inner.threads, &self.locals, unit);
         }
         self.head.clear_sums(of_loop);
         // The first stretch adds to the sums themselves, every other to its own.
@@ -634,7 +659,7 @@ impl Run<'_> {
         }
         let (head, locals) = (&self.head, &self.locals);
         let range = |stretch: usize| -> Range<usize> { (stretch * unit).min(rows)..((stretch + 1) * unit).min(rows) };
-        spread(&self.inner.threads, locals.len(), self.stretches, |worker, stretch| {
+        spread(&*self.inner.threads, locals.len(), self.stretches, |worker, stretch| {
             let rows = range(stretch);
             if !rows.is_empty() {
                 let own = Own {
@@ -741,16 +766,20 @@ impl Inner {
             return Ok(());
         }
         let stretches = self.stretches(units.len());
-        let workers =
-            if stretches > 1 { 1 } else { self.threads.current_num_threads().min(units.len()).min(most_at_once) };
+        let threads = workers_of(&*self.threads);
+        // Either units run at the same time, or the stretches of one.
+        let (workers, in_unit) = match stretches {
+            1 => (threads.min(units.len()).min(most_at_once), 1),
+            _ => (1, threads),
+        };
         let mut spaces = Vec::new();
         for _ in 0..workers {
             let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let mut workspace = idle.unwrap_or_default();
-            workspace.prepare(self, stretches, if stretches > 1 { self.threads.current_num_threads() } else { 1 })?;
+            workspace.prepare(self, stretches, in_unit)?;
             spaces.push(Mutex::new(workspace));
         }
-        spread(&self.threads, workers, units.len(), |worker, unit| {
+        spread(&*self.threads, workers, units.len(), |worker, unit| {
             let mut workspace = spaces[worker].lock().unwrap_or_else(PoisonError::into_inner);
             let taken = units[unit].lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(taken) = taken {
@@ -779,7 +808,8 @@ pub(crate) fn check_outputs<T>(
     check("saved lse", saved.lse.shape(), &output[..3])
 }
 
-fn check(tensor: &str, found: &[usize], expected: &[usize]) -> Result<()> {
+/// Checks that a tensor has a shape.
+pub(crate) fn check(tensor: &str, found: &[usize], expected: &[usize]) -> Result<()> {
     if found == expected {
         return Ok(());
     }

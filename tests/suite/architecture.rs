@@ -30,7 +30,10 @@ const MAP: &[(&str, &[&str])] = &[
     // The interpreter judges its passes in tests.
     ("codegen", &["error", "limits", "target", "dropout", "spec", "interpreter", "mask", "program", "plan", "tiles"]),
     ("jit", &["error", "limits", "target", "tiles", "plan", "codegen"]),
-    ("runtime", &["error", "target", "dtype", "dropout", "spec", "mask", "program", "plan", "codegen", "jit"]),
+    (
+        "runtime",
+        &["error", "target", "dtype", "machine", "dropout", "spec", "mask", "program", "plan", "codegen", "jit"],
+    ),
     ("tuned", &["error", "target", "dtype", "cache", "machine", "spec", "passes", "plan"]),
     (
         "compiler",

@@ -29,6 +29,7 @@ mod numerics_gradients;
 mod pages;
 mod pattern_files;
 mod plan_rules;
+mod pools;
 mod properties;
 mod reproducible;
 mod schema;
