@@ -76,12 +76,12 @@ class Probe:
         n = self.walk.shape[1]
         return alpha * np.linalg.solve(np.eye(n) - (1 - alpha) * self.walk, self.powers[0])
 
-    def fitted(self, hops: int) -> tuple[float, np.ndarray]:
-        """Error with coefficients of each head, and the coefficients `[heads, hops + 1]`."""
-        basis = self.powers[: hops + 1]
+    def fitted(self, hops: int, first: int = 0) -> tuple[float, np.ndarray]:
+        """Error with coefficients of each head for the powers from `first` to `hops`, and the coefficients `[heads, powers]`."""
+        basis = self.powers[first : hops + 1]
         theta = np.stack(
             [
-                np.linalg.lstsq(basis[:, head, ::2].reshape(hops + 1, -1).T, self.full[head, ::2].ravel(), rcond=None)[0]
+                np.linalg.lstsq(basis[:, head, ::2].reshape(len(basis), -1).T, self.full[head, ::2].ravel(), rcond=None)[0]
                 for head in range(basis.shape[1])
             ]
         )
@@ -104,7 +104,7 @@ def report() -> str:
             fixed.append([name, probe.pairs, probe.fixed(1, 0.0), *(probe.fixed(5, a) for a in ALPHAS), wide.fixed(1, 0.0)])
             fits = [probe.fitted(hops) for hops in HOPS]
             ends = [probe.alpha_a_head(5), probe.alpha_a_head(None)]
-            learned.append([name, *(error for error, _ in fits), *ends, wide.fitted(1)[0], wide.fitted(5)[0]])
+            learned.append([name, probe.fitted(1, first=1)[0], *(error for error, _ in fits), *ends, wide.fitted(1)[0], wide.fitted(5)[0]])
             if (radius, tokens) == (32, 1):
                 theta = fits[HOPS.index(5)][1]
     assert theta is not None
@@ -113,8 +113,8 @@ def report() -> str:
             "## Fixed alpha, five hops\n",
             table(["pattern", "pairs a head", "one hop", *(f"alpha {a}" for a in ALPHAS), "one hop, 3 × radius"], fixed),
             "\n## Fitted for each head\n",
-            "`θ K` has K + 1 coefficients for each head.\n",
-            table(["pattern", *(f"θ {k}" for k in HOPS), "5 hops, alpha a head", "all hops, alpha a head", "3 × radius, θ 1", "3 × radius, θ 5"], learned),
+            "`θ K` has K + 1 coefficients for each head, `scaled` the factor of one hop alone.\n",
+            table(["pattern", "scaled", *(f"θ {k}" for k in HOPS), "5 hops, alpha a head", "all hops, alpha a head", "3 × radius, θ 1", "3 × radius, θ 5"], learned),
             "\n## The coefficients of ±32 with one global token, K = 5\n",
             table(["head", *(f"θ_{k}" for k in range(6))], [[at, *(float(x) for x in row)] for at, row in enumerate(theta)]),
         ]

@@ -30,7 +30,6 @@ import hopweave.torch
 HOPS, ALPHA = 5, 0.1
 # theta and alpha are a handful of numbers that have far to go: a rate of their own, the same everywhere.
 HOP_RATE = 1e-2
-WARM_STEPS = 100
 CHOOSING_SEED = 1000
 
 DIFFUSION: dict[str, dict[str, Any] | None] = {
@@ -181,6 +180,8 @@ class Experiment:
     higher_is_better: bool
     radii: tuple[int, ...]
     """Candidates for variant e."""
+    data: str = ""
+    """Where the data lies, if it is not made up."""
 
     def model(self, task: dict[str, Any], letter: str, radius: int | None) -> nn.Module:
         """Variant `letter`; `radius` in place of the task's own, if one is given."""
@@ -195,6 +196,10 @@ class Experiment:
     def evaluate(self, model: nn.Module, task: dict[str, Any], split: str, last: bool) -> dict[str, Any]:
         """At least `score`; split is "validation" or "test"; `last` after the last step."""
         raise NotImplementedError
+
+    def more(self, lines: list[dict[str, Any]]) -> dict[str, str]:
+        """Further columns of the table, from the test runs of one variant."""
+        return {}
 
 
 class Results:
@@ -216,22 +221,22 @@ class Results:
             file.write(json.dumps(line) + "\n")
 
 
-def optimizer_of(model: nn.Module, rate: float) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW with a linear start and then a constant rate, so that a run cut short is a shorter run."""
+def optimizer_of(model: nn.Module, rate: float, warm: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW with `warm` steps of a linear start and then a constant rate, so that a run cut short is a shorter run."""
     of_hops = [p for module in model.modules() if isinstance(module, HopAttention) for p in module.parameters()]
     others = [p for p in model.parameters() if p.requires_grad and not any(p is of for of in of_hops)]
     groups = [{"params": others, "lr": rate, "weight_decay": 0.01}]
     if of_hops:
         groups.append({"params": of_hops, "lr": HOP_RATE, "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(groups)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARM_STEPS))
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warm))
 
 
 def train(experiment: Experiment, cell: dict[str, Any], radius: int | None, split: str) -> dict[str, Any]:
     """One run: scores over steps, and what was learned of the hops."""
     torch.manual_seed(cell["seed"])
     model = experiment.model(cell["task"], cell["variant"], radius).train()
-    optimizer, warm = optimizer_of(model, cell["rate"])
+    optimizer, warm = optimizer_of(model, cell["rate"], max(1, min(100, experiment.steps // 10)))
     began, curve = time.perf_counter(), []
     result: dict[str, Any] = {}
     for step, batch in enumerate(itertools.islice(experiment.batches(cell["task"], cell["seed"]), experiment.steps), 1):
@@ -290,7 +295,7 @@ def measure(experiment: Experiment, task: dict[str, Any], letters: dict[str, tup
     torch.set_num_threads(1)
     batches = experiment.batches(task, CHOOSING_SEED)
     models = {name: experiment.model(task, *of).train() for name, of in letters.items()}
-    steps = {name: optimizer_of(model, 1e-4)[0] for name, model in models.items()}
+    steps = {name: optimizer_of(model, 1e-4, 1)[0] for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in models}
     for batch in itertools.islice(batches, rounds + 2):
         for name, model in models.items():
@@ -357,24 +362,31 @@ def summary(experiment: Experiment, results: Results) -> str:
         budget = experiment.steps * min(times.values(), default=float("nan"))
         wide = {line["seed"]: line["score"] for line in runs.get("e", [])}
         text += [f"\n### {', '.join(f'{key} {value}' for key, value in task.items())}\n"]
-        text += [f"| variant | radius | operator | rate | seeds | step, ms | {experiment.score}, equal steps | less e, paired | equal seconds |"]
-        text += ["| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+        rows = []
         for letter, lines in runs.items():
-            if not lines:
-                text += [f"| {letter}: {NAMES[letter]} | | | | 0 | {_number(times.get(letter))} | not run | | |"]
-                continue
             paired = [line["score"] - wide[line["seed"]] for line in lines if line["seed"] in wide]
             seconds = [at_seconds(line, times[letter], budget) for line in lines] if letter in times else []
-            text += [
-                f"| {letter}: {NAMES[letter]} | {lines[0]['radius'] or ''} | {lines[0]['operator']} | {lines[0]['rate']:g} | {len(lines)} "
-                f"| {_number(times.get(letter))} | {_mean(line['score'] for line in lines)} "
-                f"| {_mean(paired) if letter != 'e' else ''} | {_mean(seconds) if seconds else 'no time yet'} |"
-            ]
+            rows.append(
+                {
+                    "variant": f"{letter}: {NAMES[letter]}",
+                    "radius": str((lines and lines[0]["radius"]) or ""),
+                    "operator": lines[0]["operator"] if lines else "",
+                    "rate": f"{lines[0]['rate']:g}" if lines else "",
+                    "seeds": str(len(lines)),
+                    "step, ms": f"{times[letter]:.1f}" if letter in times else "not measured",
+                    f"{experiment.score}, equal steps": _mean(line["score"] for line in lines) or "not run",
+                    "less e, paired": _mean(paired) if letter != "e" else "",
+                    "equal seconds": _mean(seconds),
+                    **(experiment.more(lines) if lines else {}),
+                }
+            )
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        text += [_row(columns), _row(["---"] * len(columns)), *(_row([row.get(column, "") for column in columns]) for row in rows)]
     return "\n".join(text)
 
 
-def _number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.1f}"
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _mean(values: Any) -> str:
@@ -382,7 +394,7 @@ def _mean(values: Any) -> str:
     if not values:
         return ""
     mean, half = interval(values)
-    return f"{mean:.3f} ± {half:.3f}"
+    return f"{mean:.3f} ± {half:.3f}" if len(values) > 1 else f"{mean:.3f}"
 
 
 def plot(experiment: Experiment, results: Results, path: pathlib.Path, extra: Callable[..., None] | None = None) -> None:
@@ -423,6 +435,8 @@ def main(experiment: Experiment, description: str, extra: Callable[..., None] | 
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--do", default="time,run,plot", help="of time, run and plot, in this order")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("hops_study"), help="folder of results")
+    if experiment.data:
+        parser.add_argument("--data", default=experiment.data, help="folder of the data")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=experiment.steps)
     parser.add_argument("--rounds", type=int, default=20, help="steps that times are medians of")
@@ -430,7 +444,7 @@ def main(experiment: Experiment, description: str, extra: Callable[..., None] | 
     parser.add_argument("--variants", default=experiment.letters)
     parser.add_argument("--tasks", type=int, nargs="*", help="numbers of tasks, from 0; all by default")
     options = parser.parse_args()
-    experiment.steps = options.steps
+    experiment.steps, experiment.data = options.steps, getattr(options, "data", "")
     results = Results(options.out / f"{experiment.name}.jsonl")
     tasks = experiment.tasks if options.tasks is None else [experiment.tasks[at] for at in options.tasks]
     doing = options.do.split(",")
