@@ -78,6 +78,7 @@ if __name__ == "__main__":
         rates=(1e-3, 2e-3, 4e-3),
         score="accuracy",
         higher_is_better=True,
+        causal=False,
         radii=(4, 6, 8, 12, 16, 24, 32, 48, 64, 96),
     )
     main(experiment, __doc__, by_distance)

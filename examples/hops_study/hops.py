@@ -30,6 +30,8 @@ import hopweave.torch
 HOPS, ALPHA = 5, 0.1
 # theta and alpha are a handful of numbers that have far to go: a rate of their own, the same everywhere.
 HOP_RATE = 1e-2
+# Where a pattern is not causal, the limit is iterated, and a smaller alpha takes more hops than there may be (1,024).
+LEAST_ALPHA = 0.02
 CHOOSING_SEED = 1000
 
 DIFFUSION: dict[str, dict[str, Any] | None] = {
@@ -88,15 +90,24 @@ def diffuse_dense(
 
 
 @functools.cache
-def served(letter: str) -> bool:
-    """Whether the installed version has a kernel for this form of hops."""
+def served(letter: str, causal: bool) -> bool:
+    """Whether the installed version has kernels for this form of hops, over patterns that are causal or that are not."""
     if DIFFUSION[letter] is None:
         return True
+    tensor = torch.zeros(1, 1, 16, 16)
+    inputs = {"theta": torch.ones(1, HOPS + 1), "alpha": torch.full((1,), ALPHA)}
+    named = {name: inputs[name] for name in _inputs(letter)}
     try:
-        hopweave.compile(_spec(letter, "causal", 1, 16), 16)
+        spec = _spec(letter, "causal" if causal else "full", 1, 16)
+        hopweave.attention(tensor, tensor, tensor, spec, inputs=named)
     except (hopweave.SpecError, hopweave.UnsupportedError):
         return False
     return True
+
+
+def _inputs(letter: str) -> list[str]:
+    """Names of what comes with each call."""
+    return [of["input"] for of in (DIFFUSION[letter] or {}).values() if isinstance(of, dict)]
 
 
 def _spec(letter: str, pattern: Any, heads: int, width: int) -> hopweave.Spec:
@@ -111,21 +122,22 @@ class HopAttention(nn.Module):
 
     def __init__(self, letter: str, pattern: Any, heads: int, width: int, dense: bool = False) -> None:
         super().__init__()
-        self.letter, self.dense = letter, dense or not served(letter)
+        causal = not torch.from_numpy(_spec("a", pattern, heads, width).mask(64)).triu(1).any()
+        self.letter, self.dense = letter, dense or not served(letter, bool(causal))
         # The mask alone where the version at hand refuses the hops.
         self.spec = _spec("a" if self.dense else letter, pattern, heads, width)
         if letter == "c":
             start = [ALPHA * (1 - ALPHA) ** k for k in range(HOPS)] + [(1 - ALPHA) ** HOPS]
             self.theta = nn.Parameter(torch.tensor([start] * heads))
         if letter == "d":
-            self.logit = nn.Parameter(torch.full((heads,), ALPHA).logit())
+            self.logit = nn.Parameter(torch.full((heads,), (ALPHA - LEAST_ALPHA) / (1 - LEAST_ALPHA)).logit())
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         inputs = {}
         if self.letter == "c":
             inputs["theta"] = self.theta
         if self.letter == "d":
-            inputs["alpha"] = self.logit.sigmoid()
+            inputs["alpha"] = LEAST_ALPHA + (1 - LEAST_ALPHA) * self.logit.sigmoid()
         if not self.dense:
             return hopweave.torch.attention(q, k, v, self.spec, inputs=inputs, threads=torch.get_num_threads())
         fixed = {name: of for name, of in (DIFFUSION[self.letter] or {}).items() if name in ("hops", "alpha")}
@@ -178,6 +190,7 @@ class Experiment:
     rates: tuple[float, ...]
     score: str
     higher_is_better: bool
+    causal: bool
     radii: tuple[int, ...]
     """Candidates for variant e."""
     data: str = ""
@@ -322,7 +335,7 @@ def measure_task(experiment: Experiment, task: dict[str, Any], results: Results,
         times = measure(experiment, task, {"b": ("b", None), **candidates}, rounds)
         within = [radius for radius in experiment.radii if times[str(radius)] <= times["b"]]
         results.add({**key, "stage": "radius", "radius": max(within, default=min(experiment.radii)), "step_ms": times})
-    wanted = "".join(letter for letter in experiment.letters if served(letter))
+    wanted = "".join(letter for letter in experiment.letters if served(letter, experiment.causal))
     if not results.find(**key, stage="times", letters=wanted):
         letters = {letter: (letter, radius_of(results, task) if letter == "e" else None) for letter in wanted}
         results.add({**key, "stage": "times", "letters": wanted, "step_ms": measure(experiment, task, letters, rounds)})
@@ -463,7 +476,7 @@ def main(experiment: Experiment, description: str, extra: Callable[..., None] | 
     tasks = experiment.tasks if options.tasks is None else [experiment.tasks[at] for at in options.tasks]
     doing = options.do.split(",")
     for letter in options.variants:
-        if not served(letter):
+        if not served(letter, experiment.causal):
             print(f"{letter}: {NAMES[letter]}: no kernel in this version; dense torch, and no time of its steps", flush=True)
     if "time" in doing:
         for task in tasks:
@@ -487,8 +500,9 @@ def main(experiment: Experiment, description: str, extra: Callable[..., None] | 
 def check() -> None:
     """Kernels against `diffuse_dense`: outputs, and gradients of q, k, v, theta and alpha."""
     window = {"window": {"radius": 4}}
-    for letter, pattern in itertools.product("abcd", (window, {"all": [window, "causal"]})):
-        if not served(letter):
+    for letter, causal in itertools.product("abcd", (False, True)):
+        pattern = {"all": [window, "causal"]} if causal else window
+        if not served(letter, causal):
             print(f"{letter}: {NAMES[letter]}: no kernel in this version, nothing to compare")
             continue
         torch.manual_seed(0)

@@ -79,6 +79,7 @@ if __name__ == "__main__":
         rates=(1e-3, 2e-3, 4e-3),
         score="bits per pixel",
         higher_is_better=False,
+        causal=True,
         radii=(6, 12, 18, 24, 36, 48, 64, 96, 128, 192, 256),
         data="/usr/share/datasets/fashion-mnist",
     )
