@@ -9,6 +9,7 @@ of JSON, and cells that have one are not run again.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -216,7 +217,7 @@ class Experiment:
 
 
 class Results:
-    """Lines of JSON. Each is written at once, so that processes can share a file."""
+    """Lines of JSON. Each is one write to the file's end, so that processes can share it."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
@@ -226,12 +227,16 @@ class Results:
         """Those that have these values."""
         if not self.path.exists():
             return []
-        lines = (json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}"))
+        lines = []
+        for text in self.path.read_text().splitlines():
+            # A process that was ended may leave a part of a line; its cell is run again.
+            with contextlib.suppress(json.JSONDecodeError):
+                lines.append(json.loads(text))
         return [line for line in lines if all(line.get(key) == value for key, value in cell.items())]
 
     def add(self, line: dict[str, Any]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        with self.path.open("ab", buffering=0) as file:
+            file.write(f"{json.dumps(line)}\n".encode())
 
 
 def optimizer_of(model: nn.Module, rate: float, warm: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
