@@ -161,8 +161,9 @@ fn workers_that_stay_on_a_core_know_of_all() {
 #[test]
 fn a_panic_on_a_pool_reaches_the_caller() {
     let pool = hopweave::runtime::pool(2).expect("a pool");
-    let panics =
-        std::panic::catch_unwind(|| Pool::run(&*pool, 2, &|| std::panic::resume_unwind(Box::new("on purpose"))));
+    let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        Pool::run(&*pool, 2, &|| std::panic::resume_unwind(Box::new("on purpose")));
+    }));
     assert!(panics.is_err());
 }
 
