@@ -16,8 +16,8 @@ use crate::passes::Strategy;
 use crate::pattern::Pattern;
 use crate::plan::{ASKED_FOR, Choice, Model, PlanOptions, Tuning};
 use crate::program::{Program, VerifiedProgram};
-use crate::runtime::{Kernel, Pool, Train, TrainingKernel};
-use crate::spec::{DiffusionForm, PatternSpec};
+use crate::runtime::{Iterations, Kernel, Pool, Train, TrainingKernel, enough};
+use crate::spec::{Alpha, DiffusionForm, Factors, Given, MAX_HOPS, PatternSpec, TYPICAL_ALPHA};
 use crate::target::Isa;
 use crate::tuned::Problem;
 use crate::{codegen, jit, machine, mask, passes, pattern, plan, program, runtime};
@@ -61,6 +61,15 @@ pub fn compile(spec: &PatternSpec, q_len: usize, kv_len: usize, options: &Option
 /// # Errors
 /// Those of [`compile`].
 pub fn compile_pattern(spec: &PatternSpec, pattern: Pattern, options: &Options) -> Result<Compiled> {
+    if let Some((given, tolerance, hops)) = iterated(spec, &pattern) {
+        let compiled = compile_pattern(&with_hops(spec, hops), pattern.clone(), options)?;
+        let make = {
+            let (spec, options) = (spec.clone(), options.clone());
+            move |hops| Ok(compile_pattern(&with_hops(&spec, hops), pattern.clone(), &options)?.kernel)
+        };
+        let iterations = Iterations::new(given, spec.heads, tolerance, hops, Box::new(make));
+        return Ok(Compiled { kernel: compiled.kernel.iterated(iterations), ..compiled });
+    }
     let advice = options.advice(spec, pattern.q_len, pattern.kv_len);
     let Some(path) = advice.tuned_by.clone() else {
         return match compile_with(spec, pattern.clone(), options, advice.clone()) {
@@ -142,6 +151,17 @@ pub fn compile_training(
     options: &Options,
     dropout: bool,
 ) -> Result<TrainingKernel> {
+    if let Some((given, tolerance, hops)) = iterated(spec, pattern) {
+        if dropout {
+            return Err(Error::unsupported("dropout with hops without end", "a number of hops, or no dropout"));
+        }
+        let kernel = compile_training(&with_hops(spec, hops), pattern, options, false)?;
+        let make = {
+            let (spec, pattern, options) = (spec.clone(), pattern.clone(), options.clone());
+            move |hops| compile_training(&with_hops(&spec, hops), &pattern, &options, false)
+        };
+        return Ok(kernel.iterated(Iterations::new(given, spec.heads, tolerance, hops, Box::new(make))));
+    }
     let allowance = options.allowance(spec);
     let mut program = training_program(spec, pattern, options, dropout)?;
     let isa = jit::target_isa()?;
@@ -187,6 +207,8 @@ pub fn emit(
     if stage == Stage::Pattern {
         return Ok(pattern.print());
     }
+    let stand_in = iterated(spec, &pattern).map(|(.., hops)| with_hops(spec, hops));
+    let spec = stand_in.as_ref().unwrap_or(spec);
     let advice = options.advice(spec, q_len, kv_len);
     let allowance = options.allowance(spec);
     let mask = match training {
@@ -247,6 +269,8 @@ pub fn strategies(
     options: &Options,
 ) -> Result<Vec<(Strategy, std::result::Result<String, String>)>> {
     let pattern = pattern::resolve(spec, q_len, kv_len)?;
+    let stand_in = iterated(spec, &pattern).map(|(.., hops)| with_hops(spec, hops));
+    let spec = stand_in.as_ref().unwrap_or(spec);
     let allowance = options.allowance(spec);
     let mask = build_whole_mask(spec, &pattern, allowance)?;
     let program = build_program(spec, &pattern, mask, allowance)?;
@@ -274,6 +298,25 @@ fn build_mask(
         true if !is_limit(spec) => mask::build_in_parts(pattern.of_hop(0), allowance, 1),
         _ => build_whole_mask(spec, pattern, allowance),
     }
+}
+
+/// Hops without end that no call can solve row after row, with an alpha that comes with the call: what is given, the
+/// tolerance, and as many hops as a typical alpha takes.
+fn iterated(spec: &PatternSpec, pattern: &Pattern) -> Option<(Given, f64, usize)> {
+    let DiffusionForm::Limit { alpha: Alpha::Input(_), tolerance } = spec.diffusion.form else { return None };
+    let given = spec.diffusion.given()?;
+    let solved = (0..pattern.heads).all(|head| pattern.is_lower_triangular(head));
+    let hops = enough(Factors::hops_until(TYPICAL_ALPHA, tolerance).unwrap_or(MAX_HOPS));
+    (!solved).then_some((given, tolerance, hops))
+}
+
+/// The same spec with a number of hops.
+fn with_hops(spec: &PatternSpec, hops: usize) -> PatternSpec {
+    let mut spec = spec.clone();
+    if let DiffusionForm::Limit { alpha: Alpha::Input(alpha), .. } = &spec.diffusion.form {
+        spec.diffusion.form = DiffusionForm::Restart { hops, alpha: alpha.clone() };
+    }
+    spec
 }
 
 /// Hops without end.

@@ -4,6 +4,7 @@
 //! interpreted (`nest`), forward and backward alike. A block row is always computed by the same code in the same order,
 //! whoever computes it, so results do not depend on the number of threads.
 
+mod iterations;
 pub(crate) mod memory;
 mod nest;
 mod pointer;
@@ -30,6 +31,7 @@ use crate::plan::VerifiedPlan;
 use crate::program::{Loop, Op, Tensor};
 use crate::spec::Inputs;
 
+pub(crate) use iterations::{Iterations, enough};
 pub use training::{Gradients, Saved, Step, TrainingKernel};
 pub(crate) use training::{check, check_outputs};
 
@@ -55,6 +57,8 @@ struct Inner {
     /// Makes the kernel for training, which is made at the first backward call.
     train: Option<Train>,
     training: OnceLock<TrainingKernel>,
+    /// Kernels of other numbers of hops, where those depend on the call.
+    iterations: OnceLock<Iterations<Kernel>>,
 }
 
 /// Compiles the kernel for training that belongs to a kernel.
@@ -81,9 +85,15 @@ impl Kernel {
     pub(crate) fn new(kernel: Linked, threads: Arc<dyn Pool>, train: Option<Train>) -> Self {
         let constants = kernel.plan().mods.as_ref().map(|mods| mods.mods.constants()).unwrap_or_default();
         let loops = LoopFacts::of(kernel.plan());
-        let (idle, training) = (Mutex::default(), OnceLock::new());
-        let inner = Inner { kernel, loops, constants, threads, idle, train, training };
+        let (idle, training, iterations) = (Mutex::default(), OnceLock::new(), OnceLock::new());
+        let inner = Inner { kernel, loops, constants, threads, idle, train, training, iterations };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// The same with kernels of other numbers of hops beside it.
+    pub(crate) fn iterated(self, iterations: Iterations<Self>) -> Self {
+        let _ = self.inner.iterations.set(iterations);
+        self
     }
 
     /// The plan that the kernel follows.
@@ -230,6 +240,11 @@ impl Kernel {
         mut lse: Option<&mut ArrayViewMut3<'_, f32>>,
     ) -> Result<()> {
         let plan = self.plan();
+        if let Some(iterations) = self.inner.iterations.get()
+            && let Some(kernel) = iterations.of(inputs, plan.mods.as_ref().map(|mods| &mods.mods))?
+        {
+            return kernel.forward_into_with(q, k, v, inputs, out, lse);
+        }
         if T::DTYPE != plan.shape.dtype {
             return Err(Error::Dtype { expected: plan.shape.dtype.name(), found: T::DTYPE.name() });
         }

@@ -22,6 +22,10 @@ pub(super) const PASS: NestPass = NestPass {
 const FEW_HOPS: usize = 32;
 
 fn run(body: &mut Body, _: &Setting<'_>) -> Verdict {
+    if body.loops.iter().any(Loop::is_in_order) {
+        // All hops are one.
+        return Ok(None);
+    }
     let hops = hops(body);
     let Some(forward) = hops.last().map(|hop| hop.loops.end) else { return Ok(None) };
     let kept_every = match hops.len() {

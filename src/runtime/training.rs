@@ -7,10 +7,11 @@
 //! The plan's nest has the forward loops first. Where the caller saved what they compute, they are left out.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ndarray::{Array4, ArrayD, ArrayView3, ArrayView4, ArrayViewMut4, CowArray, Ix4, Zip};
 
+use super::iterations::Iterations;
 use super::memory::{Buffer, grow, zeros};
 use super::nest::{Dropped, Head, HeadRows, LoopFacts, Own, Site, TensorAt, Tensors};
 use super::pointer::Pointer;
@@ -89,6 +90,8 @@ struct Inner {
     threads: Arc<dyn Pool>,
     /// Workspace of finished calls.
     idle: Mutex<Vec<Workspace>>,
+    /// Kernels of other numbers of hops, where those depend on the call.
+    iterations: OnceLock<Iterations<TrainingKernel>>,
 }
 
 /// Workspace of one unit in flight; nothing is allocated anew while sizes stay.
@@ -181,7 +184,20 @@ impl TrainingKernel {
     pub(crate) fn new(dtype: Dtype, kernel: Linked, threads: Arc<dyn Pool>) -> Self {
         let constants = kernel.plan().mods.as_ref().map(|mods| mods.mods.constants()).unwrap_or_default();
         let loops = LoopFacts::of(kernel.plan());
-        Self { inner: Arc::new(Inner { kernel, loops, dtype, constants, threads, idle: Mutex::default() }) }
+        let (idle, iterations) = (Mutex::default(), OnceLock::new());
+        Self { inner: Arc::new(Inner { kernel, loops, dtype, constants, threads, idle, iterations }) }
+    }
+
+    /// The same with kernels of other numbers of hops beside it.
+    pub(crate) fn iterated(self, iterations: Iterations<Self>) -> Self {
+        let _ = self.inner.iterations.set(iterations);
+        self
+    }
+
+    /// The kernel of as many hops as a call takes, unless it is this one.
+    fn of_call(&self, step: &Step<'_>) -> Result<Option<Self>> {
+        let mods = self.plan().mods.as_ref().map(|mods| &mods.mods);
+        self.inner.iterations.get().map_or(Ok(None), |iterations| iterations.of(&step.inputs, mods))
     }
 
     /// The plan that the kernel follows.
@@ -221,6 +237,9 @@ impl TrainingKernel {
         v: ArrayView4<'_, T>,
         step: &Step<'_>,
     ) -> Result<Output<T>> {
+        if let Some(kernel) = self.of_call(step)? {
+            return kernel.forward(q, k, v, step);
+        }
         let call = Call::new(&self.inner, [q, k, v], step)?;
         let shape = self.plan().shape;
         let (heads, q_len, dv) = (shape.heads, shape.q_len, shape.value_dim);
@@ -296,6 +315,9 @@ impl TrainingKernel {
         step: &Step<'_>,
         into: Option<[ArrayViewMut4<'r, T>; 3]>,
     ) -> Result<(GradientTensors<'r, T>, Vec<(String, ArrayD<f32>)>)> {
+        if let Some(kernel) = self.of_call(step)? {
+            return kernel.differentiate([q, k, v, grad_out], saved, step, into);
+        }
         let call = Call::new(&self.inner, [q, k, v], step)?;
         let plan = self.plan();
         let shape = plan.shape;

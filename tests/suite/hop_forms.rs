@@ -215,6 +215,35 @@ fn a_limit_that_is_no_substitution_is_iterated() {
     assert!(case.check_gradients(None) >= 2);
 }
 
+/// The same where alpha comes with the call, and with it the number of hops: few kernels serve all of them.
+#[test]
+fn a_limit_of_the_call_is_iterated() {
+    let spec = spec(PATTERNS[1], "{hops: all, alpha: {input: a}, tolerance: 1e-6}", &[]);
+    let pattern = pattern::resolve(&spec, 130, 130).expect("a pattern");
+    let compiled = compiler::compile(&spec, 130, 130, &options(Isa::best(), None)).expect("a kernel");
+    let training = compiled.kernel.training().expect("a kernel");
+    for alpha in [[0.05, 0.4], [0.9, 0.3], [1.0, 1.0]] {
+        let mut case = Case::new(&spec, 130, false);
+        case.given = Some(("a".to_owned(), ArrayD::from_shape_vec(IxDyn(&[2]), alpha.to_vec()).expect("a tensor")));
+        let Tensors { q, k, v } = &case.t;
+        let found = compiled.kernel.forward_with(q.view(), k.view(), v.view(), &case.inputs()).expect("an output");
+        near(&found.out.view().into_dyn(), &case.output().out.view().into_dyn(), 5e-6, &format!("{alpha:?}"));
+        let step = Step { inputs: case.inputs(), ..Step::default() };
+        let found = training.backward(q.view(), k.view(), v.view(), case.grad.view(), None, &step).expect("gradients");
+        let expected = case.gradients(None);
+        // The interpreter's are those of fewer hops: what is left of them is of the size of the tolerance, a hop.
+        near(&found.q.view().into_dyn(), &expected.q.view().into_dyn(), 1e-4, &format!("{alpha:?}: dq"));
+        near(&found.v.view().into_dyn(), &expected.v.view().into_dyn(), 1e-4, &format!("{alpha:?}: dv"));
+        near(&found.inputs[0].1.view(), &expected.inputs[0].1.view(), 1e-3, &format!("{alpha:?}: da"));
+    }
+    let given = ArrayD::from_elem(IxDyn(&[1]), 1e-4_f32);
+    let t = Tensors::random(&spec, 1, 130, 1);
+    let inputs = Inputs::none().with("a", given.view());
+    let slow = compiled.kernel.forward_with(t.q.view(), t.k.view(), t.v.view(), &inputs).expect_err("a refusal");
+    assert!(slow.to_string().contains("of head 0, whose queries attend to later keys too"), "{slow}");
+    assert!(compiler::compile_training(&spec, &pattern, &options(Isa::best(), None), true).is_err());
+}
+
 #[test]
 fn grouped_heads_and_odd_widths_conform() {
     for (diffusion, pattern) in [

@@ -16,7 +16,7 @@ use crate::{mask, pattern, spec};
 /// Block rows of 64 queries.
 const ROWS: usize = 12;
 
-const PATTERNS: [&str; 6] = [
+const PATTERNS: [&str; 7] = [
     // What a row reaches, every row far from the ends does: what the verifier refuses for the furthest row is wrong.
     "{window: {radius: 70}}",
     "{window: {left: 70, right: 3}}",
@@ -25,7 +25,11 @@ const PATTERNS: [&str; 6] = [
     "{window: {left: 100, right: 0}}",
     "{any: [{window: {radius: 8}}, {random: {keys_per_query: 1, seed: 2, among: past}}]}",
     "{chunk: {size: 64}}",
+    // Rows that follow each other.
+    ENDLESS,
 ];
+/// Hops without end, over this pattern.
+const ENDLESS: &str = "{window: {left: 130, right: 0}}";
 /// Patterns of the first kind.
 const EXACT: usize = 3;
 
@@ -47,6 +51,8 @@ fn cases() -> &'static [Case] {
 
 fn case(pattern: usize, text: &str, hops: usize) -> Case {
     let n = 64 * ROWS - 5;
+    let endless = text == ENDLESS;
+    let hops = if endless { "all".to_owned() } else { hops.to_string() };
     let text = format!("name: x\nhead_dim: 4\npattern: {text}\ndiffusion: {{hops: {hops}, alpha: 0.1}}\n");
     let spec = spec::parse(&text, "<text>").unwrap();
     let resolved = pattern::resolve(&spec, n, n).unwrap();
@@ -56,7 +62,8 @@ fn case(pattern: usize, text: &str, hops: usize) -> Case {
     }
     let built = build(&spec, mask::build(&resolved, u64::MAX).unwrap()).unwrap();
     let fused = |program| passes::run(program, &[]).unwrap();
-    let gradient = |dropout| fused(derive_gradient(built.clone(), dropout).unwrap());
+    // Hops without end have no dropout.
+    let gradient = |dropout| fused(derive_gradient(built.clone(), dropout && !endless).unwrap());
     let programs = [fused(built.clone()), gradient(false), gradient(true)];
     let reach = match reaches(&built.neighbors) {
         Reaches::Band(reach, _) => reach,
