@@ -172,7 +172,7 @@ pub fn compile_training(
         let plan_options = PlanOptions { strategy: chosen.strategy, reasons: chosen.reasons, ..PlanOptions::default() };
         let plan = plan::build(&verified, options.isa, plan_options)?;
         let linked = jit::link(codegen::lower(plan, &*isa), &isa, &allowance)?;
-        let kernel = TrainingKernel::new(spec.dtype, linked, options.pool()?);
+        let kernel = TrainingKernel::new((spec.dtype, spec.diffusion.hops() > 0), linked, options.pool()?);
         let given = kernel.scratch_bytes_on(1, options.planning_threads());
         if given <= options.memory_limit {
             return Ok(kernel);

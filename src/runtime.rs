@@ -4,6 +4,7 @@
 //! interpreted (`nest`), forward and backward alike. A block row is always computed by the same code in the same order,
 //! whoever computes it, so results do not depend on the number of threads.
 
+mod input_sums;
 mod iterations;
 pub(crate) mod memory;
 mod nest;

@@ -7,10 +7,11 @@
 //! The plan's nest has the forward loops first. Where the caller saved what they compute, they are left out.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ndarray::{Array4, ArrayD, ArrayView3, ArrayView4, ArrayViewMut4, CowArray, Ix4, Zip};
 
+use super::input_sums::{InputSums, input_list};
 use super::iterations::Iterations;
 use super::memory::{Buffer, grow, zeros};
 use super::nest::{Dropped, Head, HeadRows, LoopFacts, Own, Site, TensorAt, Tensors};
@@ -32,8 +33,6 @@ use crate::spec::score::{Checked, HeadNumbers};
 const UNITS: usize = 8;
 /// Block rows of a stretch, at least.
 const STRETCH_ROWS: usize = 4;
-/// Bytes of the gradients of score mods' inputs that units keep for themselves.
-const INPUT_BYTES: usize = 1 << 30;
 /// Bytes of sums that stretches keep, beyond two of them.
 const STRETCH_BYTES: usize = 256 << 20;
 /// Largest log-sum-exp that stands for a row's maximum and sum when P is made again. Its own rounding, 2^-24 of its size, is
@@ -86,6 +85,9 @@ struct Inner {
     loops: Vec<LoopFacts>,
     /// Storage of the callers' tensors.
     dtype: Dtype,
+    /// Whether there is a hop behind which rows are dropped: without hops a kernel has one all the same, whose product is
+    /// left out.
+    has_hops: bool,
     constants: Vec<Vec<f32>>,
     threads: Arc<dyn Pool>,
     /// Workspace of finished calls.
@@ -181,11 +183,11 @@ impl<'a, T: Element> Wide<'a, T> {
 
 impl TrainingKernel {
     /// A kernel for tensors of `dtype` of what the linker made. Nothing else makes one.
-    pub(crate) fn new(dtype: Dtype, kernel: Linked, threads: Arc<dyn Pool>) -> Self {
+    pub(crate) fn new((dtype, has_hops): (Dtype, bool), kernel: Linked, threads: Arc<dyn Pool>) -> Self {
         let constants = kernel.plan().mods.as_ref().map(|mods| mods.mods.constants()).unwrap_or_default();
         let loops = LoopFacts::of(kernel.plan());
         let (idle, iterations) = (Mutex::default(), OnceLock::new());
-        Self { inner: Arc::new(Inner { kernel, loops, dtype, constants, threads, idle, iterations }) }
+        Self { inner: Arc::new(Inner { kernel, loops, dtype, has_hops, constants, threads, idle, iterations }) }
     }
 
     /// The same with kernels of other numbers of hops beside it.
@@ -400,52 +402,6 @@ impl TrainingKernel {
     }
 }
 
-/// The gradients of the score mods' inputs: sums of every unit for itself, so that what is added to what does not depend
-/// on threads. Where those would take too much memory, units run one after the other.
-struct InputSums {
-    /// Elements of every input.
-    sizes: Vec<usize>,
-    of_units: Vec<Mutex<Vec<f32>>>,
-}
-
-impl InputSums {
-    fn new(sizes: Vec<usize>, units: usize) -> Result<Self> {
-        let all: usize = sizes.iter().sum();
-        let of_unit = |_| Ok(Mutex::new(zeros("the gradients of inputs", all)?.into_raw_vec_and_offset().0));
-        let of_units = (0..Self::count(all, units)).map(of_unit).collect::<Result<_>>()?;
-        Ok(Self { sizes, of_units })
-    }
-
-    /// How many sums of `all` elements are kept for `units`.
-    fn count(all: usize, units: usize) -> usize {
-        if units.saturating_mul(all) <= INPUT_BYTES / size_of::<f32>() { units.max(1) } else { 1 }
-    }
-
-    fn most_at_once(&self) -> usize {
-        if self.of_units.len() == 1 { 1 } else { usize::MAX }
-    }
-
-    fn of_unit(&self, unit: usize) -> MutexGuard<'_, Vec<f32>> {
-        self.of_units[unit.min(self.of_units.len() - 1)].lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The sums of all units, in order, input by input.
-    fn finish(self) -> Vec<Vec<f32>> {
-        let mut units = self.of_units.into_iter().map(|unit| unit.into_inner().unwrap_or_else(PoisonError::into_inner));
-        let mut total = units.next().unwrap_or_default();
-        for unit in units {
-            total.iter_mut().zip(unit).for_each(|(sum, x)| *sum += x);
-        }
-        let mut rest = total.as_slice();
-        let split = self.sizes.iter().map(|&size| {
-            let (input, behind) = rest.split_at(size);
-            rest = behind;
-            input.to_vec()
-        });
-        split.collect()
-    }
-}
-
 /// A call's tensors and what is the same for all its heads.
 struct Call<'a, T> {
     inner: &'a Inner,
@@ -563,7 +519,7 @@ impl<'a, T: Element> Call<'a, T> {
                 *key = dropout::row_key(dropout.seed, Dropout::ATTENTION, item, number(place));
             }
         }
-        if dropout.hop > 0.0 {
+        if dropout.hop > 0.0 && self.inner.has_hops {
             for (hop, keys) in workspace.hop_keys.chunks_mut(self.hop_stride().max(1)).enumerate() {
                 for (place, key) in keys.iter_mut().enumerate().take(q_len) {
                     *key = dropout::row_key(dropout.seed, Dropout::hop_stream(hop), item, number(place));
@@ -586,7 +542,7 @@ impl<'a, T: Element> Call<'a, T> {
                 (dropout::threshold(dropout.attention), dropout::scale(dropout.attention));
             dropped.row_keys = Pointer::to(row_keys);
         }
-        if dropout.hop > 0.0 {
+        if dropout.hop > 0.0 && self.inner.has_hops {
             (dropped.hop_threshold, dropped.hop_keep) = (dropout::threshold(dropout.hop), dropout::scale(dropout.hop));
             dropped.hop_keys = Pointer::to(hop_keys);
         }
@@ -701,17 +657,6 @@ impl Run<'_> {
             inputs.iter_mut().zip(&of_stretch[at..]).for_each(|(sum, x)| *sum += x);
         }
     }
-}
-
-/// Where the gradient of each of the score mods' inputs begins, one behind the other.
-fn input_list(sizes: &[usize], base: Pointer<'_>) -> Vec<Address> {
-    let mut at = 0;
-    let list = sizes.iter().map(|size| {
-        let here = base.at((at * size_of::<f32>()) as isize);
-        at += size;
-        Address(here.get().cast_const().cast())
-    });
-    list.collect()
 }
 
 impl Inner {

@@ -28,7 +28,10 @@ const MAP: &[(&str, &[&str])] = &[
     ("cost", &["target", "dtype", "machine", "spec", "pattern", "mask", "program", "passes", "tiles"]),
     ("plan", &["error", "target", "dtype", "machine", "spec", "mask", "program", "passes", "cost", "tiles"]),
     // The interpreter judges its passes in tests.
-    ("codegen", &["error", "limits", "target", "dropout", "spec", "interpreter", "mask", "program", "plan", "tiles"]),
+    (
+        "codegen",
+        &["error", "limits", "target", "dtype", "dropout", "spec", "interpreter", "mask", "program", "plan", "tiles"],
+    ),
     ("jit", &["error", "limits", "target", "tiles", "plan", "codegen"]),
     (
         "runtime",

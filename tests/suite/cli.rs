@@ -491,7 +491,7 @@ fn wrong_inputs_are_refused_with_their_line() {
     refused(&folder.run(&["--input", &rel, "--input", &rel]), "is a second file for input `rel`");
     assert_eq!(code(&folder.run(&["--input", "rel"])), 2);
     folder.write("spec.yaml", WINDOW.as_bytes());
-    refused(&folder.run(&["--input", &rel]), "the spec's score mods read no inputs");
+    refused(&folder.run(&["--input", &rel]), "the spec's score mods and hops read no inputs");
     assert!(!folder.path("out.npy").exists());
 }
 
