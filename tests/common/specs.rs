@@ -121,6 +121,8 @@ fn diffusion() -> impl Strategy<Value = String> {
         3 => (0..5_u32, 0..5_u32).prop_map(|(hops, alpha)| format!("{{hops: {hops}, alpha: {}}}", f64::from(alpha) / 4.0)),
         1 => (1..4_u32).prop_map(|hops| format!("{{heat: 1.5, hops: {hops}}}")),
         1 => prop::collection::vec(-2..3_i32, 1..5).prop_map(|terms| format!("{{coefficients: {terms:?}}}")),
+        1 => Just("{hops: all, alpha: 0.5}".to_string()),
+        1 => Just("{hops: [{}, {pattern: causal}, {pattern: {window: {radius: 9}}}], alpha: 0.25}".to_string()),
     ]
 }
 
@@ -140,6 +142,9 @@ pub fn spec_text() -> impl Strategy<Value = (String, usize)> {
     sizes.prop_flat_map(move |(n, heads)| (Just(n), root(n, heads), dims(), dims(), Just(heads), any::<bool>(), diffusion())).prop_map(
         |(n, tree, head_dim, value_dim, heads, grouped, diffusion)| {
             let kv_heads = if grouped { 1 } else { heads };
+            // Hops without end are solved row after row where no key comes after its query.
+            let causal = diffusion.contains("all") && !tree.contains("per_head") && n % 4 != 0;
+            let tree = if causal { format!("{{all: [causal, {tree}]}}") } else { tree };
             let text = format!(
                 "name: random\nheads: {heads}\nkv_heads: {kv_heads}\nhead_dim: {head_dim}\nvalue_dim: {value_dim}\npattern: {tree}\n\
                  diffusion: {diffusion}\n"
