@@ -26,7 +26,7 @@ from torch import nn
 from transformers import AttentionInterface, AutoTokenizer, BertModel
 from transformers.masking_utils import AttentionMaskInterface
 
-from hops import Experiment, HopAttention, interval, main
+from hops import Experiment, HopAttention, main, shown
 
 CHUNK, HEADS, WIDTH = 512, 12, 32
 # Articles of each class: looked at during a run, to make centroids of, to test these.
@@ -170,7 +170,6 @@ class Convert(Experiment):
         return result
 
     def more(self, lines: list[dict[str, Any]]) -> dict[str, str]:
-        mean, half = interval([line["cosine"] for line in lines])
         # Of the seeds' mean for each article; articles drawn with replacement.
         of_articles = torch.tensor([line["right"] for line in lines], dtype=torch.float32).mean(0)
         generator = torch.Generator().manual_seed(0)
@@ -178,7 +177,7 @@ class Convert(Experiment):
         low, high = drawn.quantile(torch.tensor([0.025, 0.975])).tolist()
         teachers = sum(lines[0]["teacher_right"]) / len(lines[0]["teacher_right"])
         return {
-            "cosine": f"{mean:.4f} ± {half:.4f}",
+            "cosine": shown(line["cosine"] for line in lines),
             "nearest centroid (articles' bootstrap)": f"{of_articles.mean():.3f} ({low:.3f} to {high:.3f})",
             "teacher": f"{teachers:.3f}",
         }

@@ -404,9 +404,9 @@ def summary(experiment: Experiment, results: Results) -> str:
                     "rate": f"{lines[0]['rate']:g}" if lines else "",
                     "seeds": str(len(lines)),
                     "step, ms": f"{times[letter]:.1f}" if letter in times else "not measured",
-                    f"{experiment.score}, equal steps": _mean(line["score"] for line in lines) or "not run",
-                    "less e, paired": _mean(paired) if letter != "e" else "",
-                    "equal seconds": _mean(seconds),
+                    f"{experiment.score}, equal steps": shown(line["score"] for line in lines) or "not run",
+                    "less e, paired": shown(paired) if letter != "e" else "",
+                    "equal seconds": shown(seconds),
                     **(experiment.more(lines) if lines else {}),
                 }
             )
@@ -420,7 +420,8 @@ def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _mean(values: Any) -> str:
+def shown(values: Any) -> str:
+    """Mean and 95 % interval of several values, the value of one, nothing of none."""
     values = list(values)
     if not values:
         return ""
