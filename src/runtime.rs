@@ -33,7 +33,7 @@ use crate::program::{Loop, Op, Tensor};
 use crate::spec::Inputs;
 
 pub(crate) use iterations::{Iterations, enough};
-pub use training::{Gradients, Saved, Step, TrainingKernel};
+pub use training::{Gradients, InputGradients, Saved, Step, TrainingKernel};
 pub(crate) use training::{check, check_outputs};
 
 /// Block rows for which another worker pays.

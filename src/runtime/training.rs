@@ -56,8 +56,11 @@ pub struct Gradients<T = f32> {
     pub v: Array4<T>,
     /// Of every input of the score mods, and of what the hops take for each head, by name and of its shape: summed over
     /// batch, and over heads where all have the same, in f32.
-    pub inputs: Vec<(String, ArrayD<f32>)>,
+    pub inputs: InputGradients,
 }
+
+/// Gradients of what a call gives by name.
+pub type InputGradients = Vec<(String, ArrayD<f32>)>;
 
 /// What a training step brings besides its tensors.
 #[derive(Debug, Clone, Default)]
@@ -316,7 +319,7 @@ impl TrainingKernel {
         saved: Option<Saved<'_, T>>,
         step: &Step<'_>,
         into: Option<[ArrayViewMut4<'r, T>; 3]>,
-    ) -> Result<(GradientTensors<'r, T>, Vec<(String, ArrayD<f32>)>)> {
+    ) -> Result<(GradientTensors<'r, T>, InputGradients)> {
         if let Some(kernel) = self.of_call(step)? {
             return kernel.differentiate([q, k, v, grad_out], saved, step, into);
         }
