@@ -362,7 +362,7 @@ fn check_memory(kernel: &Kernel, options: &Options) -> Result<()> {
 pub struct Options {
     /// Tile family.
     pub isa: Isa,
-    /// Threads of a call, at least 1. With a [`pool`](Self::pool), what plans are made for; a call has as many as the pool
+    /// Threads of a call, at least 1. With a [`pool`](field@Self::pool), what plans are made for; a call has as many as the pool
     /// says then.
     pub threads: usize,
     /// Threads that calls run on; rayon's where there are none, [`threads`](Self::threads) of them. Results do not depend on

@@ -10,7 +10,7 @@ use crate::spec::{self, Alpha, Diffusion, DiffusionForm, Factors, MAX_HOPS, Patt
 
 /// The program as the definition has it, before any pass.
 ///
-/// The factor of the diffusion on V before the first hop ([`crate::spec::Diffusion::initial`]) goes into the first hop's
+/// The factor of the diffusion on V before the first hop ([`crate::spec::Factors::initial`]) goes into the first hop's
 /// factor, since a hop is linear. No hop at all is a hop with factor 0 that V is added to with that factor: a factor of 0
 /// leaves the product out, so that NaN in it does not enter.
 ///

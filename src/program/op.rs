@@ -197,7 +197,7 @@ pub enum Op {
         /// What it is added to.
         onto: ValueId,
     },
-    /// The sum of a number for every query, times `factor`: added to what the call's numbers get, [`Body::given`], in a
+    /// The sum of a number for every query, times `factor`: added to what the call's numbers get, [`super::Body::given`], in a
     /// column of the head's. → a number for every query, in place: what was summed
     SumRows {
         /// A number for every query.
