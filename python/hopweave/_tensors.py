@@ -57,7 +57,7 @@ def describe(name: str, value: Any, dtype: str) -> Described:
         strides = tuple(stride // size for stride in strides)
     else:
         raise TypeError(f"{name}: a {type(value).__name__}; expected a numpy array or a torch tensor")
-    if len(shape) > 0 and shape[-1] > 1 and strides[-1] != 1:
+    if len(shape) > 0 and 0 not in shape and shape[-1] > 1 and strides[-1] != 1:
         raise ShapeError(
             f"{name}: strides {tuple(strides)}; expected a last axis with stride 1: "
             + (f"{name}.contiguous()" if is_torch(value) else f"numpy.ascontiguousarray({name})")

@@ -25,7 +25,7 @@ COMMON = """
 import os, sys, threading
 import numpy as np
 sys.path.insert(0, {tests!r})
-from conftest import tensors
+from conftest import HOPS, tensors
 import hopweave
 
 spec = hopweave.Spec.from_yaml(HOPS)
