@@ -25,7 +25,7 @@ def rounds(servers: dict, requests: dict, count: int) -> list[dict]:
     done = []
     for number in range(count):
         turn = names[number % len(names):] + names[: number % len(names)]
-        done.append({name: servers[requests[name][0]].ask(requests[name][1])["wall_ms"] for name in turn})
+        done.append({name: servers[requests[name][0]].ask(requests[name][1])["median_ms"] for name in turn})
     return done
 
 
