@@ -29,15 +29,16 @@ fn run_rest(body: &mut Body, _: &Setting<'_>) -> Verdict {
 /// Fuses all such loops; whether every hop that could follow its softmax did.
 fn fuse(body: &mut Body) -> bool {
     let sites = Sites::of(body);
-    let (mut at, mut fused) = (0, true);
+    let mut fused = true;
     nest::join_loops(body, |values, last, next| {
-        at += 1;
         let softmax = last.ops().any(|operation| matches!(operation.op, Op::Exp { .. }));
         let hop = nest::starts_with(next, |op| matches!(op, Op::Spmm { .. } | Op::Solve { .. }));
         if !(softmax && hop && nest::follows(last, next)) {
             return Join::Apart;
         }
         // Loops are counted as they were.
+        let first = next.ops().next().and_then(|operation| operation.results.first());
+        let at = first.and_then(|id| sites.made[id.0 as usize]).map_or(0, |site| site.one);
         let pairs = last.ops().flat_map(|operation| &operation.results);
         let mut pairs = pairs.filter(|id| values[id.0 as usize].space == Space::Pairs);
         let here = pairs.all(|&id| sites.reads(id).iter().all(|(site, _)| site.one <= at));

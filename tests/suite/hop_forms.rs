@@ -446,3 +446,11 @@ fn hops_without_end_refuse_dropout_and_sweeps() {
     let legal = strategies(&spec, 70);
     assert!(legal.contains(&Strategy::FLASH) && !legal.contains(&Strategy::WAVEFRONT), "{legal:?}");
 }
+
+/// A set of neighbors that one hop has needs no P behind it; one that two hops have does.
+#[test]
+fn hops_follow_the_softmax_of_their_own_neighbors() {
+    let legal = |diffusion| strategies(&spec(PATTERNS[0], diffusion, &[]), 150);
+    assert!(legal(LISTED[1]).contains(&Strategy::FLASH));
+    assert!(!legal(LISTED[2]).contains(&Strategy::FLASH));
+}
