@@ -207,7 +207,7 @@ pub fn emit(
     if stage == Stage::Pattern {
         return Ok(pattern.print());
     }
-    let stand_in = iterated(spec, &pattern).map(|(.., hops)| with_hops(spec, hops));
+    let stand_in = stand_in(spec, &pattern);
     let spec = stand_in.as_ref().unwrap_or(spec);
     let advice = options.advice(spec, q_len, kv_len);
     let allowance = options.allowance(spec);
@@ -269,7 +269,7 @@ pub fn strategies(
     options: &Options,
 ) -> Result<Vec<(Strategy, std::result::Result<String, String>)>> {
     let pattern = pattern::resolve(spec, q_len, kv_len)?;
-    let stand_in = iterated(spec, &pattern).map(|(.., hops)| with_hops(spec, hops));
+    let stand_in = stand_in(spec, &pattern);
     let spec = stand_in.as_ref().unwrap_or(spec);
     let allowance = options.allowance(spec);
     let mask = build_whole_mask(spec, &pattern, allowance)?;
@@ -305,9 +305,18 @@ fn build_mask(
 fn iterated(spec: &PatternSpec, pattern: &Pattern) -> Option<(Given, f64, usize)> {
     let DiffusionForm::Limit { alpha: Alpha::Input(_), tolerance } = spec.diffusion.form else { return None };
     let given = spec.diffusion.given()?;
-    let solved = (0..pattern.heads).all(|head| pattern.is_lower_triangular(head));
     let hops = enough(Factors::hops_until(TYPICAL_ALPHA, tolerance).unwrap_or(MAX_HOPS));
-    (!solved).then_some((given, tolerance, hops))
+    (!is_triangular(pattern)).then_some((given, tolerance, hops))
+}
+
+/// The spec that is compiled in the place of hops without end whose number is that of the call.
+fn stand_in(spec: &PatternSpec, pattern: &Pattern) -> Option<PatternSpec> {
+    iterated(spec, pattern).map(|(.., hops)| with_hops(spec, hops))
+}
+
+/// Whether no query of any head attends to a later key.
+fn is_triangular(pattern: &Pattern) -> bool {
+    (0..pattern.heads).all(|head| pattern.is_lower_triangular(head))
 }
 
 /// The same spec with a number of hops.
@@ -326,7 +335,7 @@ const fn is_limit(spec: &PatternSpec) -> bool {
 
 /// The mask of the first hop, in one part: in the order of keys where hops without end can be solved row after row.
 fn build_whole_mask(spec: &PatternSpec, pattern: &Pattern, allowance: Allowance) -> Result<BlockMask> {
-    if is_limit(spec) && (0..pattern.heads).all(|head| pattern.is_lower_triangular(head)) {
+    if is_limit(spec) && is_triangular(pattern) {
         return mask::build_in_order(pattern, allowance);
     }
     mask::build(pattern.of_hop(0), allowance)

@@ -2,7 +2,7 @@
 
 use cranelift_codegen::ir::{InstBuilder, Value, types};
 
-use super::spmm::{Spmm, SpmmT};
+use super::spmm::{self, Spmm, SpmmT};
 use crate::codegen::TileFn;
 use crate::codegen::context::{Context, Row};
 use crate::codegen::records::{DiagonalRecord, RowsRecord, SolveRecord};
@@ -181,19 +181,7 @@ impl SolveT {
         self.add.out_stride(cx, own.stride);
         self.add.count(cx, row.count);
         cx.call(TileFn::AddRows, self.add.address());
-        let factors = cx.local(cx.layout().local.factor);
-        let factor = cx.factor(self.factor);
-        match self.l {
-            Lanes::Kept(kept) => {
-                let inverse = cx.kept_lanes(row, kept);
-                cx.scale_lanes(row, inverse, factors, factor);
-            }
-            Lanes::OwnSum => {
-                let sum = cx.local(cx.layout().local.sum);
-                cx.invert(row, sum, factors, Some(factor));
-            }
-            Lanes::Local(_) | Lanes::One => cx.fill_lanes(row, factors, factor),
-        }
+        spmm::factors(cx, row, self.l, self.factor);
         self.diagonal.clear(cx, row, None);
         self.diagonal.gather(cx, row, steps);
         self.record.rows(cx, row.count);

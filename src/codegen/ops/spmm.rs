@@ -248,17 +248,7 @@ impl Spmm {
 
     /// The factors of the row's output.
     pub fn factors(&self, cx: &mut Context, row: Row) {
-        let local = &cx.layout().local;
-        let (sum, factors) = (cx.local(local.sum), cx.local(local.factor));
-        let factor = cx.factor(self.factor);
-        match self.l {
-            Lanes::OwnSum => cx.invert(row, sum, factors, Some(factor)),
-            Lanes::Kept(kept) => {
-                let inverse = cx.kept_lanes(row, kept);
-                cx.scale_lanes(row, inverse, factors, factor);
-            }
-            Lanes::Local(_) | Lanes::One => cx.fill_lanes(row, factors, factor),
-        }
+        factors(cx, row, self.l, self.factor);
     }
 
     /// Adds the values of a joint step to the row's sums, and writes the output behind the last run if asked to.
@@ -451,6 +441,21 @@ impl Spmm {
             cx.prefetch_rows(hints, 0, plus, row, true);
         }
         cx.prefetch_rows(hints, 1, self.out, row, true);
+    }
+}
+
+/// The factors of a row's products, over the row sums.
+pub(in crate::codegen) fn factors(cx: &mut Context, row: Row, l: Lanes, factor: usize) {
+    let local = &cx.layout().local;
+    let (sum, factors) = (cx.local(local.sum), cx.local(local.factor));
+    let factor = cx.factor(factor);
+    match l {
+        Lanes::OwnSum => cx.invert(row, sum, factors, Some(factor)),
+        Lanes::Kept(kept) => {
+            let inverse = cx.kept_lanes(row, kept);
+            cx.scale_lanes(row, inverse, factors, factor);
+        }
+        Lanes::Local(_) | Lanes::One => cx.fill_lanes(row, factors, factor),
     }
 }
 
