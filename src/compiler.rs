@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::cache::Cache;
 use crate::cost::Forecast;
 use crate::error::{Error, Result};
+use crate::jit::Codes;
 use crate::limits::Allowance;
 use crate::machine::Facts;
 use crate::mask::BlockMask;
@@ -124,9 +125,14 @@ fn compile_with(spec: &PatternSpec, pattern: Pattern, options: &Options, advice:
     let plan_options = advice.plan_options(options, strategy, reasons);
     let plan = clock.time("plan", || plan::build(&program, options.isa, plan_options))?;
     allowance.check_time()?;
-    let isa = jit::target_isa()?;
-    let lowered = clock.time("lower", || codegen::lower(plan, &*isa));
-    let linked = clock.time("link", || jit::link(lowered, &isa, &allowance))?;
+    let linked = match &options.codes {
+        Some(codes) => clock.time("link", || codes.link(plan, &allowance))?,
+        None => {
+            let isa = jit::target_isa()?;
+            let lowered = clock.time("lower", || codegen::lower(plan, &*isa));
+            clock.time("link", || jit::link(lowered, &isa, &allowance))?
+        }
+    };
     // A gradient is compiled at the first backward call.
     let train: Train = {
         let (spec, pattern, options) = (spec.clone(), pattern.clone(), options.clone());
@@ -164,14 +170,15 @@ pub fn compile_training(
     }
     let allowance = options.allowance(spec);
     let mut program = training_program(spec, pattern, options, dropout)?;
-    let isa = jit::target_isa()?;
+    let tables_at_call = options.codes.is_some();
     let mut refused = None;
     for chosen in plan::choose_training(&program, &options.without, options.strategy)? {
         program.body = chosen.body;
         let verified = program::verify(program)?;
-        let plan_options = PlanOptions { strategy: chosen.strategy, reasons: chosen.reasons, ..PlanOptions::default() };
+        let (strategy, reasons) = (chosen.strategy, chosen.reasons);
+        let plan_options = PlanOptions { strategy, reasons, tables_at_call, ..PlanOptions::default() };
         let plan = plan::build(&verified, options.isa, plan_options)?;
-        let linked = jit::link(codegen::lower(plan, &*isa), &isa, &allowance)?;
+        let linked = options.codes.clone().unwrap_or_default().link(plan, &allowance)?;
         let kernel = TrainingKernel::new((spec.dtype, spec.diffusion.hops() > 0), linked, options.pool()?);
         let given = kernel.scratch_bytes_on(1, options.planning_threads());
         if given <= options.memory_limit {
@@ -287,6 +294,7 @@ fn build_mask(
     allowance: Allowance,
 ) -> Result<BlockMask> {
     let flash = spec.diffusion.hops() <= 1
+        && options.codes.is_none()
         && strategy.is_none_or(|strategy| strategy == Strategy::FLASH)
         && !options.without.iter().any(|pass| pass == "fuse_hop_into_softmax" || pass == "walk_by_keys");
     match flash {
@@ -385,6 +393,9 @@ pub struct Options {
     /// Scores of bf16 by dot products of pairs; where nothing is said, if they are faster on this machine as
     /// [`facts`](Self::facts) have it (typically they are not).
     pub bf16_dots: Option<bool>,
+    /// Machine code of earlier kernels. Where it is given, kernels walk their rows from tables alone, and take the code of an
+    /// earlier one that differs from them only there: other neighbors at the same lengths then compile nothing.
+    pub codes: Option<Codes>,
     /// Passes to leave out, by name.
     pub without: Vec<String>,
     /// Bytes that masks, tables and scratch may take.
@@ -421,6 +432,7 @@ impl Default for Options {
             planned_threads: None,
             strategy: None,
             bf16_dots: None,
+            codes: None,
             without: Vec::new(),
             memory_limit: machine::default_memory_limit(),
             tuning: TuningSource::User,
@@ -455,6 +467,14 @@ impl Options {
             facts: None,
             ..self
         }
+    }
+
+    /// The same, with what the cache has to say about a spec read now instead of in every compilation.
+    #[must_use]
+    pub(crate) fn settled(&self, spec: &PatternSpec, q_len: usize, kv_len: usize) -> Self {
+        let Advice { choice, facts, .. } = self.advice(spec, q_len, kv_len);
+        let tuning = choice.map_or(TuningSource::Nothing, TuningSource::Given);
+        Self { tuning, facts, ..self.clone() }
     }
 
     /// Threads that calls run on.
@@ -524,7 +544,8 @@ impl Advice {
 
     fn plan_options(&self, options: &Options, strategy: Strategy, reasons: Vec<String>) -> PlanOptions {
         let tuning = self.choice.map_or(Tuning::default(), |choice| choice.tuning);
-        PlanOptions { bf16_dots: options.bf16_dots, facts: self.facts, tuning, strategy, reasons }
+        let tables_at_call = options.codes.is_some();
+        PlanOptions { bf16_dots: options.bf16_dots, tables_at_call, facts: self.facts, tuning, strategy, reasons }
     }
 }
 

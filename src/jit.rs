@@ -5,7 +5,8 @@
 #![allow(unsafe_code)]
 
 use std::mem::ManuallyDrop;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cranelift_codegen::Context;
 use cranelift_codegen::control::ControlPlane;
@@ -16,10 +17,10 @@ use cranelift_jit::{JITBuilder, JITModule};
 use cranelift_module::{FuncId, Linkage, Module};
 
 use crate::codegen::portable;
-use crate::codegen::{KernelArgs, Lowered, LoweredKernel, Tables, TileFn, emit};
+use crate::codegen::{self, KernelArgs, Lowered, LoweredKernel, Tables, TileFn, emit};
 use crate::error::{Error, Result};
 use crate::limits::Allowance;
-use crate::plan::{ModsBy, RowOp, VerifiedPlan};
+use crate::plan::{ModsBy, Outline, RowOp, VerifiedPlan};
 use crate::target::Isa;
 use crate::tiles::stored::{dots_serve, stored_family};
 use crate::tiles::{self, Family, diagonal, exact, gradient, half_panel, join, rows, solve, transposed};
@@ -72,7 +73,7 @@ type EntryFn = unsafe extern "C" fn(*const KernelArgs);
 #[derive(Debug)]
 pub struct Linked {
     plan: VerifiedPlan,
-    code: Code,
+    code: Arc<Code>,
     /// For every walk of the plan, for every mask.
     tables: Vec<Vec<Tables>>,
 }
@@ -132,10 +133,57 @@ impl std::fmt::Debug for Code {
 /// a function, with its text.
 pub fn link(lowered: LoweredKernel, isa: &OwnedTargetIsa, allowance: &Allowance) -> Result<Linked> {
     let (plan, functions) = lowered.into_parts();
-    let code = link_code(&plan, functions, isa, allowance)?;
+    let code = Arc::new(link_code(&plan, functions, isa, allowance)?);
+    Ok(with_tables(plan, code))
+}
+
+fn with_tables(plan: VerifiedPlan, code: Arc<Code>) -> Linked {
     let tables = plan.walks.iter().map(|walk| walk.masks.iter().map(|mask| Tables::new(&plan, walk, mask)).collect());
     let tables = tables.collect();
-    Ok(Linked { plan, code, tables })
+    Linked { plan, code, tables }
+}
+
+/// Machine code of earlier kernels, for kernels that differ from them in tables alone. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Codes(Arc<Mutex<Vec<(Outline, Arc<Code>)>>>);
+
+/// Kernels whose code is kept at most.
+const KEPT_CODES: usize = 32;
+
+impl Codes {
+    /// A kernel of a plan, in the code of an earlier one of the same [`Outline`] where there is some.
+    ///
+    /// # Errors
+    /// Those of [`link`].
+    pub fn link(&self, plan: VerifiedPlan, allowance: &Allowance) -> Result<Linked> {
+        let Some(outline) = plan.outline() else {
+            let isa = target_isa()?;
+            return link(codegen::lower(plan, &*isa), &isa, allowance);
+        };
+        let known = |codes: &[(Outline, Arc<Code>)]| {
+            codes.iter().find(|(known, _)| *known == outline).map(|(_, code)| Arc::clone(code))
+        };
+        if let Some(code) = known(&self.0.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return Ok(with_tables(plan, code));
+        }
+        // Compiled without the lock: others need not wait.
+        let isa = target_isa()?;
+        let linked = link(codegen::lower(plan, &*isa), &isa, allowance)?;
+        let mut codes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if codes.len() == KEPT_CODES {
+            codes.remove(0);
+        }
+        codes.push((outline, Arc::clone(&linked.code)));
+        Ok(linked)
+    }
+}
+
+/// Kernels that this process has compiled.
+static COMPILATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// How many kernels this process has compiled so far, those for training among them.
+pub fn compilations() -> u64 {
+    COMPILATIONS.load(Ordering::Relaxed)
 }
 
 fn link_code(
@@ -251,6 +299,7 @@ fn link_code(
         // the system's calling convention, no result. It stays mapped as long as `code` lives.
         code.entries.push((name, unsafe { std::mem::transmute::<*const u8, EntryFn>(address) }));
     }
+    COMPILATIONS.fetch_add(1, Ordering::Relaxed);
     Ok(code)
 }
 

@@ -53,6 +53,7 @@ pub mod picture;
 pub mod plan;
 pub mod program;
 pub mod runtime;
+pub mod select;
 pub mod spec;
 pub mod target;
 pub mod tiles;

@@ -1,25 +1,29 @@
 //! A spec at given lengths as one operator, whatever is known only when it is called.
 //!
-//! In: a spec, lengths, and per call tensors, inputs of score mods, key lengths and segment ids. Out: what a kernel
-//! gives. Key lengths and segment ids are facts about a batch element; its pattern is bound to them and compiled like
-//! any other, in milliseconds, into a kernel that never touches what the element does not have. Kernels are kept by
-//! their facts, so the layers of a model share them, and elements of equal facts are computed together.
+//! In: a spec, lengths, and per call tensors, inputs of score mods, key lengths, segment ids and picked neighbors. Out: what
+//! a kernel gives. What comes with the call are facts about a batch element; its pattern is bound to them, and its tables are
+//! made for a kernel that never touches what the element does not have. Its code is that of an earlier kernel whose tables
+//! alone differ ([`Codes`]): other facts compile nothing. Kernels are kept by their facts, so the layers of a model share
+//! them, and elements of equal facts are computed together.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ndarray::{Array4, ArrayD, ArrayView2, ArrayView4, ArrayViewMut3, ArrayViewMut4, s};
+use ndarray::{Array4, ArrayD, ArrayView2, ArrayView4, ArrayViewMut3, ArrayViewMut4, Axis, s};
 
 use crate::compiler::{self, Compiled, Options};
 use crate::dropout::Dropout;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
-use crate::pattern::{self, Pattern, RunTime};
+use crate::jit::Codes;
+use crate::pattern::{self, Awaited, Awaits, Pattern, Picked, RunTime};
 use crate::runtime::memory::zeros;
 use crate::runtime::{Gradients, Output, Saved, Step, TrainingKernel, check, check_outputs};
+use crate::select;
 use crate::spec::{Factors, Inputs, PatternSpec};
 
-/// Kernels that an operator keeps at most.
+/// Kernels that an operator keeps at most, and of those for picked neighbors, which seldom come twice.
 const KEPT: usize = 64;
+const KEPT_PICKED: usize = 4;
 
 /// A spec at given lengths. Safe to call from many threads at once.
 #[derive(Debug)]
@@ -27,6 +31,8 @@ pub struct Operator {
     spec: PatternSpec,
     pattern: Pattern,
     options: Options,
+    /// For kernels of what comes with a call.
+    options_at_call: Options,
     kernels: Kept<Arc<Compiled>>,
     /// Those for training with dropout.
     training: Kept<TrainingKernel>,
@@ -42,8 +48,19 @@ pub struct Arguments<'a> {
     pub key_lengths: Option<&'a [i64]>,
     /// Segment ids by the name of their input, `[batch, kv_len]`, from 0 on and never decreasing.
     pub segments: Vec<(String, ArrayView2<'a, i32>)>,
+    /// Picked neighbors by the name of their input.
+    pub picked: Vec<(String, PickedInput<'a>)>,
     /// Dropout, in training.
     pub dropout: Option<Dropout>,
+}
+
+/// Neighbors that are picked at run time, `[batch or 1, heads or kv_heads or 1, rows, …]`.
+#[derive(Debug, Clone)]
+pub enum PickedInput<'a> {
+    /// For every query block and key block, whether it is picked (not 0).
+    Layout(ArrayView4<'a, u8>),
+    /// Lists of key blocks by query block, or of keys by query; -1 ends a list.
+    Lists(ArrayView4<'a, i32>),
 }
 
 /// What is known of one batch element only when it is there.
@@ -52,15 +69,67 @@ pub struct Facts {
     key_length: Option<usize>,
     /// By the names in the order of [`Arguments::segments`].
     segments: Vec<(String, Vec<i32>)>,
+    /// By the name of what waits for it.
+    picked: Vec<(String, Picked)>,
+}
+
+impl PickedInput<'_> {
+    fn shape(&self) -> &[usize] {
+        match self {
+            Self::Layout(layout) => layout.shape(),
+            Self::Lists(lists) => lists.shape(),
+        }
+    }
+
+    /// What is picked for every element of a batch, one where all are given the same.
+    fn read(&self, awaited: &Awaited, batch: usize, (heads, kv_heads): (usize, usize)) -> Result<Vec<Picked>> {
+        let Awaited { name, what } = awaited;
+        let (rows, columns, is_layout) = match what {
+            Awaits::Blocks([rows, columns]) => (*rows, *columns, true),
+            Awaits::Keys([rows, columns]) => (*rows, *columns, false),
+            Awaits::Segments | Awaits::Top(_) => (0, 0, false),
+        };
+        let shape = self.shape();
+        let fits = (shape[0] == 1 || shape[0] == batch)
+            && [1, heads, kv_heads].contains(&shape[1])
+            && shape[2] == rows
+            && match self {
+                Self::Layout(_) => is_layout && shape[3] == columns,
+                Self::Lists(_) => true,
+            };
+        if !fits {
+            let kind = if matches!(self, Self::Layout(_)) { "u8" } else { "i32" };
+            return Err(Error::Shape {
+                tensor: format!("input `{name}`"),
+                expected: format!("{what} (batch {batch}, heads {heads}, kv_heads {kv_heads})"),
+                found: format!("{kind} {shape:?}"),
+            });
+        }
+        let element = |b: usize| match self {
+            Self::Layout(layout) => Ok(Picked::from_layout(&layout.index_axis(Axis(0), b))),
+            Self::Lists(lists) => Picked::from_lists(name, b, &lists.index_axis(Axis(0), b), columns),
+        };
+        (0..shape[0]).map(element).collect()
+    }
 }
 
 impl Arguments<'_> {
-    /// The facts of every batch element.
+    /// The facts of every batch element, without what q and k decide on (`top_blocks`).
     ///
     /// # Errors
-    /// [`Error::Shape`] where there is not one key length or one row of ids for each element, [`Error::Value`] for a
-    /// negative key length.
-    pub fn facts(&self, batch: usize, kv_len: usize) -> Result<Vec<Facts>> {
+    /// [`Error::Shape`] where there is not one key length, one row of ids or one list for each element, [`Error::Value`] for
+    /// a negative key length, and for numbers out of range.
+    pub fn facts(&self, batch: usize, pattern: &Pattern, kv_heads: usize) -> Result<Vec<Facts>> {
+        let kv_len = pattern.kv_len;
+        let mut picked: Vec<(String, Vec<Picked>)> = Vec::new();
+        for awaited in pattern.awaits() {
+            if matches!(awaited.what, Awaits::Blocks(_) | Awaits::Keys(_))
+                && let Some((_, input)) = self.picked.iter().find(|(name, _)| *name == awaited.name)
+            {
+                let of_batch = input.read(&awaited, batch, (pattern.heads, kv_heads))?;
+                picked.push((awaited.name, of_batch));
+            }
+        }
         if let Some(lengths) = self.key_lengths
             && lengths.len() != batch
         {
@@ -88,8 +157,10 @@ impl Arguments<'_> {
                 })?),
             };
             let segments = self.segments.iter().map(|(name, ids)| (name.clone(), ids.row(b).to_vec())).collect();
+            let of_element = |of_batch: &[Picked]| of_batch[if of_batch.len() == 1 { 0 } else { b }].clone();
+            let picked = picked.iter().map(|(name, of_batch)| (name.clone(), of_element(of_batch))).collect();
             // A length of all keys is no fact.
-            Ok(Facts { key_length: key_length.filter(|&length| length != kv_len), segments })
+            Ok(Facts { key_length: key_length.filter(|&length| length != kv_len), segments, picked })
         };
         (0..batch).map(element).collect()
     }
@@ -102,7 +173,8 @@ impl Facts {
     /// Those of [`Pattern::bind`].
     pub fn bind(&self, pattern: &Pattern) -> Result<Pattern> {
         let ids = |name: &str| self.segments.iter().find(|(known, _)| known == name).map(|(_, ids)| ids.as_slice());
-        pattern.bind(&RunTime { key_length: self.key_length, segments: &ids })
+        let picked = |name: &str| self.picked.iter().find(|(known, _)| known == name).map(|(_, picked)| picked);
+        pattern.bind(&RunTime { key_length: self.key_length, segments: &ids, picked: &picked })
     }
 
     /// Whether a restart term (or no hop at all) would read values of padding.
@@ -131,8 +203,10 @@ impl Operator {
     /// Those of [`compiler::compile`].
     pub fn new(spec: PatternSpec, q_len: usize, kv_len: usize, options: Options) -> Result<Self> {
         let pattern = pattern::resolve(&spec, q_len, kv_len)?;
-        let operator = Self { spec, pattern, options, kernels: Mutex::default(), training: Mutex::default() };
-        if operator.pattern.run_time_segments().is_empty() {
+        let options_at_call = Options { codes: Some(Codes::default()), ..options.settled(&spec, q_len, kv_len) };
+        let (kernels, training) = Default::default();
+        let operator = Self { spec, pattern, options, options_at_call, kernels, training };
+        if operator.pattern.awaits().is_empty() {
             operator.kernel(&Facts::default())?;
         }
         Ok(operator)
@@ -141,6 +215,11 @@ impl Operator {
     /// The spec.
     pub fn spec(&self) -> &PatternSpec {
         &self.spec
+    }
+
+    /// Its pattern, which may wait for what comes with a call.
+    pub fn pattern(&self) -> &Pattern {
+        &self.pattern
     }
 
     /// Attention over `q [batch, heads, q_len, head_dim]`, `k [batch, kv_heads, kv_len, head_dim]` and
@@ -156,7 +235,7 @@ impl Operator {
         arguments: &Arguments<'_>,
     ) -> Result<Output<T>> {
         // What does not fit is refused before memory is asked for.
-        let facts = self.facts(q.dim().0, [("k", k.dim().0), ("v", v.dim().0)], arguments)?;
+        let facts = self.facts(&q, &k, v.dim().0, arguments)?;
         if let (Some(first), None) = (self.shared(&facts), arguments.dropout) {
             return self.kernel(first)?.kernel.forward_with(q, k, v, &arguments.inputs);
         }
@@ -182,7 +261,7 @@ impl Operator {
         lse: &mut ArrayViewMut3<'_, f32>,
     ) -> Result<()> {
         let batch = q.dim().0;
-        let facts = self.facts(batch, [("k", k.dim().0), ("v", v.dim().0)], arguments)?;
+        let facts = self.facts(&q, &k, v.dim().0, arguments)?;
         let (inputs, dropout) = (&arguments.inputs, arguments.dropout);
         let step = |first| Step { inputs: inputs.clone(), dropout, first };
         // Before elements are cut out of them.
@@ -237,7 +316,7 @@ impl Operator {
         saved: Option<Saved<'_, T>>,
         arguments: &Arguments<'_>,
     ) -> Result<Gradients<T>> {
-        let facts = self.facts(q.dim().0, [("k", k.dim().0), ("v", v.dim().0)], arguments)?;
+        let facts = self.facts(&q, &k, v.dim().0, arguments)?;
         let dropout = arguments.dropout;
         if let Some(first) = self.shared(&facts) {
             let step = Step { inputs: arguments.inputs.clone(), dropout, first: 0 };
@@ -268,7 +347,7 @@ impl Operator {
         into: [ArrayViewMut4<'_, T>; 3],
     ) -> Result<Vec<(String, ArrayD<f32>)>> {
         let batch = q.dim().0;
-        let facts = self.facts(batch, [("k", k.dim().0), ("v", v.dim().0)], arguments)?;
+        let facts = self.facts(&q, &k, v.dim().0, arguments)?;
         let (inputs, dropout) = (&arguments.inputs, arguments.dropout);
         let step = |first| Step { inputs: inputs.clone(), dropout, first };
         if let Some(first) = self.shared(&facts) {
@@ -312,8 +391,15 @@ impl Operator {
     }
 
     /// What is known of every batch element, of which there are as many as q has.
-    fn facts(&self, batch: usize, others: [(&str, usize); 2], arguments: &Arguments<'_>) -> Result<Vec<Facts>> {
-        for (tensor, found) in others {
+    fn facts<T: Element>(
+        &self,
+        q: &ArrayView4<'_, T>,
+        k: &ArrayView4<'_, T>,
+        v_batch: usize,
+        arguments: &Arguments<'_>,
+    ) -> Result<Vec<Facts>> {
+        let batch = q.dim().0;
+        for (tensor, found) in [("k", k.dim().0), ("v", v_batch)] {
             if found != batch {
                 return Err(Error::Shape {
                     tensor: tensor.into(),
@@ -322,16 +408,31 @@ impl Operator {
                 });
             }
         }
-        for (name, _) in &arguments.segments {
-            if !self.pattern.run_time_segments().contains(name) {
-                let message = "is given as segment ids, which the spec's pattern does not name".into();
+        let awaited = self.pattern.awaits();
+        let waits = |name: &str, segments: bool| {
+            awaited.iter().any(|one| one.name == name && (one.what == Awaits::Segments) == segments)
+        };
+        for (names, segments, what) in [
+            (arguments.segments.iter().map(|(name, _)| name).collect::<Vec<_>>(), true, "segment ids"),
+            (arguments.picked.iter().map(|(name, _)| name).collect(), false, "picked neighbors"),
+        ] {
+            if let Some(&name) = names.iter().find(|name| !waits(name, segments)) {
+                let message = format!("is given as {what}, which the spec's pattern does not name");
                 return Err(Error::Value { tensor: name.clone(), message });
             }
         }
-        let facts = arguments.facts(batch, self.pattern.kv_len)?;
-        if facts.is_empty() && self.pattern.run_time_segments().is_empty() {
+        let mut facts = arguments.facts(batch, &self.pattern, self.spec.kv_heads)?;
+        if facts.is_empty() && awaited.is_empty() {
             // An empty batch is still checked by a kernel.
             return Ok(vec![Facts::default()]);
+        }
+        for Awaited { name, what } in awaited {
+            if let Awaits::Top(top) = what {
+                let picked = select::top_blocks(q.view(), k.view(), &top, self.spec.scale)?;
+                for (facts, picked) in facts.iter_mut().zip(picked) {
+                    facts.picked.push((name.clone(), picked));
+                }
+            }
         }
         Ok(facts)
     }
@@ -342,7 +443,7 @@ impl Operator {
             return self.kernel(facts)?.kernel.training().cloned();
         }
         keep(&self.training, facts, || {
-            compiler::compile_training(&self.spec, &facts.bind(&self.pattern)?, &self.options, true)
+            compiler::compile_training(&self.spec, &facts.bind(&self.pattern)?, self.options(facts), true)
         })
     }
 
@@ -352,8 +453,12 @@ impl Operator {
     /// Those of [`Facts::bind`] and of compiling.
     pub fn kernel(&self, facts: &Facts) -> Result<Arc<Compiled>> {
         keep(&self.kernels, facts, || {
-            Ok(Arc::new(compiler::compile_pattern(&self.spec, facts.bind(&self.pattern)?, &self.options)?))
+            Ok(Arc::new(compiler::compile_pattern(&self.spec, facts.bind(&self.pattern)?, self.options(facts))?))
         })
+    }
+
+    fn options(&self, facts: &Facts) -> &Options {
+        if *facts == Facts::default() { &self.options } else { &self.options_at_call }
     }
 }
 
@@ -379,7 +484,11 @@ fn keep<K: Clone>(kept: &Kept<K>, facts: &Facts, make: impl FnOnce() -> Result<K
     if let Some(known) = find(&mut kernels) {
         return Ok(known);
     }
-    if kernels.len() == KEPT {
+    let is_picked = |(facts, _): &(Facts, K)| !facts.picked.is_empty();
+    if !facts.picked.is_empty() && kernels.iter().filter(|kept| is_picked(kept)).count() >= KEPT_PICKED {
+        let oldest = kernels.iter().position(is_picked).unwrap_or(0);
+        kernels.remove(oldest);
+    } else if kernels.len() == KEPT {
         kernels.remove(0);
     }
     kernels.push((facts.clone(), kernel.clone()));

@@ -60,6 +60,7 @@ impl Global {
     /// [`Error::Unsupported`] for a tile family that this machine does not run.
     pub fn compiler(&self) -> Result<Options> {
         Ok(Options {
+            codes: None,
             isa: Isa::choose(&self.isa)?,
             threads: self.threads(),
             pool: None,

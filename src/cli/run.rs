@@ -140,7 +140,7 @@ fn jit<T: Element>(spec: &PatternSpec, files: &Files, given: Given<'_>, options:
     let start = Instant::now();
     let operator = Operator::new(spec.clone(), extents.q_len, extents.kv_len, options.compiler()?)?;
     // What every sequence needs is compiled before the tensors are read.
-    let facts = run_time.arguments().facts(extents.batch, extents.kv_len)?;
+    let facts = run_time.arguments().facts(extents.batch, operator.pattern(), spec.kv_heads)?;
     let facts = if facts.is_empty() { vec![Facts::default()] } else { facts };
     let compiled = facts.iter().map(|facts| operator.kernel(facts)).collect::<Result<Vec<_>>>()?;
     let prepared = start.elapsed();
@@ -166,7 +166,7 @@ fn interpret<T: Element>(spec: &PatternSpec, files: &Files, given: Given<'_>, op
     let Given { inputs, run_time, extents } = given;
     let start = Instant::now();
     let pattern = pattern::resolve(spec, extents.q_len, extents.kv_len)?;
-    let facts = run_time.arguments().facts(extents.batch, extents.kv_len)?;
+    let facts = run_time.arguments().facts(extents.batch, &pattern, spec.kv_heads)?;
     let patterns = facts.iter().map(|facts| facts.bind(&pattern)).collect::<Result<Vec<_>>>()?;
     // The interpreter holds 16 bytes an edge for each head in work, the tensors in f32, and the output twice over in
     // f64.

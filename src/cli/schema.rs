@@ -292,6 +292,7 @@ fn argument(arg: &ArgDef) -> Value {
         Kind::Integer => json!({"$ref": "#/$defs/expression"}),
         Kind::Integers => list(json!({"$ref": "#/$defs/expression"})),
         Kind::Seed => json!({"type": "integer", "minimum": 0}),
+        Kind::Share => json!({"type": "number", "exclusiveMinimum": 0, "maximum": 1}),
         Kind::Flag => json!({"type": "boolean"}),
         Kind::Flags => list(json!({"type": "boolean"})),
         Kind::Choice(words) => json!({"enum": words}),

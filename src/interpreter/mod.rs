@@ -32,12 +32,14 @@ mod limit;
 mod sample;
 mod score;
 mod score_gradient;
+mod select;
 
 use score::Mods;
 
 pub use gradients::{Gradients, gradients};
 pub use sample::{Sample, SampleRow, run_rows};
 pub use score_gradient::score_gradient;
+pub use select::picked_blocks;
 
 /// What the interpreter computes.
 #[derive(Debug, Clone, PartialEq)]

@@ -7,6 +7,7 @@ use super::bits::fill;
 use super::draw::Draw;
 use super::layout::Layout;
 use super::node::{ArgDef, Args, Draft, Kind, NodeDef, leaf};
+use super::picked::blocks_of_call;
 use super::random::check_edges;
 use super::rows::Rows;
 use super::{Cover, KeySet, Leaf, MAX_LENGTH};
@@ -56,8 +57,15 @@ pub const BLOCKS: NodeDef = NodeDef {
             default: None,
             meaning: "an array beside the spec, [query blocks, key blocks], possibly [heads, ...]",
         },
+        ArgDef {
+            name: "input",
+            kind: Kind::Input,
+            default: None,
+            meaning: "given at run time: bool or u8 [batch or 1, heads or kv_heads or 1, query blocks, key blocks], or i32 \
+                      lists of key blocks, -1 at their ends",
+        },
     ],
-    forms: &[&["layout"], &["file"]],
+    forms: &[&["layout"], &["file"], &["input"]],
     example: "blocks: {block: \"max(1, ceil(n/2))\", layout: [[1, 0], [1, 1]]}",
     read: read_layout,
 };
@@ -96,6 +104,16 @@ fn read_random<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
 fn read_layout<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
     let args = *args;
     let block = args.int("block", 1, None)?;
+    if let Some(input) = args.get("input") {
+        if args.get("layout").or(args.get("file")).is_some() {
+            return Err(args.source.error(input.at, "`input` does not go with `layout` or `file`", "one of them"));
+        }
+        let name = input.text(args.source, "input")?.to_string();
+        return Ok(Box::new(move |scope| {
+            let block = block.at_most(scope, MAX_LENGTH as i64)? as usize;
+            leaf(blocks_of_call(name, block, scope))
+        }));
+    }
     let layout = Layout::read(&args)?;
     Ok(Box::new(move |scope| {
         let block = block.at_most(scope, MAX_LENGTH as i64)? as usize;

@@ -30,6 +30,7 @@ pub mod keyset;
 mod layout;
 mod listed;
 pub mod node;
+mod picked;
 mod predicate;
 mod random;
 pub mod regroup;
@@ -43,10 +44,11 @@ mod tokens;
 pub mod tree;
 mod window;
 
-pub use bind::RunTime;
+pub use bind::{Awaited, Awaits, Known, RunTime};
 pub use hops::HopPatterns;
 pub use keyset::KeySet;
 pub use node::{ArgDef, COMBINATORS, CombinatorDef, Kind, NodeDef};
+pub use picked::{Keep, Picked, TopBlocks};
 pub use resolve::{read, resolve};
 pub use text::parse_text;
 
@@ -69,6 +71,8 @@ pub const NODES: &[NodeDef] = &[
     blocks::RANDOM_BLOCKS,
     blocks::BLOCKS,
     edges::EDGES,
+    picked::KEYS,
+    picked::TOP_BLOCKS,
     segments::SEGMENTS,
     grid::GRID,
     grid::AXIAL,
@@ -142,15 +146,14 @@ pub trait Leaf: Debug + Send + Sync {
         self.period()
     }
 
-    /// The name of the run-time input that the leaf waits for (i32, one a key); until it is bound to it, it
-    /// knows no points.
-    fn input(&self) -> Option<&str> {
+    /// What the leaf waits for at run time; until it is bound to it, it knows no points.
+    fn awaits(&self) -> Option<&Awaited> {
         None
     }
 
-    /// The leaf with the numbers of its run-time input for one batch element; `None` where it has no input.
-    fn bind(&self, ids: &[i32]) -> Result<Option<Arc<dyn Leaf>>> {
-        let _ = ids;
+    /// The leaf with what it waits for, of one batch element; `None` where it waits for nothing, or for something else.
+    fn bind(&self, known: Known<'_>) -> Result<Option<Arc<dyn Leaf>>> {
+        let _ = known;
         Ok(None)
     }
 

@@ -49,6 +49,8 @@ pub enum Kind {
     Integers,
     /// A plain integer that is not negative.
     Seed,
+    /// A plain number from 0 to 1.
+    Share,
     /// `true` or `false`.
     Flag,
     /// A list of them.
@@ -75,6 +77,7 @@ impl std::fmt::Display for Kind {
             Self::Integer => "integer",
             Self::Integers => "[integer, ...]",
             Self::Seed => "plain integer",
+            Self::Share => "number from 0 to 1",
             Self::Flag => "true | false",
             Self::Flags => "[true | false, ...]",
             Self::Choice(words) => return f.write_str(&words.join(" | ")),

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::bits::fill;
+use super::bind::{Awaited, Awaits, Known};
 use super::node::{ArgDef, Args, Draft, Kind, NodeDef, leaf};
 use super::{Cover, KeySet, Leaf, MAX_LENGTH};
 use crate::error::{Error, Result};
@@ -63,7 +64,8 @@ fn read<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
         }
         (None, Some(name)) => {
             let name = name.text(args.source, "input")?.to_string();
-            Ok(Box::new(move |scope| leaf(Unbound { name, kv_len: scope.kv_len })))
+            let awaited = Awaited { name, what: Awaits::Segments };
+            Ok(Box::new(move |scope| leaf(Unbound { awaited, kv_len: scope.kv_len })))
         }
         (Some(_), Some(input)) => {
             Err(args.source.error(input.at, "`input` does not go with `lengths`", "one of the two"))
@@ -152,7 +154,7 @@ impl Leaf for Segments {
 /// Segments whose ids come at run time.
 #[derive(Debug)]
 struct Unbound {
-    name: String,
+    awaited: Awaited,
     kv_len: usize,
 }
 
@@ -165,15 +167,16 @@ impl Leaf for Unbound {
         Cover { some: KeySet::span(0, self.kv_len as i64), all: KeySet::empty() }
     }
 
-    fn input(&self) -> Option<&str> {
-        Some(&self.name)
+    fn awaits(&self) -> Option<&Awaited> {
+        Some(&self.awaited)
     }
 
-    fn bind(&self, ids: &[i32]) -> Result<Option<Arc<dyn Leaf>>> {
-        Ok(Some(leaf(Segments::from_ids(&self.name, ids, self.kv_len)?)?))
+    fn bind(&self, known: Known<'_>) -> Result<Option<Arc<dyn Leaf>>> {
+        let Known::Ids(ids) = known else { return Ok(None) };
+        Ok(Some(leaf(Segments::from_ids(&self.awaited.name, ids, self.kv_len)?)?))
     }
 
     fn print(&self) -> String {
-        format!("segments: {{input: {}}}", quoted(&self.name))
+        format!("segments: {{input: {}}}", quoted(&self.awaited.name))
     }
 }

@@ -175,11 +175,12 @@ fn alive(body: &Body, chains: &Chains) -> Vec<Range<usize>> {
 }
 
 impl Layout {
-    /// Lays out the values of a body. `walks` are the ways of walking its block rows, whole rows and by keys.
+    /// Lays out the values of a body. `walks` are the ways of walking its block rows, whole rows and by keys; `at_call` asks
+    /// for room for other tables.
     ///
     /// # Errors
     /// [`Error::Internal`] where rows would have to lie side by side with two different neighbors.
-    pub fn new(shape: &Shape, body: &Body, walks: &[Walk], parts: usize) -> Result<Self> {
+    pub fn new(shape: &Shape, body: &Body, walks: &[Walk], (parts, at_call): (usize, bool)) -> Result<Self> {
         let chains = Chains::new(body);
         let float = size_of::<f32>();
         let most = |by_keys: bool, size: fn(&MaskPlan) -> usize| {
@@ -218,7 +219,8 @@ impl Layout {
             if rows > 1 {
                 edge_rows = edge_rows.max(rows);
                 let spans = walks.iter().filter(|walk| walk.by_keys).flat_map(|walk| &walk.masks);
-                batch_edges = spans.flat_map(|mask| mask.edge_spans(rows)).max().unwrap_or(0).max(batch_edges);
+                let edges = spans.flat_map(|mask| mask.edge_spans(rows)).max().unwrap_or(0);
+                batch_edges = batch_edges.max(if at_call { super::room(edges) } else { edges });
             }
         }
         let panel_stride = padded_keys(panel_keys as u64) as usize * LANES;

@@ -23,6 +23,7 @@ mod chains;
 mod choose;
 mod function;
 mod layout;
+mod outline;
 mod predict;
 mod prefetch;
 mod resolve;
@@ -37,6 +38,7 @@ pub use function::{
     Rows, RowsAt, StageCall, Statistics,
 };
 pub use layout::{Buffer, EDGE_STATISTICS, Layout, Local};
+pub use outline::Outline;
 pub use predict::Model;
 pub use prefetch::{Share, of_pieces, of_runs};
 pub use rows::{Piece, PieceKeys, RowPlan, Step, Stretch, ValueRun};
@@ -62,6 +64,9 @@ pub struct KernelPlan {
     /// Which blocks have their mask words tested; full ones against words of ones.
     #[serde(skip)]
     pub block_test: BlockTest,
+    /// Tables come with the call: all rows are walked from them, and workspace has room for others like them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tables_at_call: bool,
     /// Who applies the score mods, if there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mods: Option<ModsPlan>,
@@ -281,6 +286,8 @@ impl KernelPlan {
 pub struct PlanOptions {
     /// Scores of bf16 by dot products of pairs; where nothing is said, they are taken if `facts` say that they pay.
     pub bf16_dots: Option<bool>,
+    /// Whether other neighbors of the same problem are to run the same code ([`KernelPlan::tables_at_call`]).
+    pub tables_at_call: bool,
     /// The machine; a typical one where it is not given.
     pub facts: Option<Facts>,
     /// Sizes to cut by.
@@ -297,7 +304,7 @@ pub struct PlanOptions {
 /// [`Error::Unsupported`] when the machine has no dot products that are asked for, or the code of a function has no place
 /// for a stage.
 pub fn build(program: &VerifiedProgram, isa: Isa, options: PlanOptions) -> Result<VerifiedPlan> {
-    let PlanOptions { bf16_dots, facts, tuning, strategy, mut reasons } = options;
+    let PlanOptions { bf16_dots, tables_at_call, facts, tuning, strategy, mut reasons } = options;
     let (shape, body, neighbors) = (program.shape, &program.body, &program.neighbors);
     let dots_serve = dots_serve(isa, shape.dtype, shape.head_dim);
     let bf16_dots = bf16_dots.unwrap_or_else(|| dots_serve && facts.unwrap_or(Facts::TYPICAL).bf16_dots_pay(isa));
@@ -318,7 +325,7 @@ pub fn build(program: &VerifiedProgram, isa: Isa, options: PlanOptions) -> Resul
         ways.map(move |by_keys| Walk {
             set,
             by_keys,
-            masks: neighbors.masks.iter().map(|mask| plan_mask(mask, neighbors, by_keys, tuning)).collect(),
+            masks: neighbors.masks.iter().map(|mask| plan_mask(mask, neighbors, (by_keys, tables_at_call), tuning)).collect(),
         })
     });
     let plan = KernelPlan {
@@ -327,6 +334,7 @@ pub fn build(program: &VerifiedProgram, isa: Isa, options: PlanOptions) -> Resul
         reasons,
         shape,
         bf16_dots,
+        tables_at_call,
         block_test: program.block_test,
         mods: mods_of(body, isa),
         tuning,
@@ -361,10 +369,11 @@ fn mods_of(body: &Body, isa: Isa) -> Option<ModsPlan> {
     Some(ModsPlan { mods: mods.clone(), factor, fused, by })
 }
 
-fn plan_mask(mask: &HeadMask, neighbors: &BlockMask, by_keys: bool, tuning: Tuning) -> MaskPlan {
+fn plan_mask(mask: &HeadMask, neighbors: &BlockMask, (by_keys, at_call): (bool, bool), tuning: Tuning) -> MaskPlan {
     let mut trims = rows::Trims::default();
     let kv_len = neighbors.kv_len;
-    let rows = rows::plan_rows(mask, kv_len, neighbors.masks.len() == 1, (by_keys, tuning), &mut trims);
+    let alone = neighbors.masks.len() == 1 && !at_call;
+    let rows = rows::plan_rows(mask, kv_len, alone, (by_keys, tuning), &mut trims);
     let keys_of = |numbers: &[u32]| numbers.iter().map(|&number| mask.keys.key_at(number, kv_len)).collect();
     let block_edges = mask
         .edges
@@ -387,11 +396,20 @@ fn plan_mask(mask: &HeadMask, neighbors: &BlockMask, by_keys: bool, tuning: Tuni
         lists: mask.lists.iter().map(|list| keys_of(list)).collect(),
         trims: trims.into_tables(),
         edges: Edges { offsets: mask.edges.offsets.clone(), keys: keys_of(&mask.edges.keys) },
-        panel_keys: rows.iter().map(|row| row.widest_panel(tuning)).max().unwrap_or(0) as usize,
+        panel_keys: match rows.iter().map(|row| row.widest_panel(tuning)).max().unwrap_or(0) {
+            widest if !at_call => widest as usize,
+            _ if by_keys => tuning.joint_keys.max(tuning.chunk_keys) as usize,
+            widest => (widest as usize).next_power_of_two(),
+        },
         stored_keys: rows.iter().map(RowPlan::keys).sum(),
         rows,
-        block_edges,
+        block_edges: if at_call { room(block_edges) } else { block_edges },
     }
+}
+
+/// So many things, and more of them where other tables may come.
+const fn room(count: usize) -> usize {
+    if count == 0 { 0 } else { count.next_power_of_two() }
 }
 
 /// Groups of 16 queries in a block row of so many queries at most.

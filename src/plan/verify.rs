@@ -65,7 +65,7 @@ pub fn verify(plan: KernelPlan) -> Result<VerifiedPlan> {
     if let Err(message) = check(&plan) {
         return Err(Error::internal("plan", message, plan.print()));
     }
-    let layout = Layout::new(&plan.shape, &plan.body, &plan.walks, plan.parts)?;
+    let layout = Layout::new(&plan.shape, &plan.body, &plan.walks, (plan.parts, plan.tables_at_call))?;
     let walk_of = |set: u32, by_keys: bool| {
         plan.walks.iter().position(|walk| (walk.set, walk.by_keys) == (set, by_keys)).unwrap_or(0)
     };
@@ -216,7 +216,7 @@ fn check_mask(plan: &KernelPlan, mask: &MaskPlan, walk: &Walk) -> Result<(), Str
     if next as usize != plan.block_rows() {
         return Err(format!("{next} block rows of {}", plan.block_rows()));
     }
-    if walk.masks.len() > 1 && mask.rows.iter().any(|row| !row.table) {
+    if (walk.masks.len() > 1 || plan.tables_at_call) && mask.rows.iter().any(|row| !row.table) {
         return Err("a kernel of several masks walks all rows from tables".to_owned());
     }
     if !by_keys && mask.rows.iter().map(RowPlan::keys).sum::<u64>() != mask.stored_keys {
