@@ -294,7 +294,8 @@ fn build_mask(
     allowance: Allowance,
 ) -> Result<BlockMask> {
     let flash = spec.diffusion.hops() <= 1
-        && options.codes.is_none()
+        // Parts are as many as the neighbors ask for, and each number has code of its own; a few queries over a cache need them.
+        && (options.codes.is_none() || pattern.q_len < mask::QUERY_BLOCK)
         && strategy.is_none_or(|strategy| strategy == Strategy::FLASH)
         && !options.without.iter().any(|pass| pass == "fuse_hop_into_softmax" || pass == "walk_by_keys");
     match flash {

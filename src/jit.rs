@@ -151,6 +151,16 @@ pub struct Codes(Arc<Mutex<Vec<(Outline, Arc<Code>)>>>);
 const KEPT_CODES: usize = 32;
 
 impl Codes {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// A kernel of a plan, in the code of an earlier one of the same [`Outline`] where there is some.
     ///
     /// # Errors

@@ -11,8 +11,8 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array, ArrayD, ArrayViewD, Dimension, IxDyn};
-use ndarray_npy::ViewNpyExt;
+use ndarray::{Array, ArrayD, ArrayView, ArrayViewD, Dimension, IxDyn};
+use ndarray_npy::{ViewNpyExt, WriteNpyExt};
 use tempfile::NamedTempFile;
 
 use crate::dtype::{Dtype, Element};
@@ -103,7 +103,17 @@ fn hint(header: &Header, dtype: Dtype) -> String {
     }
 }
 
-/// Reads an array of integers (`<i4` or `<i8`, as numpy makes them) with `axes.len()` axes.
+/// Whether a file holds bools or bytes (`|b1` or `|u1`).
+///
+/// # Errors
+/// [`Error::Input`] where the file cannot be read, or is no `.npy` file.
+pub fn holds_bytes(path: &Path) -> Result<bool> {
+    let header = read_header(&mut BufReader::new(open(path)?));
+    let header = header.map_err(|what| Error::Input { path: path.into(), message: format!("is no .npy file: {what}") })?;
+    Ok(matches!(header.descr.as_str(), "|b1" | "|u1"))
+}
+
+/// Reads an array of integers (`<i4` or `<i8`, as numpy makes them; bools and bytes too) with `axes.len()` axes.
 ///
 /// # Errors
 /// [`Error::Input`] for anything else.
@@ -115,6 +125,8 @@ pub fn read_integers<D: Dimension>(path: &Path, axes: &[&str]) -> Result<Array<i
     let array = match header.descr.as_str() {
         "<i4" => ArrayViewD::<i32>::view_npy(&bytes).map(|view| view.mapv(i64::from)),
         "<i8" => ArrayViewD::<i64>::view_npy(&bytes).map(|view| view.to_owned()),
+        "|u1" => ArrayViewD::<u8>::view_npy(&bytes).map(|view| view.mapv(i64::from)),
+        "|b1" => ArrayViewD::<bool>::view_npy(&bytes).map(|view| view.mapv(i64::from)),
         other => {
             let message = format!("holds elements of type `{other}`; expected integers, `<i4` or `<i8`");
             return Err(wrong(format!("{message}; convert with `x.astype('<i4')`")));
@@ -170,6 +182,16 @@ pub trait Writable {
 impl<T: Element, D: Dimension> Writable for Array<T, D> {
     fn write_to(&self, writer: &mut dyn Write) -> io::Result<()> {
         write(self, writer)
+    }
+}
+
+/// Bools, as bytes that are 0 or 1.
+#[derive(Debug)]
+pub struct Bools<'a, D: Dimension>(pub ArrayView<'a, u8, D>);
+
+impl<D: Dimension> Writable for Bools<'_, D> {
+    fn write_to(&self, writer: &mut dyn Write) -> io::Result<()> {
+        self.0.mapv(|x| x != 0).write_npy(writer).map_err(io::Error::other)
     }
 }
 

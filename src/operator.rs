@@ -167,6 +167,11 @@ impl Arguments<'_> {
 }
 
 impl Facts {
+    /// Adds what is picked for `name`, such as for a `top_blocks` ([`crate::pattern::Awaited::name`]).
+    pub fn pick(&mut self, name: &str, picked: Picked) {
+        self.picked.push((name.to_owned(), picked));
+    }
+
     /// The pattern of an element with these facts.
     ///
     /// # Errors
@@ -215,6 +220,38 @@ impl Operator {
     /// The spec.
     pub fn spec(&self) -> &PatternSpec {
         &self.spec
+    }
+
+    /// The layout that the pattern's `top_blocks` picks for `q [batch, heads, q_len, head_dim]` and `k [batch, kv_heads,
+    /// kv_len, head_dim]`: `[batch, heads, query blocks, key blocks]`, 1 where a block is picked.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the pattern has no `top_blocks`, or several; [`Error::Shape`] for tensors that do not fit.
+    pub fn select<T: Element>(&self, q: ArrayView4<'_, T>, k: ArrayView4<'_, T>) -> Result<Array4<u8>> {
+        let awaited = self.pattern.awaits();
+        let mut tops = awaited.iter().filter_map(|awaited| match awaited.what {
+            Awaits::Top(top) => Some(top),
+            _ => None,
+        });
+        let (Some(top), None) = (tops.next(), tops.next()) else {
+            return Err(Error::unsupported("a selection by this spec", "its pattern has one `top_blocks` node"));
+        };
+        let (rows, columns) = top.blocks();
+        let mut layout = zeros("the picked blocks", (q.dim().0, self.spec.heads, rows, columns))?;
+        let picks = select::top_blocks(q, k, &top, self.spec.scale)?;
+        for (picked, mut layout) in picks.iter().zip(layout.outer_iter_mut()) {
+            for ((head, row), mut columns) in
+                layout.rows_mut().into_iter().enumerate().map(|(i, columns)| ((i / rows, i % rows), columns))
+            {
+                picked.row(head, row).iter().for_each(|&block| columns[block as usize] = 1);
+            }
+        }
+        Ok(layout)
+    }
+
+    /// How many kernels were compiled for what comes with calls.
+    pub fn compilations(&self) -> usize {
+        self.options_at_call.codes.as_ref().map_or(0, Codes::len)
     }
 
     /// Its pattern, which may wait for what comes with a call.

@@ -9,8 +9,8 @@
 differentiable. Importing this package imports numpy and not torch.
 """
 
-from ._hopweave import ShapeError, SpecError, UnsupportedError, __version__
-from ._kernel import Dropout, Kernel, attention, compile
+from ._hopweave import ShapeError, SpecError, UnsupportedError, __version__, compilations
+from ._kernel import Dropout, Kernel, attention, compile, select
 from ._spec import Spec
 from ._threads import Threads, threads
 
@@ -24,6 +24,8 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "attention",
+    "compilations",
     "compile",
+    "select",
     "threads",
 ]

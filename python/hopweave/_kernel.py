@@ -35,16 +35,22 @@ class Dropout:
 class _Arguments:
     """What a call brings besides tensors, as the native half reads it."""
 
-    __slots__ = ("_alive", "dropout", "inputs", "key_lengths", "segments")
+    __slots__ = ("_alive", "dropout", "inputs", "key_lengths", "layouts", "lists", "segments")
 
     def __init__(self, inputs: Mapping[str, Any] | None, key_lengths: Any, dropout: Dropout | None) -> None:
         self.key_lengths = _tensors.key_lengths(key_lengths)
         self.inputs: list[tuple[str, _tensors.Described]] = []
         self.segments: list[tuple[str, _tensors.Described]] = []
+        self.layouts: list[tuple[str, _tensors.Described]] = []
+        self.lists: list[tuple[str, _tensors.Described]] = []
         self._alive: list[Any] = []
         for name, value in (inputs or {}).items():
             kind = _tensors.dtype_name(value) if hasattr(value, "dtype") else type(value).__name__
-            if kind.startswith(("int", "uint")) or not hasattr(value, "dtype"):
+            if kind.startswith(("bool", "int", "uint")) and len(value.shape) == 4:
+                described, picked = _tensors.describe_picked(name, value)
+                (self.layouts if picked.dtype == "uint8" else self.lists).append((name, described))
+                self._alive.append(picked)
+            elif kind.startswith(("int", "uint")) or not hasattr(value, "dtype"):
                 described, ids = _tensors.describe_ids(name, value)
                 self.segments.append((name, described))
                 self._alive.append(ids)
@@ -78,7 +84,7 @@ class Kernel:
         """Tile family, strategy, and why."""
         plan = self._native.plan()
         if plan is None:
-            return "the kernel is compiled when segment ids are known"
+            return "the kernel is compiled at the first call, when its neighbors are known"
         isa, strategy, reasons = plan
         return "\n".join([f"{isa} tiles, strategy {strategy}", *(f"  {reason}" for reason in reasons)])
 
@@ -105,7 +111,9 @@ class Kernel:
         key_lengths : integers `[batch]`, optional
             Keys from there on are padding and never read.
         inputs : dict, optional
-            Float32 tensors that score mods and hops read, and integer ids `[batch, kv_len]` of `segments`, by name.
+            Float32 tensors that score mods and hops read, integer ids `[batch, kv_len]` of `segments`, and picked neighbors
+            `[batch or 1, heads or kv_heads or 1, rows, …]` (bool or uint8 layouts of blocks, or int32 lists that -1 ends), by
+            name.
         dropout : Dropout, optional
         return_lse : bool
             Also give the natural log-sum-exp of the scores.
@@ -286,3 +294,29 @@ def attention(
             raise ShapeError(f"{name}: shape {list(value.shape)}; expected [batch, heads, length, width]")
         lengths.append(int(value.shape[2]))
     return kernel_for(_spec(spec), *lengths, isa=isa, threads=threads)(q, k, v, **arguments)
+
+
+def select(q: Any, k: Any, spec: Spec) -> Any:
+    """The layout that the spec's `top_blocks` picks.
+
+    Parameters
+    ----------
+    q : array or tensor `[batch, heads, q_len, head_dim]`
+    k : array or tensor `[batch, kv_heads, kv_len, head_dim]`
+        Of the spec's dtype.
+    spec : Spec
+        Its pattern has one `top_blocks` node.
+
+    Returns
+    -------
+    bool `[batch, heads, query blocks, key blocks]`, of the kind that q is
+    """
+    _spec(spec)
+    for name, value in (("q", q), ("k", k)):
+        if not hasattr(value, "shape") or len(value.shape) != 4:
+            found = list(value.shape) if hasattr(value, "shape") else type(value).__name__
+            raise ShapeError(f"{name}: {found}; expected a tensor [batch, heads, length, width]")
+    kernel = kernel_for(spec, int(q.shape[2]), int(k.shape[2]))
+    described = [_tensors.describe(name, value, spec.dtype) for name, value in (("q", q), ("k", k))]
+    picked = kernel._native.select(*described, _threads.of_torch()).view(bool)
+    return _tensors.as_kind(picked, q)

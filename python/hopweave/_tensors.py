@@ -87,6 +87,22 @@ def describe_ids(name: str, value: Any) -> tuple[Described, Any]:
     return (ids.ctypes.data, ids.shape, tuple(stride // 4 for stride in ids.strides)), ids
 
 
+def describe_picked(name: str, value: Any) -> tuple[Described, Any]:
+    """Picked neighbors: a layout of bools or bytes as uint8, or lists of integers as int32. Also gives what must be kept alive."""
+    if is_torch(value):
+        value = value.detach().cpu().numpy()
+    picked = np.asarray(value)
+    if picked.dtype.kind == "b" or picked.dtype == np.uint8:
+        picked = np.ascontiguousarray(picked).view(np.uint8)
+    else:
+        limits = np.iinfo(np.int32)
+        if picked.size and (picked.max() > limits.max or picked.min() < limits.min):
+            raise ShapeError(f"input `{name}`: numbers from {picked.min()} to {picked.max()}; expected 32-bit integers")
+        picked = np.ascontiguousarray(picked, dtype=np.int32)
+    size = picked.dtype.itemsize
+    return (picked.ctypes.data, picked.shape, tuple(stride // size for stride in picked.strides)), picked
+
+
 def key_lengths(value: Any) -> list[int] | None:
     """Key lengths `[batch]` as integers."""
     if value is None:

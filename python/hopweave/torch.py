@@ -44,7 +44,8 @@ def attention(
     key_lengths : integer Tensor `[batch]`, optional
         Keys from there on are padding and never read.
     inputs : dict, optional
-        Float32 tensors that score mods and hops read, and integer ids `[batch, kv_len]` of `segments`, by name.
+        Float32 tensors that score mods and hops read, integer ids `[batch, kv_len]` of `segments`, and picked neighbors (see
+        `hopweave.Kernel`), by name. No gradient flows through what is picked.
     dropout : Dropout, optional
         Weights and hops that this step drops.
     return_lse : bool

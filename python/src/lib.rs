@@ -18,13 +18,13 @@ use hopweave::compiler::Options;
 use hopweave::dropout::Dropout;
 use hopweave::dtype::Element;
 use hopweave::limits::{Limit, Limits, Setting};
-use hopweave::operator::{Arguments, Operator};
+use hopweave::operator::{Arguments, Operator, PickedInput};
 use hopweave::pattern;
 use hopweave::runtime::Saved;
 use hopweave::spec::{Inputs, PatternSpec, Source};
 use hopweave::target::Isa;
 use hopweave::{Dtype, Error};
-use ndarray::{Array3, Ix2, Ix3};
+use ndarray::{Array3, Ix2, Ix3, Ix4};
 use numpy::{IntoPyArray, PyArray3};
 use pyo3::exceptions::{PyMemoryError, PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -149,12 +149,7 @@ impl PySpec {
         }
         let mask = detached(py, None, || {
             let pattern = pattern::resolve(&self.inner, q_len, kv_len)?;
-            if let Some(name) = pattern.run_time_segments().first() {
-                return Err(Error::unsupported(
-                    format!("the mask of a pattern that waits for segment ids (`{name}`)"),
-                    "give `segments` lengths instead",
-                ));
-            }
+            pattern.require_bound()?;
             let mut mask = Array3::from_elem((heads, q_len, kv_len), false);
             let blocks: Vec<u32> = (0..kv_len.div_ceil(64) as u32).collect();
             let mut words = vec![0; blocks.len()];
@@ -193,6 +188,9 @@ struct PyArguments {
     key_lengths: Option<Vec<i64>>,
     inputs: Vec<(String, Tensor)>,
     segments: Vec<(String, Tensor)>,
+    /// Picked neighbors: u8 layouts, and i32 lists.
+    layouts: Vec<(String, Tensor)>,
+    lists: Vec<(String, Tensor)>,
     /// Rates for weights and hops, and the seed.
     dropout: Option<(f32, f32, u64)>,
 }
@@ -208,19 +206,27 @@ impl PyArguments {
             .iter()
             .map(|(name, tensor)| Ok((name.clone(), tensor.fixed::<i32, Ix2>(name)?)))
             .collect::<hopweave::Result<_>>()?;
+        let mut picked = Vec::new();
+        for (name, tensor) in &self.layouts {
+            picked.push((name.clone(), PickedInput::Layout(tensor.fixed::<u8, Ix4>(name)?)));
+        }
+        for (name, tensor) in &self.lists {
+            picked.push((name.clone(), PickedInput::Lists(tensor.fixed::<i32, Ix4>(name)?)));
+        }
         let dropout = match self.dropout {
             Some((attention, hop, seed)) => Some(Dropout::new(attention, hop, seed)?),
             None => None,
         };
-        work(&Arguments { inputs, key_lengths: self.key_lengths.as_deref(), segments, dropout })
+        work(&Arguments { inputs, key_lengths: self.key_lengths.as_deref(), segments, picked, dropout })
     }
 }
 
 impl PyArguments {
-    /// Where its tensors lie, by name; floats and ids have four bytes.
+    /// Where its tensors lie, by name; floats, ids and lists have four bytes.
     fn spans(&self) -> impl Iterator<Item = (&str, Range<usize>)> {
-        let tensors = self.inputs.iter().chain(&self.segments);
-        tensors.map(|(name, tensor)| (name.as_str(), tensor.span(size_of::<f32>())))
+        let tensors = self.inputs.iter().chain(&self.segments).chain(&self.lists);
+        let spans = tensors.map(|(name, tensor)| (name.as_str(), tensor.span(size_of::<f32>())));
+        spans.chain(self.layouts.iter().map(|(name, tensor)| (name.as_str(), tensor.span(size_of::<u8>()))))
     }
 }
 
@@ -288,6 +294,11 @@ impl PyOperator {
         by_dtype!(self.inner.spec().dtype, self.forward_of(py, [q, k, v], arguments, (out, lse), of_torch))
     }
 
+    /// The layout that `top_blocks` picks for q and k, u8 `[batch, heads, query blocks, key blocks]`.
+    fn select<'py>(&self, py: Python<'py>, q: Tensor, k: Tensor, of_torch: Option<usize>) -> PyResult<Array<'py>> {
+        by_dtype!(self.inner.spec().dtype, self.select_of(py, [q, k], of_torch))
+    }
+
     /// Writes the gradients of q, k and v to the three of `into`, and gives those of the float inputs by name.
     #[allow(clippy::too_many_arguments)]
     fn backward<'py>(
@@ -307,6 +318,16 @@ impl PyOperator {
 }
 
 impl PyOperator {
+    fn select_of<'py, T: Element>(
+        &self,
+        py: Python<'py>,
+        [q, k]: [Tensor; 2],
+        of_torch: Option<usize>,
+    ) -> PyResult<Array<'py>> {
+        let layout = detached(py, of_torch, || self.inner.select::<T>(q.fixed("q")?, k.fixed("k")?));
+        Ok(layout.map_err(raise)?.into_pyarray(py).into_any())
+    }
+
     fn forward_of<T: Element>(
         &self,
         py: Python<'_>,
@@ -359,6 +380,12 @@ impl PyOperator {
     }
 }
 
+/// Kernels that this process has compiled.
+#[pyfunction]
+fn compilations() -> u64 {
+    hopweave::jit::compilations()
+}
+
 /// The module.
 #[pymodule]
 fn _hopweave(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -366,6 +393,7 @@ fn _hopweave(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PySpec>()?;
     module.add_class::<PyOperator>()?;
     threads::import();
+    module.add_function(wrap_pyfunction!(compilations, module)?)?;
     module.add_function(wrap_pyfunction!(threads::forked, module)?)?;
     module.add_function(wrap_pyfunction!(threads::cores, module)?)?;
     module.add_function(wrap_pyfunction!(threads::use_openmp, module)?)?;

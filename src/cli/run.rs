@@ -17,6 +17,7 @@ use super::tensors::{Extents, Files, Tensors};
 use crate::dtype::{Dtype, Element};
 use crate::error::{Error, Result};
 use crate::operator::{Arguments, Facts, Operator};
+use crate::pattern::{Awaited, Awaits, Picked};
 use crate::spec::PatternSpec;
 use crate::{interpreter, mask, npy, pattern};
 
@@ -40,10 +41,13 @@ pub struct Args {
     /// Where the log-sum-exp of the scores [batch, heads, q_len] goes, natural log
     #[arg(long, value_name = "LSE.npy")]
     lse: Option<PathBuf>,
-    /// A tensor that the spec names: one of the `inputs` of its score mods, what its hops take, or the ids [batch, kv_len]
-    /// of `segments`
+    /// A tensor that the spec names: one of the `inputs` of its score mods, what its hops take, the ids [batch, kv_len] of
+    /// `segments`, or picked blocks or keys (bool, u8 or i32)
     #[arg(long = "input", value_name = "NAME=FILE.npy", value_parser = inputs::assignment)]
     inputs: Vec<inputs::Assignment>,
+    /// Where the blocks go that the pattern's `top_blocks` picks, bool [batch, heads, query blocks, key blocks]
+    #[arg(long, value_name = "PICKED.npy")]
+    save_picked: Option<PathBuf>,
     /// How many keys each sequence of the batch has [batch], i32 or i64; keys from there on are padding, never read
     #[arg(long, value_name = "L.npy")]
     key_lengths: Option<PathBuf>,
@@ -71,6 +75,7 @@ struct Given<'a> {
 struct Done<T> {
     out: Array4<T>,
     lse: Array3<f32>,
+    picked: Option<Array4<u8>>,
     how: String,
     prepared: Duration,
     ran: Duration,
@@ -81,15 +86,17 @@ struct Done<T> {
 /// # Errors
 /// Everything that can be wrong with the spec, the files and their shapes.
 pub fn run(args: &Args, options: &Global) -> Result<()> {
-    let outputs: Vec<&PathBuf> = std::iter::once(&args.output).chain(&args.lse).collect();
-    for path in &outputs {
+    let outputs = [("output", Some(&args.output)), ("log-sum-exp", args.lse.as_ref())];
+    let outputs = outputs.into_iter().chain([("picked blocks", args.save_picked.as_ref())]);
+    let outputs: Vec<(&str, &PathBuf)> = outputs.filter_map(|(what, path)| Some((what, path?))).collect();
+    for (at, (what, path)) in outputs.iter().enumerate() {
         npy::check_output(path)?;
-    }
-    if outputs.len() == 2 && outputs[0] == outputs[1] {
-        return Err(Error::Input {
-            path: args.output.clone(),
-            message: "is asked to hold both the output and the log-sum-exp; give two names".into(),
-        });
+        if let Some((other, _)) = outputs[..at].iter().find(|(_, other)| other == path) {
+            return Err(Error::Input {
+                path: (*path).clone(),
+                message: format!("is asked to hold both the {other} and the {what}; give two names"),
+            });
+        }
     }
     let spec = options.load(&args.spec.spec)?;
     let files = Files { q: args.q.clone(), k: args.k.clone(), v: args.v.clone() };
@@ -114,12 +121,16 @@ fn compute<T: Element>(
     given: Given<'_>,
 ) -> Result<()> {
     let done = match args.engine {
-        Engine::Jit => jit::<T>(spec, files, given, options)?,
-        Engine::Interpreter => interpret::<T>(spec, files, given, options)?,
+        Engine::Jit => jit::<T>(spec, files, given, (options, args.save_picked.is_some()))?,
+        Engine::Interpreter => interpret::<T>(spec, files, given, (options, args.save_picked.is_some()))?,
     };
     let mut written: Vec<(_, &dyn npy::Writable)> = vec![(args.output.as_path(), &done.out)];
     if let Some(path) = &args.lse {
         written.push((path.as_path(), &done.lse));
+    }
+    let picked = done.picked.as_ref().map(|picked| npy::Bools(picked.view()));
+    if let (Some(path), Some(picked)) = (&args.save_picked, &picked) {
+        written.push((path.as_path(), picked));
     }
     npy::write_all(&written)?;
     let Extents { batch, q_len, .. } = given.extents;
@@ -135,16 +146,29 @@ fn compute<T: Element>(
     Ok(())
 }
 
-fn jit<T: Element>(spec: &PatternSpec, files: &Files, given: Given<'_>, options: &Global) -> Result<Done<T>> {
+fn jit<T: Element>(
+    spec: &PatternSpec,
+    files: &Files,
+    given: Given<'_>,
+    (options, save_picked): (&Global, bool),
+) -> Result<Done<T>> {
     let Given { inputs, run_time, extents } = given;
     let start = Instant::now();
     let operator = Operator::new(spec.clone(), extents.q_len, extents.kv_len, options.compiler()?)?;
-    // What every sequence needs is compiled before the tensors are read.
-    let facts = run_time.arguments().facts(extents.batch, operator.pattern(), spec.kv_heads)?;
-    let facts = if facts.is_empty() { vec![Facts::default()] } else { facts };
+    // What every sequence needs is compiled before the tensors are read, unless they decide on it.
+    let mut facts = run_time.arguments().facts(extents.batch, operator.pattern(), spec.kv_heads)?;
+    if facts.is_empty() {
+        facts.push(Facts::default());
+    }
+    let decides = operator.pattern().awaits().iter().any(|awaited| matches!(awaited.what, Awaits::Top(_)));
+    if decides {
+        facts.clear();
+    }
     let compiled = facts.iter().map(|facts| operator.kernel(facts)).collect::<Result<Vec<_>>>()?;
     let prepared = start.elapsed();
-    warn_of(&compiled[0]);
+    if let Some(compiled) = compiled.first() {
+        warn_of(compiled);
+    }
     let scratch = compiled.iter().map(|compiled| compiled.kernel.scratch_bytes(extents.batch)).max().unwrap_or(0);
     let given = scratch.saturating_add(extents.bytes(spec)).saturating_add(inputs.bytes());
     if given > options.memory_limit() {
@@ -157,16 +181,38 @@ fn jit<T: Element>(spec: &PatternSpec, files: &Files, given: Given<'_>, options:
     let arguments = Arguments { inputs: inputs.views(), ..run_time.arguments() };
     let output = operator.forward(q.view(), k.view(), v.view(), &arguments)?;
     let ran = start.elapsed();
-    let plan = compiled[0].kernel.plan();
-    let how = format!("{} on {}, {}", plan.strategy, plan.isa, threads(options.threads()));
-    Ok(Done { out: output.out, lse: output.lse, how, prepared, ran })
+    let how = match compiled.first().map(|compiled| compiled.kernel.plan()) {
+        Some(plan) => format!("{} on {}, {}", plan.strategy, plan.isa, threads(options.threads())),
+        None => format!("with neighbors picked and compiled, {}", threads(options.threads())),
+    };
+    let picked = save_picked.then(|| operator.select(q.view(), k.view())).transpose()?;
+    Ok(Done { out: output.out, lse: output.lse, picked, how, prepared, ran })
 }
 
-fn interpret<T: Element>(spec: &PatternSpec, files: &Files, given: Given<'_>, options: &Global) -> Result<Done<T>> {
+fn interpret<T: Element>(
+    spec: &PatternSpec,
+    files: &Files,
+    given: Given<'_>,
+    (options, save_picked): (&Global, bool),
+) -> Result<Done<T>> {
     let Given { inputs, run_time, extents } = given;
     let start = Instant::now();
     let pattern = pattern::resolve(spec, extents.q_len, extents.kv_len)?;
-    let facts = run_time.arguments().facts(extents.batch, &pattern, spec.kv_heads)?;
+    let mut facts = run_time.arguments().facts(extents.batch, &pattern, spec.kv_heads)?;
+    let mut picked = None;
+    for Awaited { name, what } in pattern.awaits() {
+        if let Awaits::Top(top) = what {
+            let Tensors { q, k, .. } = files.read::<T>()?.widened();
+            let layout = interpreter::picked_blocks(q.view(), k.view(), &top, spec.scale);
+            for (facts, layout) in facts.iter_mut().zip(layout.outer_iter()) {
+                facts.pick(&name, Picked::from_layout(&layout));
+            }
+            picked = Some(layout);
+        }
+    }
+    if save_picked && picked.is_none() {
+        return Err(Error::unsupported("saving picked blocks of this spec", "its pattern has a `top_blocks` node"));
+    }
     let patterns = facts.iter().map(|facts| facts.bind(&pattern)).collect::<Result<Vec<_>>>()?;
     // The interpreter holds 16 bytes an edge for each head in work, the tensors in f32, and the output twice over in
     // f64.
@@ -200,6 +246,7 @@ fn interpret<T: Element>(spec: &PatternSpec, files: &Files, given: Given<'_>, op
     Ok(Done {
         out,
         lse,
+        picked,
         how: format!("interpreted in f64, {}", threads(options.threads())),
         prepared,
         ran: start.elapsed(),

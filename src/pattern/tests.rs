@@ -495,7 +495,7 @@ fn run_time_ids_are_segments() {
         let other = [0, 1, 2, 3, 3, 4, 5];
         let segments = |name: &str| Some(if name == "ids" { &ids[..] } else { &other[..] });
         for key_length in [None, Some(6), Some(7), Some(0)] {
-            let bound = pattern.bind(&RunTime { key_length, segments: &segments }).unwrap();
+            let bound = pattern.bind(&RunTime { key_length, segments: &segments, picked: &|_| None }).unwrap();
             bound.require_bound().unwrap();
             for (q, k) in (0..q_len).flat_map(|q| (0..7).map(move |k| (q, k))) {
                 let place = bound.position(q);
@@ -509,7 +509,7 @@ fn run_time_ids_are_segments() {
     }
     let pattern = resolve(&spec_of("segments: {input: ids}"), 3, 3).unwrap();
     let message = |ids: Option<&'static [i32]>, key_length| {
-        pattern.bind(&RunTime { key_length, segments: &|_| ids }).unwrap_err().to_string()
+        pattern.bind(&RunTime { key_length, segments: &|_| ids, picked: &|_| None }).unwrap_err().to_string()
     };
     assert_eq!(
         message(Some(&[0, 2, 1]), None),
@@ -527,7 +527,7 @@ fn run_time_ids_are_segments() {
     );
     let per_head = "name: x\nheads: 2\nhead_dim: 8\npattern: {per_head: [{heads: [0], pattern: causal}, {heads: [1], pattern: full}]}";
     let pattern = resolve(&spec::parse(per_head, "<text>").unwrap(), 5, 5).unwrap();
-    let bound = pattern.bind(&RunTime { key_length: Some(2), segments: &|_| None }).unwrap();
+    let bound = pattern.bind(&RunTime { key_length: Some(2), segments: &|_| None, picked: &|_| None }).unwrap();
     assert!(bound.allows(1, 0, 1) && !bound.allows(0, 0, 1) && !bound.allows(1, 4, 2));
     assert_eq!(parse_text(&bound.print()).unwrap().print(), bound.print());
 }
@@ -697,7 +697,7 @@ fn hops_patterns_are_bound_and_refused_together() {
     assert_eq!(pattern.run_time_segments(), ["b", "a"]);
     assert_eq!((pattern.index_of_hop(0), pattern.index_of_hop(1), pattern.index_of_hop(2)), (1, 0, 0));
     let ids = |name: &str| Some(if name == "a" { &[0, 0, 1, 1][..] } else { &[0, 1, 1, 1] });
-    let bound = pattern.bind(&RunTime { key_length: Some(3), segments: &ids }).unwrap();
+    let bound = pattern.bind(&RunTime { key_length: Some(3), segments: &ids, picked: &|_| None }).unwrap();
     assert!(bound.run_time_segments().is_empty());
     let keys = |hop: usize, q: usize| (0..4).filter(|&k| bound.of_hop(hop).allows(0, q, k)).collect::<Vec<_>>();
     assert_eq!((keys(0, 0), keys(0, 2)), (vec![0, 1], vec![2]));

@@ -47,7 +47,8 @@ const MAP: &[(&str, &[&str])] = &[
     ),
     ("measure", &["error"]),
     ("tune", &["error", "dtype", "spec", "mask", "passes", "plan", "compiler", "measure"]),
-    ("operator", &["error", "dtype", "dropout", "spec", "pattern", "runtime", "compiler"]),
+    ("select", &["error", "dtype", "pattern"]),
+    ("operator", &["error", "dtype", "dropout", "spec", "pattern", "jit", "runtime", "compiler", "select"]),
     ("analysis", &["error", "spec", "pattern", "mask"]),
     ("picture", &["error", "spec", "pattern", "mask", "analysis"]),
     // The interpreter judges baselines too.

@@ -358,7 +358,7 @@ fn key_lengths_conform() {
             let one = ndarray::s![b..=b, .., .., ..];
             let mut values = v.slice(one).to_owned();
             values.slice_mut(ndarray::s![.., .., length as usize.., ..]).fill(0.0);
-            let facts = &arguments.facts(2, 150).expect("facts")[b];
+            let facts = &arguments.facts(2, &case.pattern, case.spec.kv_heads).expect("facts")[b];
             let bound = facts.bind(&case.pattern).expect("a pattern");
             let expected =
                 interpreter::run_with(&bound, &case.spec, q.slice(one), k.slice(one), values.view(), &case.inputs());

@@ -204,7 +204,7 @@ fn bound_patterns_agree_with_differences() {
     for (pattern, ids) in [("causal", None), (text, Some(vec![0, 0, 0, 1, 1, 2, 2, 2, 2]))] {
         let spec = spec(pattern, MODS[2], "{hops: 2, alpha: 0.1}", (2, 1));
         let mut case = Case::new(spec, (9, 9), 1, dropout());
-        let known = RunTime { key_length: Some(7), segments: &|_: &str| ids.as_deref() };
+        let known = RunTime { key_length: Some(7), segments: &|_: &str| ids.as_deref(), picked: &|_| None };
         case.pattern = case.pattern.bind(&known).unwrap_or_else(|error| panic!("{error}"));
         case.check(20, pattern);
         let gradients = case.gradients();

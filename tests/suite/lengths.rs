@@ -80,7 +80,7 @@ fn hops_need_as_many_queries_as_keys() {
 fn check_elements(spec: &PatternSpec, tensors: &Tensors, arguments: &Arguments<'_>, what: &str) {
     let (q_len, kv_len) = (tensors.q.dim().2, tensors.k.dim().2);
     let unbound = pattern::resolve(spec, q_len, kv_len).expect("a pattern");
-    let facts = arguments.facts(tensors.q.dim().0, kv_len).expect("facts");
+    let facts = arguments.facts(tensors.q.dim().0, &unbound, spec.kv_heads).expect("facts");
     let [q, k, v] = [&tensors.q, &tensors.k, &tensors.v].map(|tensor| Guarded::new(tensor, Place::End));
     for isa in families() {
         let mut served = 0;
@@ -197,7 +197,7 @@ fn kernels_are_kept_by_what_they_were_made_for() {
     let operator = Operator::new(spec, 40, 40, options(isa, None)).expect("an operator");
     let facts = |length: i64| -> Facts {
         let lengths = [length];
-        Arguments { key_lengths: Some(&lengths), ..Arguments::default() }.facts(1, 40).expect("facts").remove(0)
+        Arguments { key_lengths: Some(&lengths), ..Arguments::default() }.facts(1, operator.pattern(), 4).expect("facts").remove(0)
     };
     let first = operator.kernel(&facts(7)).expect("a kernel");
     assert!(std::sync::Arc::ptr_eq(&first, &operator.kernel(&facts(7)).expect("a kernel")));

@@ -28,6 +28,7 @@ mod numerics;
 mod numerics_gradients;
 mod pages;
 mod pattern_files;
+mod picked;
 mod plan_rules;
 mod pools;
 mod properties;

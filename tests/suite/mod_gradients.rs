@@ -241,7 +241,7 @@ fn padding_adds_nothing_to_inputs() {
         // Padding is never read, and is 0 where a restart would add it.
         let mut zeros = [k.clone(), v.clone()];
         zeros.iter_mut().for_each(|x| x.slice_mut(s![1, .., 41.., ..]).fill(0.0));
-        let facts = arguments.facts(2, n).expect("facts");
+        let facts = arguments.facts(2, &case.pattern, case.spec.kv_heads).expect("facts");
         let of_element = |b: usize| {
             let pattern = facts[b].bind(&case.pattern).expect("a bound pattern");
             let one = |x: &Array4<f32>| x.slice(s![b..=b, .., .., ..]).to_owned();
