@@ -137,7 +137,10 @@ fn main() {
     };
     in_turn(vec![
         ("outputs and gradients, static", Box::new(|_| backward(&fixed, None))),
-        ("outputs and gradients, another layout at every call", Box::new(|round| backward(&picked, Some(&layouts[round])))),
+        (
+            "outputs and gradients, another layout at every call",
+            Box::new(|round| backward(&picked, Some(&layouts[round]))),
+        ),
     ]);
 
     println!("64 keys for each query | median | ratio");

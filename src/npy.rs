@@ -109,7 +109,8 @@ fn hint(header: &Header, dtype: Dtype) -> String {
 /// [`Error::Input`] where the file cannot be read, or is no `.npy` file.
 pub fn holds_bytes(path: &Path) -> Result<bool> {
     let header = read_header(&mut BufReader::new(open(path)?));
-    let header = header.map_err(|what| Error::Input { path: path.into(), message: format!("is no .npy file: {what}") })?;
+    let header =
+        header.map_err(|what| Error::Input { path: path.into(), message: format!("is no .npy file: {what}") })?;
     Ok(matches!(header.descr.as_str(), "|b1" | "|u1"))
 }
 

@@ -34,7 +34,9 @@ pub fn top_blocks<T: Element>(
     if q_len != choice.lengths.0 {
         return Err(wrong("q", format!("[batch, heads, q_len {}, head_dim]", choice.lengths.0), q.shape()));
     }
-    if (k_batch, kv_len, k_width) != (batch, choice.lengths.1, width) || kv_heads == 0 || !heads.is_multiple_of(kv_heads)
+    if (k_batch, kv_len, k_width) != (batch, choice.lengths.1, width)
+        || kv_heads == 0
+        || !heads.is_multiple_of(kv_heads)
     {
         let expected = format!("[batch {batch}, kv_heads, kv_len {}, head_dim {width}]", choice.lengths.1);
         return Err(wrong("k", expected, k.shape()));

@@ -25,8 +25,7 @@ pub fn picked_blocks(q: ArrayView4<'_, f32>, k: ArrayView4<'_, f32>, choice: &To
                 let own = |s: usize| choice.past && last.div_euclid(block as i64) == s as i64;
                 let score = |s: usize| {
                     let kv_head = h * kv_heads / heads;
-                    let product =
-                        |x: usize| mean(&q, b, h, q_len, t, x) * mean(&k, b, kv_head, kv_len, s, x);
+                    let product = |x: usize| mean(&q, b, h, q_len, t, x) * mean(&k, b, kv_head, kv_len, s, x);
                     (0..width).map(product).sum::<f64>()
                 };
                 // Own, NaN, score, number: the order in which blocks are taken.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::node::leaf;
-use super::picked::{Picked, TopBlocks};
+use super::picks::{Picked, TopBlocks};
 use super::sink::keys_below;
 use super::{HopPatterns, Leaf, Pattern, Tree};
 use crate::error::{Error, Result};

@@ -31,6 +31,7 @@ mod layout;
 mod listed;
 pub mod node;
 mod picked;
+mod picks;
 mod predicate;
 mod random;
 pub mod regroup;
@@ -48,7 +49,7 @@ pub use bind::{Awaited, Awaits, Known, RunTime};
 pub use hops::HopPatterns;
 pub use keyset::KeySet;
 pub use node::{ArgDef, COMBINATORS, CombinatorDef, Kind, NodeDef};
-pub use picked::{Keep, Picked, TopBlocks};
+pub use picks::{Keep, Picked, TopBlocks};
 pub use resolve::{read, resolve};
 pub use text::parse_text;
 

@@ -6,12 +6,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ndarray::{ArrayView3, Axis};
-
 use super::bind::{Awaited, Awaits, Known};
 use super::bits::fill;
 use super::listed::Listed;
 use super::node::{ArgDef, Args, Draft, Kind, NodeDef, Scope, leaf};
+use super::picks::{Keep, Picked, TopBlocks};
 use super::rows::Rows;
 use super::{Cover, KeySet, Leaf, MAX_LENGTH};
 use crate::error::{Error, Result};
@@ -63,133 +62,6 @@ pub const TOP_BLOCKS: NodeDef = NodeDef {
     read: read_top,
 };
 
-/// How `top_blocks` picks, at given lengths.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TopBlocks {
-    /// Tokens in a block.
-    pub block: usize,
-    /// How many are kept.
-    pub keep: Keep,
-    /// Only key blocks that begin at or before the block's last query.
-    pub past: bool,
-    /// Queries and keys.
-    pub lengths: (usize, usize),
-    /// Position of the first query.
-    pub first: i64,
-}
-
-/// How many key blocks are kept for a query block.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Keep {
-    /// So many.
-    Count(usize),
-    /// As many as reach this share of the softmax over block scores.
-    Mass(f64),
-}
-
-impl TopBlocks {
-    /// Blocks of queries and of keys.
-    pub const fn blocks(&self) -> (usize, usize) {
-        (self.lengths.0.div_ceil(self.block), self.lengths.1.div_ceil(self.block))
-    }
-
-    /// The key blocks that a block of queries chooses among: so many from the first on, and the one that is always kept.
-    pub fn among(&self, row: usize) -> (usize, Option<usize>) {
-        let (rows, columns) = self.blocks();
-        if !self.past || row >= rows {
-            return (columns, None);
-        }
-        let last = self.first + ((row + 1) * self.block).min(self.lengths.0) as i64 - 1;
-        match usize::try_from(last.div_euclid(self.block as i64)) {
-            Ok(own) => (columns.min(own + 1), Some(own).filter(|&own| own < columns)),
-            // Queries before the first key.
-            Err(_) => (0, None),
-        }
-    }
-}
-
-impl std::fmt::Display for TopBlocks {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let among = if self.past { "past" } else { "all" };
-        let keep = match self.keep {
-            Keep::Count(count) => format!("keep: {count}"),
-            Keep::Mass(mass) => format!("mass: {mass:?}"),
-        };
-        write!(f, "top_blocks: {{block: {}, {keep}, score: mean, among: {among}}}", self.block)
-    }
-}
-
-/// What was picked for one batch element: ascending key blocks of every query block, or keys of every query, by head.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Picked(Arc<Vec<Rows>>);
-
-impl Picked {
-    /// From a layout `[heads, query blocks, key blocks]`, non-zero where a block is picked.
-    pub fn from_layout(layout: &ArrayView3<'_, u8>) -> Self {
-        let of_head = |head: ndarray::ArrayView2<'_, u8>| {
-            Rows::build(head.nrows(), head.nrows(), |row, keys| {
-                let row = head.row(row);
-                keys.extend(row.iter().enumerate().filter(|(_, picked)| **picked != 0).map(|(key, _)| key as u32));
-            })
-        };
-        Self(Arc::new(layout.axis_iter(Axis(0)).map(of_head).collect()))
-    }
-
-    /// From lists `[heads, rows, entries]` of numbers below `count`, in any order, with repetitions; -1 ends a list.
-    ///
-    /// # Errors
-    /// [`Error::Value`] with input, batch element, head and row for a number that is out of range.
-    pub fn from_lists(name: &str, batch: usize, lists: &ArrayView3<'_, i32>, count: usize) -> Result<Self> {
-        let mut heads = Vec::with_capacity(lists.dim().0);
-        for (h, head) in lists.axis_iter(Axis(0)).enumerate() {
-            let mut wrong = None;
-            let rows = Rows::build(head.nrows(), head.len(), |row, keys| {
-                let start = keys.len();
-                for &entry in head.row(row) {
-                    match usize::try_from(entry) {
-                        Ok(key) if key < count => keys.push(key as u32),
-                        _ if entry == -1 => break,
-                        _ => {
-                            wrong = wrong.or(Some((row, entry)));
-                            break;
-                        }
-                    }
-                }
-                keys[start..].sort_unstable();
-                let mut next = start;
-                for at in start..keys.len() {
-                    if at == start || keys[at] != keys[next - 1] {
-                        keys[next] = keys[at];
-                        next += 1;
-                    }
-                }
-                keys.truncate(next);
-            });
-            if let Some((row, entry)) = wrong {
-                return Err(Error::Value {
-                    tensor: format!("input `{name}`"),
-                    message: format!(
-                        "batch element {batch}, head {h}, row {row} has {entry}; expected 0 to {}, or -1 where a list ends",
-                        count.saturating_sub(1)
-                    ),
-                });
-            }
-            heads.push(rows);
-        }
-        Ok(Self(Arc::new(heads)))
-    }
-
-    /// Heads with rows of their own.
-    pub fn heads(&self) -> usize {
-        self.0.len()
-    }
-
-    /// What is picked in a row of a head.
-    pub fn row(&self, head: usize, row: usize) -> &[u32] {
-        self.0.get(head).map_or(&[], |rows| rows.row(row))
-    }
-}
-
 /// What `blocks: {input}` waits for.
 pub(super) fn blocks_of_call(name: String, block: usize, scope: &Scope) -> Unbound {
     let text = format!("blocks: {{block: {block}, input: {}}}", quoted(&name));
@@ -213,9 +85,7 @@ fn read_top<'a>(args: &Args<'a>) -> Result<Draft<'a>> {
     let past = args.choice("among", &["all", "past"])? == "past";
     let (keep, mass) = match (args.get("keep"), args.get("mass")) {
         (Some(_), None) => (Some(args.int("keep", 1, None)?), 0.0),
-        (None, Some(value)) => {
-            (None, value.float(args.source, "mass", f64::MIN_POSITIVE, 1.0)?)
-        }
+        (None, Some(value)) => (None, value.float(args.source, "mass", f64::MIN_POSITIVE, 1.0)?),
         (Some(_), Some(mass)) => {
             return Err(args.source.error(mass.at, "`mass` does not go with `keep`", "one of the two"));
         }
@@ -273,16 +143,23 @@ impl Leaf for Unbound {
 
     fn bind(&self, known: Known<'_>) -> Result<Option<Arc<dyn Leaf>>> {
         let Known::Picked(picked) = known else { return Ok(None) };
-        let share = self.heads / picked.heads().max(1);
+        if picked.heads() == 0 || !self.heads.is_multiple_of(picked.heads()) {
+            return Err(Error::Shape {
+                tensor: format!("input `{}`", self.awaited.name),
+                expected: format!("heads of their own for a divisor of {} heads", self.heads),
+                found: format!("{} heads", picked.heads()),
+            });
+        }
+        let share = self.heads / picked.heads();
         if self.block == 0 {
             let rows = match picked.heads() {
-                1 => vec![picked.0[0].clone()],
-                _ => (0..self.heads).map(|head| picked.0[head / share.max(1)].clone()).collect(),
+                1 => vec![picked.rows_of(0).clone()],
+                _ => (0..self.heads).map(|head| picked.rows_of(head / share).clone()).collect(),
             };
             return Ok(Some(leaf(Listed { rows, first: self.first, text: self.text.clone() })?));
         }
         let (block, first, text) = (self.block as i64, self.first, self.text.clone());
-        Ok(Some(leaf(PickedBlocks { block, first, share: share.max(1), picked: picked.clone(), text })?))
+        Ok(Some(leaf(PickedBlocks { block, first, share, picked: picked.clone(), text })?))
     }
 
     fn print(&self) -> String {
@@ -304,7 +181,7 @@ struct PickedBlocks {
 
 impl PickedBlocks {
     fn rows(&self, head: usize) -> &Rows {
-        &self.picked.0[(head / self.share).min(self.picked.heads() - 1)]
+        self.picked.rows_of((head / self.share).min(self.picked.heads() - 1))
     }
 
     fn row_of(&self, q: i64) -> usize {

@@ -7,8 +7,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::bits::fill;
 use super::bind::{Awaited, Awaits, Known};
+use super::bits::fill;
 use super::node::{ArgDef, Args, Draft, Kind, NodeDef, leaf};
 use super::{Cover, KeySet, Leaf, MAX_LENGTH};
 use crate::error::{Error, Result};

@@ -325,7 +325,11 @@ pub fn build(program: &VerifiedProgram, isa: Isa, options: PlanOptions) -> Resul
         ways.map(move |by_keys| Walk {
             set,
             by_keys,
-            masks: neighbors.masks.iter().map(|mask| plan_mask(mask, neighbors, (by_keys, tables_at_call), tuning)).collect(),
+            masks: neighbors
+                .masks
+                .iter()
+                .map(|mask| plan_mask(mask, neighbors, (by_keys, tables_at_call), tuning))
+                .collect(),
         })
     });
     let plan = KernelPlan {

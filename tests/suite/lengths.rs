@@ -197,7 +197,10 @@ fn kernels_are_kept_by_what_they_were_made_for() {
     let operator = Operator::new(spec, 40, 40, options(isa, None)).expect("an operator");
     let facts = |length: i64| -> Facts {
         let lengths = [length];
-        Arguments { key_lengths: Some(&lengths), ..Arguments::default() }.facts(1, operator.pattern(), 4).expect("facts").remove(0)
+        Arguments { key_lengths: Some(&lengths), ..Arguments::default() }
+            .facts(1, operator.pattern(), 4)
+            .expect("facts")
+            .remove(0)
     };
     let first = operator.kernel(&facts(7)).expect("a kernel");
     assert!(std::sync::Arc::ptr_eq(&first, &operator.kernel(&facts(7)).expect("a kernel")));

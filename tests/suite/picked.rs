@@ -69,8 +69,7 @@ impl Case {
     }
 
     fn arguments(&self) -> Arguments<'_> {
-        let layouts =
-            self.layouts.iter().map(|(name, layout)| (name.clone(), PickedInput::Layout(layout.view())));
+        let layouts = self.layouts.iter().map(|(name, layout)| (name.clone(), PickedInput::Layout(layout.view())));
         let lists = self.lists.iter().map(|(name, lists)| (name.clone(), PickedInput::Lists(lists.view())));
         Arguments {
             key_lengths: self.lengths.as_deref(),
