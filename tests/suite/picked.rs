@@ -1,13 +1,17 @@
 //! Neighbors picked at run time, against the interpreter: every input form, alone and in combinations.
 
-use hopweave::compiler::Options;
-use hopweave::interpreter;
+use std::process::{Command, Stdio};
+
+use hopweave::compiler::{self, Options};
+use hopweave::jit::Codes;
+use hopweave::{codegen, interpreter, jit};
 use hopweave::operator::{Arguments, Facts, Operator, PickedInput};
 use hopweave::pattern::{self, Awaits, Picked};
 use hopweave::runtime::Saved;
 use hopweave::spec::PatternSpec;
 use hopweave::target::Isa;
 use ndarray::{Array1, Array2, Array4, ArrayView4, s};
+use ndarray_npy::{read_npy, write_npy};
 
 /// A number in 0..1 that looks random.
 fn hash(seed: u64, place: u64) -> f64 {
@@ -330,4 +334,84 @@ fn what_is_picked_is_checked() {
         let error = spec.and_then(|spec| pattern::resolve(&spec, 130, 130)).expect_err("a refusal").to_string();
         assert!(error.contains(says), "{pattern}: {error}");
     }
+}
+
+/// What shares code is what code generation writes alike: all of a plan but its tables.
+#[test]
+fn plans_of_one_outline_have_one_code() {
+    let isa = jit::target_isa().expect("this CPU");
+    let options = Options { codes: Some(Codes::default()), ..Options::reproducible() };
+    let mut shared = 0;
+    for pattern in PATTERNS {
+        for more in HOPS {
+            let mut known: Vec<(hopweave::plan::Outline, String)> = Vec::new();
+            for seed in 0..5 {
+                let mut case = Case::new(pattern, more, (130, 130), Isa::best());
+                // From hardly any block to nearly all.
+                case.layouts.push(("picked".into(), layout(seed, [1, HEADS, 9, 9], 0.1 + 0.2 * seed as f64)));
+                case.ids = pattern.contains("ids").then(|| ids(130));
+                let bound = case.facts()[0].bind(case.operator.pattern()).expect("a pattern");
+                let compiled = compiler::compile_pattern(&case.spec, bound, &options).expect("a kernel");
+                let plan = compiled.kernel.plan().clone();
+                let outline = plan.outline().expect("rows from tables");
+                let lowered = codegen::lower(plan, &*isa);
+                let text: String = lowered.functions().iter().map(|one| one.function.display().to_string()).collect();
+                match known.iter().find(|(other, _)| *other == outline) {
+                    Some((_, other)) => {
+                        assert!(*other == text, "{pattern} {more}: one outline, two codes");
+                        shared += 1;
+                    }
+                    None => known.push((outline, text)),
+                }
+            }
+        }
+    }
+    assert!(shared > 2 * PATTERNS.len() * HOPS.len(), "{shared} kernels shared code");
+}
+
+/// The command takes picked neighbors from files, and writes those that `top_blocks` picks.
+#[test]
+fn the_command_takes_and_saves_what_is_picked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    for (seed, name, heads) in [(1, "q.npy", HEADS), (2, "k.npy", 2), (3, "v.npy", 2)] {
+        write_npy(path(name), &tensor(seed, [1, heads, 130, 8])).expect("a file");
+    }
+    let spec = |pattern: &str| {
+        let text = format!("name: picked\nheads: {HEADS}\nkv_heads: 2\nhead_dim: 8\npattern: {pattern}\n");
+        std::fs::write(path("spec.yaml"), text).expect("a file");
+    };
+    let run = |more: &[&str]| {
+        let args = ["run", "spec.yaml", "--q", "q.npy", "--k", "k.npy", "--v", "v.npy", "-o", "out.npy"];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hopweave"));
+        let output = command.args(args).args(more).current_dir(folder.path()).stdin(Stdio::null()).output();
+        let output = output.expect("the command starts");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let out = |more: &[&str]| -> Array4<f32> {
+        let (done, said) = run(more);
+        assert!(done, "{said}");
+        read_npy(path("out.npy")).expect("an output")
+    };
+    spec("{top_blocks: {block: 16, keep: 3, among: past}}");
+    let by_top = out(&["--save-picked", "picked.npy"]);
+    let saved: Array4<bool> = read_npy(path("picked.npy")).expect("a layout");
+    assert_eq!(saved.dim(), (1, HEADS, 9, 9));
+    assert!(saved.rows().into_iter().enumerate().all(|(row, picked)| {
+        picked.iter().filter(|&&picked| picked).count() == (row % 9 + 1).min(3)
+    }));
+    let by_interpreter = out(&["--engine", "interpreter", "--save-picked", "again.npy"]);
+    assert_eq!(saved, read_npy::<_, Array4<bool>>(path("again.npy")).expect("a layout"));
+    spec("{blocks: {block: 16, input: picked}}");
+    let by_file = out(&["--input", "picked=picked.npy"]);
+    for (other, what) in [(&by_interpreter, "interpreter"), (&by_file, "file")] {
+        assert!((&by_top - other).iter().all(|x| x.abs() < 1e-5), "{what}");
+    }
+    write_npy(path("lists.npy"), &lists(1, [1, 1, 9, 2], 12)).expect("a file");
+    let (done, said) = run(&["--input", "picked=lists.npy"]);
+    assert!(!done && said.contains("expected 0 to 8"), "{said}");
+    let (done, said) = run(&[]);
+    assert!(!done && said.contains("--input picked=FILE.npy"), "{said}");
+    let (done, said) = run(&["--input", "picked=picked.npy", "--save-picked", "more.npy"]);
+    assert!(!done && said.contains("top_blocks") && !path("more.npy").exists(), "{said}");
 }
