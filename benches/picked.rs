@@ -65,8 +65,11 @@ fn median(mut times: Vec<f64>) -> f64 {
     times[times.len() / 2]
 }
 
+/// Something to measure, told the round: its name, and a call of it.
+type Contender<'a> = (&'a str, Box<dyn FnMut(usize) + 'a>);
+
 /// Medians of several contenders, called in turn, after a first call that does not count.
-fn in_turn(mut contenders: Vec<(&str, Box<dyn FnMut(usize) + '_>)>) {
+fn in_turn(mut contenders: Vec<Contender<'_>>) {
     let mut times = vec![Vec::new(); contenders.len()];
     for round in 0..=ROUNDS {
         for (at, (_, work)) in contenders.iter_mut().enumerate() {

@@ -15,12 +15,13 @@ use cranelift_codegen::isa::OwnedTargetIsa;
 use cranelift_codegen::settings::{self, Configurable};
 use cranelift_jit::{JITBuilder, JITModule};
 use cranelift_module::{FuncId, Linkage, Module};
+use rayon::prelude::*;
 
 use crate::codegen::portable;
 use crate::codegen::{self, KernelArgs, Lowered, LoweredKernel, Tables, TileFn, emit};
 use crate::error::{Error, Result};
 use crate::limits::Allowance;
-use crate::plan::{ModsBy, Outline, RowOp, VerifiedPlan};
+use crate::plan::{ModsBy, Outline, RowOp, VerifiedPlan, Walk};
 use crate::target::Isa;
 use crate::tiles::stored::{dots_serve, stored_family};
 use crate::tiles::{self, Family, diagonal, exact, gradient, half_panel, join, rows, solve, transposed};
@@ -138,14 +139,17 @@ pub fn link(lowered: LoweredKernel, isa: &OwnedTargetIsa, allowance: &Allowance)
 }
 
 fn with_tables(plan: VerifiedPlan, code: Arc<Code>) -> Linked {
-    let tables = plan.walks.iter().map(|walk| walk.masks.iter().map(|mask| Tables::new(&plan, walk, mask)).collect());
-    let tables = tables.collect();
+    let of_walk = |walk: &Walk| walk.masks.par_iter().map(|mask| Tables::new(&plan, walk, mask)).collect();
+    let tables = plan.walks.iter().map(of_walk).collect();
     Linked { plan, code, tables }
 }
 
 /// Machine code of earlier kernels, for kernels that differ from them in tables alone. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Codes(Arc<Mutex<Vec<(Outline, Arc<Code>)>>>);
+pub struct Codes(Arc<Mutex<KeptCodes>>);
+
+/// Code by what it was made from, the oldest first.
+type KeptCodes = Vec<(Outline, Arc<Code>)>;
 
 /// Kernels whose code is kept at most.
 const KEPT_CODES: usize = 32;

@@ -64,13 +64,29 @@ pub fn build_with(pattern: &Pattern, allowance: Allowance, rule: &EdgeRule) -> R
         mask_of_head: Vec::new(),
     };
     let classes = pattern.head_classes();
+    let first_of = |head: usize| classes.iter().position(|&class| class == classes[head]).unwrap_or(head);
     let mut taken = 0;
+    // Heads that differ are built side by side, a few at a time, as if none of them took memory from the others.
+    let mut ahead = std::collections::VecDeque::new();
+    let side_by_side = if pattern.q_len < MANY_QUERIES { 1 } else { rayon::current_num_threads() };
     for head in 0..pattern.heads {
-        if let Some(before) = classes[..head].iter().position(|&class| class == classes[head]) {
-            mask.mask_of_head.push(mask.mask_of_head[before]);
+        if first_of(head) < head {
+            mask.mask_of_head.push(mask.mask_of_head[first_of(head)]);
             continue;
         }
-        let (head_mask, bytes) = build_head(pattern, head, rule, allowance, taken)?;
+        if ahead.is_empty() && side_by_side > 1 {
+            let next: Vec<usize> =
+                (head..pattern.heads).filter(|&head| first_of(head) == head).take(side_by_side).collect();
+            ahead.extend(
+                next.into_par_iter().map(|head| build_head(pattern, head, rule, allowance, taken)).collect::<Vec<_>>(),
+            );
+        }
+        let built = match ahead.pop_front() {
+            Some(Ok((head_mask, bytes))) if taken + bytes <= allowance.memory => Ok((head_mask, bytes)),
+            Some(Err(error)) => Err(error),
+            _ => build_head(pattern, head, rule, allowance, taken),
+        };
+        let (head_mask, bytes) = built?;
         let number = mask.masks.iter().position(|other| *other == head_mask).unwrap_or_else(|| {
             taken += bytes;
             mask.masks.push(head_mask);
@@ -230,6 +246,8 @@ const FEW_RANGES: usize = 8;
 /// nearly empty, and 64 queries over all those blocks are more of them than pairs.
 const MANY_RANGES: usize = 128;
 
+/// Queries from which on heads are built side by side.
+const MANY_QUERIES: usize = 1024;
 /// Key blocks of a row from which its queries are shared out to threads.
 const MANY_BLOCKS: usize = 32;
 

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use ndarray::{ArrayView3, Axis};
+use ndarray::{ArrayView2, ArrayView3, Axis};
+use rayon::prelude::*;
 
 use super::rows::Rows;
 use crate::error::{Error, Result};
@@ -70,7 +71,7 @@ pub struct Picked(Arc<Vec<Rows>>);
 impl Picked {
     /// From a layout `[heads, query blocks, key blocks]`, non-zero where a block is picked.
     pub fn from_layout(layout: &ArrayView3<'_, u8>) -> Self {
-        let of_head = |head: ndarray::ArrayView2<'_, u8>| {
+        let of_head = |head: ArrayView2<'_, u8>| {
             Rows::build(head.nrows(), head.nrows(), |row, keys| {
                 let row = head.row(row);
                 keys.extend(row.iter().enumerate().filter(|(_, picked)| **picked != 0).map(|(key, _)| key as u32));
@@ -84,8 +85,7 @@ impl Picked {
     /// # Errors
     /// [`Error::Value`] with input, batch element, head and row for a number that is out of range.
     pub fn from_lists(name: &str, batch: usize, lists: &ArrayView3<'_, i32>, count: usize) -> Result<Self> {
-        let mut heads = Vec::with_capacity(lists.dim().0);
-        for (h, head) in lists.axis_iter(Axis(0)).enumerate() {
+        let read = |(h, head): (usize, ArrayView2<'_, i32>)| {
             let mut wrong = None;
             let rows = Rows::build(head.nrows(), head.len(), |row, keys| {
                 let start = keys.len();
@@ -99,27 +99,32 @@ impl Picked {
                         }
                     }
                 }
-                keys[start..].sort_unstable();
-                let mut next = start;
-                for at in start..keys.len() {
-                    if at == start || keys[at] != keys[next - 1] {
-                        keys[next] = keys[at];
-                        next += 1;
+                if !keys[start..].is_sorted_by(|a, b| a < b) {
+                    keys[start..].sort_unstable();
+                    let mut next = start;
+                    for at in start..keys.len() {
+                        if at == start || keys[at] != keys[next - 1] {
+                            keys[next] = keys[at];
+                            next += 1;
+                        }
                     }
+                    keys.truncate(next);
                 }
-                keys.truncate(next);
             });
-            if let Some((row, entry)) = wrong {
-                return Err(Error::Value {
+            match wrong {
+                None => Ok(rows),
+                Some((row, entry)) => Err(Error::Value {
                     tensor: format!("input `{name}`"),
                     message: format!(
                         "batch element {batch}, head {h}, row {row} has {entry}; expected 0 to {}, or -1 where a list ends",
                         count.saturating_sub(1)
                     ),
-                });
+                }),
             }
-            heads.push(rows);
-        }
+        };
+        let heads: Vec<_> = lists.axis_iter(Axis(0)).enumerate().collect();
+        let heads: Vec<_> = heads.into_par_iter().map(read).collect();
+        let heads = heads.into_iter().collect::<Result<Vec<_>>>()?;
         Ok(Self(Arc::new(heads)))
     }
 

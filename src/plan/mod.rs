@@ -5,6 +5,7 @@
 //! for the value tile with their trims), what each function does and prefetches, and the layout of workspace. Code
 //! generation adds no decision to it.
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::cost::Sweep;
@@ -327,7 +328,7 @@ pub fn build(program: &VerifiedProgram, isa: Isa, options: PlanOptions) -> Resul
             by_keys,
             masks: neighbors
                 .masks
-                .iter()
+                .par_iter()
                 .map(|mask| plan_mask(mask, neighbors, (by_keys, tables_at_call), tuning))
                 .collect(),
         })

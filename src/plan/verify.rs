@@ -3,6 +3,8 @@
 
 use std::ops::Deref;
 
+use rayon::prelude::*;
+
 use super::function::Functions;
 use super::resolve::resolve;
 use super::{KernelPlan, Layout, MaskPlan, ModsBy, PieceKeys, RowPlan, Step, Stretch, Walk};
@@ -151,9 +153,8 @@ fn check(plan: &KernelPlan) -> Result<(), String> {
         return broken("the score mods are not those of the nest");
     }
     for walk in &plan.walks {
-        for mask in &walk.masks {
-            check_mask(plan, mask, walk)?;
-        }
+        let checked: Vec<_> = walk.masks.par_iter().map(|mask| check_mask(plan, mask, walk)).collect();
+        checked.into_iter().collect::<Result<(), String>>()?;
     }
     // How far rows reach comes from the steps, key by key, and not from what the plan says.
     let found = || plan.walks.iter().flat_map(|walk| &walk.masks).map(|mask| planned_reach(mask, shape.kv_len));

@@ -4,12 +4,12 @@ use std::process::{Command, Stdio};
 
 use hopweave::compiler::{self, Options};
 use hopweave::jit::Codes;
-use hopweave::{codegen, interpreter, jit};
 use hopweave::operator::{Arguments, Facts, Operator, PickedInput};
 use hopweave::pattern::{self, Awaits, Picked};
 use hopweave::runtime::Saved;
 use hopweave::spec::PatternSpec;
 use hopweave::target::Isa;
+use hopweave::{codegen, interpreter, jit};
 use ndarray::{Array1, Array2, Array4, ArrayView4, s};
 use ndarray_npy::{read_npy, write_npy};
 
@@ -397,9 +397,13 @@ fn the_command_takes_and_saves_what_is_picked() {
     let by_top = out(&["--save-picked", "picked.npy"]);
     let saved: Array4<bool> = read_npy(path("picked.npy")).expect("a layout");
     assert_eq!(saved.dim(), (1, HEADS, 9, 9));
-    assert!(saved.rows().into_iter().enumerate().all(|(row, picked)| {
-        picked.iter().filter(|&&picked| picked).count() == (row % 9 + 1).min(3)
-    }));
+    assert!(
+        saved
+            .rows()
+            .into_iter()
+            .enumerate()
+            .all(|(row, picked)| { picked.iter().filter(|&&picked| picked).count() == (row % 9 + 1).min(3) })
+    );
     let by_interpreter = out(&["--engine", "interpreter", "--save-picked", "again.npy"]);
     assert_eq!(saved, read_npy::<_, Array4<bool>>(path("again.npy")).expect("a layout"));
     spec("{blocks: {block: 16, input: picked}}");
