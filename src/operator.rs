@@ -131,6 +131,14 @@ impl Operator {
     /// Those of [`compiler::compile`].
     pub fn new(spec: PatternSpec, q_len: usize, kv_len: usize, options: Options) -> Result<Self> {
         let pattern = pattern::resolve(&spec, q_len, kv_len)?;
+        Self::of_pattern(spec, pattern, options)
+    }
+
+    /// The operator of a pattern that stands for the spec's own, such as a slice of it.
+    ///
+    /// # Errors
+    /// Those of [`compiler::compile_pattern`].
+    pub fn of_pattern(spec: PatternSpec, pattern: Pattern, options: Options) -> Result<Self> {
         let operator = Self { spec, pattern, options, kernels: Mutex::default(), training: Mutex::default() };
         if operator.pattern.run_time_segments().is_empty() {
             operator.kernel(&Facts::default())?;

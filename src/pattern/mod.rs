@@ -37,6 +37,7 @@ mod resolve;
 mod rows;
 mod segments;
 mod sink;
+pub mod slice;
 mod strided;
 mod text;
 mod tokens;

@@ -49,6 +49,7 @@ const MAP: &[(&str, &[&str])] = &[
     ("tune", &["error", "dtype", "spec", "mask", "passes", "plan", "compiler", "measure"]),
     ("operator", &["error", "dtype", "dropout", "spec", "pattern", "runtime", "compiler"]),
     ("analysis", &["error", "spec", "pattern", "mask"]),
+    ("exchange", &["error", "limits", "spec", "pattern", "mask"]),
     ("picture", &["error", "spec", "pattern", "mask", "analysis"]),
     // The interpreter judges baselines too.
     ("baselines", &["error", "spec", "pattern", "interpreter", "analysis"]),
@@ -78,6 +79,7 @@ const MAP: &[(&str, &[&str])] = &[
             "tune",
             "operator",
             "analysis",
+            "exchange",
             "picture",
             "baselines",
         ],
