@@ -15,7 +15,7 @@ use crate::mask::{self, Keys};
 use crate::pattern::slice::Cut;
 use crate::pattern::{self, KeySet, Pattern};
 use crate::spec::score::ModKind;
-use crate::spec::{Diffusion, DiffusionForm, Dtype, Factors, PatternSpec};
+use crate::spec::{Diffusion, DiffusionForm, Dtype, Factors, Given, PatternSpec};
 
 /// Slices begin at multiples of this many tokens.
 const BLOCK: usize = mask::QUERY_BLOCK;
@@ -152,6 +152,11 @@ impl Exchange {
             Some(_) => Ok(None),
             None => self.spec.factors_of_head(0, &[]).map(Some),
         }
+    }
+
+    /// What a call gives for the factors.
+    pub fn given(&self) -> Option<Given> {
+        self.spec.diffusion.given()
     }
 
     /// Bytes of all that is sent of a token before a hop, at batch 1.
