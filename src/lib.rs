@@ -38,6 +38,7 @@ pub mod cost;
 pub mod dropout;
 pub mod dtype;
 pub mod error;
+pub mod exchange;
 pub mod import;
 pub mod interpreter;
 pub mod jit;

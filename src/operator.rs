@@ -208,7 +208,16 @@ impl Operator {
     /// Those of [`compiler::compile`].
     pub fn new(spec: PatternSpec, q_len: usize, kv_len: usize, options: Options) -> Result<Self> {
         let pattern = pattern::resolve(&spec, q_len, kv_len)?;
-        let options_at_call = Options { codes: Some(Codes::default()), ..options.settled(&spec, q_len, kv_len) };
+        Self::of_pattern(spec, pattern, options)
+    }
+
+    /// The operator of a pattern that stands for the spec's own, such as a slice of it.
+    ///
+    /// # Errors
+    /// Those of [`compiler::compile_pattern`].
+    pub fn of_pattern(spec: PatternSpec, pattern: Pattern, options: Options) -> Result<Self> {
+        let settled = options.settled(&spec, pattern.q_len, pattern.kv_len);
+        let options_at_call = Options { codes: Some(Codes::default()), ..settled };
         let (kernels, training) = Default::default();
         let operator = Self { spec, pattern, options, options_at_call, kernels, training };
         if operator.pattern.awaits().is_empty() {

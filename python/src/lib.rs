@@ -7,6 +7,7 @@
 
 #[cfg(unix)]
 mod openmp;
+mod processes;
 mod tensor;
 mod threads;
 
@@ -182,6 +183,18 @@ struct PyOperator {
     inner: Operator,
 }
 
+/// What the compiler is asked for.
+fn options(isa: &str, threads: Option<usize>, strategy: Option<&str>, memory_limit: Option<u64>) -> PyResult<Options> {
+    let mut options = Options { isa: Isa::choose(isa).map_err(raise)?, ..Options::default() };
+    // Plans are the same whether or not torch is loaded, and however many threads it has.
+    let cores = options.threads;
+    options.threads = threads.unwrap_or(cores).max(1);
+    options.pool = Some(Arc::new(Threads::new(threads, cores)));
+    options.memory_limit = memory_limit.unwrap_or(options.memory_limit);
+    options.strategy = strategy.map(str::parse).transpose().map_err(raise)?;
+    Ok(options)
+}
+
 /// What a call brings besides tensors, as Python describes it.
 #[derive(FromPyObject)]
 struct PyArguments {
@@ -258,13 +271,7 @@ impl PyOperator {
         strategy: Option<&str>,
         memory_limit: Option<u64>,
     ) -> PyResult<Self> {
-        let mut options = Options { isa: Isa::choose(isa).map_err(raise)?, ..Options::default() };
-        // Plans are the same whether or not torch is loaded, and however many threads it has.
-        let cores = options.threads;
-        options.threads = threads.unwrap_or(cores).max(1);
-        options.pool = Some(Arc::new(Threads::new(threads, cores)));
-        options.memory_limit = memory_limit.unwrap_or(options.memory_limit);
-        options.strategy = strategy.map(str::parse).transpose().map_err(raise)?;
+        let options = options(isa, threads, strategy, memory_limit)?;
         let spec = spec.inner.clone();
         let inner = detached(py, None, || Operator::new(spec, q_len, kv_len, options)).map_err(raise)?;
         Ok(Self { inner })
@@ -392,6 +399,7 @@ fn _hopweave(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
     module.add_class::<PySpec>()?;
     module.add_class::<PyOperator>()?;
+    module.add_class::<processes::PyExchange>()?;
     threads::import();
     module.add_function(wrap_pyfunction!(compilations, module)?)?;
     module.add_function(wrap_pyfunction!(threads::forked, module)?)?;

@@ -10,7 +10,7 @@ BLOCKS = N // BLOCK
 
 
 def spec(pattern: str) -> hopweave.Spec:
-    return hopweave.Spec(f"name: picked\nheads: {HEADS}\nkv_heads: 2\nhead_dim: {WIDTH}\npattern: {pattern}")
+    return hopweave.Spec.from_yaml(f"name: picked\nheads: {HEADS}\nkv_heads: 2\nhead_dim: {WIDTH}\npattern: {pattern}")
 
 
 def tensors(seed: int = 0):

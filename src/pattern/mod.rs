@@ -39,6 +39,7 @@ mod resolve;
 mod rows;
 mod segments;
 mod sink;
+pub mod slice;
 mod strided;
 mod text;
 mod tokens;

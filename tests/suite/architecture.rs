@@ -50,6 +50,7 @@ const MAP: &[(&str, &[&str])] = &[
     ("select", &["error", "dtype", "pattern"]),
     ("operator", &["error", "dtype", "dropout", "spec", "pattern", "jit", "runtime", "compiler", "select"]),
     ("analysis", &["error", "spec", "pattern", "mask"]),
+    ("exchange", &["error", "limits", "spec", "pattern", "mask"]),
     ("picture", &["error", "spec", "pattern", "mask", "analysis"]),
     // The interpreter judges baselines too.
     ("baselines", &["error", "spec", "pattern", "interpreter", "analysis"]),
@@ -79,6 +80,7 @@ const MAP: &[(&str, &[&str])] = &[
             "tune",
             "operator",
             "analysis",
+            "exchange",
             "picture",
             "baselines",
         ],

@@ -316,6 +316,29 @@ fn explain_counts_the_pattern() {
 }
 
 #[test]
+fn explain_says_what_moves_between_processes() {
+    let folder = Folder::new();
+    let spec = folder.text("spec.yaml");
+    let args = ["explain", &spec, "-n", "100", "--world", "2"];
+    let output = hopweave(&[&args[..], &["--json"]].concat());
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let processes = &value["processes"];
+    assert_eq!(processes["slices"], serde_json::json!([[0, 64], [64, 100]]));
+    assert_eq!(processes["rounds"].as_u64(), Some(1));
+    // Three rows each way; of all rows, the second process would receive the 64 of the first.
+    let bytes = processes["bytes"].as_u64().unwrap();
+    let all = processes["all_gather_bytes"].as_u64().unwrap();
+    assert!(bytes > 0 && bytes * 64 == all * 3, "{bytes} of {all}");
+    let human = hopweave(&args);
+    assert!(stdout(&human).contains("2 processes, 100 tokens"), "{}", stdout(&human));
+    refused(
+        &hopweave(&["explain", &spec, "--q-len", "64", "--kv-len", "100", "--world", "2"]),
+        "as many queries as keys",
+    );
+}
+
+#[test]
 fn emit_prints_every_stage() {
     let folder = Folder::new();
     let spec = folder.text("spec.yaml");

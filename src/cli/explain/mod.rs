@@ -11,6 +11,7 @@ use super::say::{print, warn_of};
 use crate::analysis::{self, Analysis, Diffused};
 use crate::compiler::{self, Compiled, Options};
 use crate::error::{Error, Result};
+use crate::exchange::Exchange;
 use crate::mask::EdgeRule;
 use crate::npy;
 use crate::plan::ModsPlan;
@@ -43,6 +44,9 @@ pub struct Args {
     /// What the hops take for coefficients, where they come with the call, f32 [heads, hops + 1]; head 0's are looked at
     #[arg(long, value_name = "FILE.npy")]
     theta: Option<PathBuf>,
+    /// Say also what moves where the tokens are spread over so many processes
+    #[arg(long, value_name = "W", value_parser = clap::value_parser!(u16).range(1..))]
+    world: Option<u16>,
     /// JSON instead of text
     #[arg(long)]
     json: bool,
@@ -97,12 +101,40 @@ pub fn run(args: &Args, options: &Global) -> Result<()> {
         let page = pool.install(|| page::page(&explained, options))?;
         files::write(path, page.as_bytes())?;
     }
+    let exchange = match args.world {
+        Some(world) => Some(processes(spec, (q_len, kv_len), world.into(), options)?),
+        None => None,
+    };
     if args.json {
-        return print(&format!("{:#}\n", json(&explained, args, options)?));
+        let mut value = json(&explained, args, options)?;
+        if let (Some(exchange), Some(object)) = (&exchange, value.as_object_mut()) {
+            object.insert("processes".into(), of_processes(exchange));
+        }
+        return print(&format!("{value:#}\n"));
     }
     let stored = if spec.dtype.is_f32() { String::new() } else { format!(", tensors in {}", spec.dtype) };
     let title = format!("{}: {q_len} queries, {kv_len} keys, {} heads{stored}\n\n", spec.name, spec.heads);
-    print(&(title + &text::text(&explained)))
+    let processes = exchange.map_or_else(String::new, |exchange| format!("\n{}", exchange.text()));
+    print(&(title + &text::text(&explained) + &processes))
+}
+
+/// What moves between processes.
+fn processes(spec: &PatternSpec, (q_len, kv_len): (usize, usize), world: usize, options: &Global) -> Result<Exchange> {
+    if q_len != kv_len {
+        let given = format!("{q_len} queries and {kv_len} keys over many processes");
+        return Err(Error::unsupported(given, "as many queries as keys: `-n N`"));
+    }
+    Exchange::new(spec, q_len, world, options.memory_limit())
+}
+
+fn of_processes(exchange: &Exchange) -> serde_json::Value {
+    json!({
+        "world": exchange.world(),
+        "bytes": exchange.bytes(),
+        "rounds": exchange.rounds(),
+        "all_gather_bytes": exchange.all_gather_bytes(),
+        "slices": exchange.slices.iter().map(|rows| [rows.start, rows.end]).collect::<Vec<_>>(),
+    })
 }
 
 /// What a pattern can do, and how far that is from full attention: at once, since either leaves cores idle at times.
