@@ -94,12 +94,18 @@ impl Pattern {
     pub fn require_bound(&self) -> Result<()> {
         let awaited = self.awaits();
         let Some(Awaited { name, what }) = awaited.first() else { return Ok(()) };
+        let names = |of: fn(&Awaits) -> bool| {
+            let names: Vec<&str> = awaited.iter().filter(|one| of(&one.what)).map(|one| one.name.as_str()).collect();
+            names.join("`, `")
+        };
         let (given, instead) = match what {
             Awaits::Segments => {
-                (format!("segments of the run-time input `{name}` that are not given"), "`--input NAME=FILE.npy`")
+                let names = names(|what| *what == Awaits::Segments);
+                (format!("segments of the run-time input `{names}` that are not given"), "`--input NAME=FILE.npy`")
             }
             Awaits::Blocks(_) | Awaits::Keys(_) => {
-                (format!("neighbors of the run-time input `{name}` that are not given"), "`--input NAME=FILE.npy`")
+                let names = names(|what| matches!(what, Awaits::Blocks(_) | Awaits::Keys(_)));
+                (format!("neighbors of the run-time input `{names}` that are not given"), "`--input NAME=FILE.npy`")
             }
             Awaits::Top(_) => (format!("`{name}` without q and k, which decide on it"), "a call with q and k"),
         };
