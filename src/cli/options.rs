@@ -15,7 +15,7 @@ use crate::machine::{self, Facts};
 use crate::passes::Strategy;
 use crate::pattern;
 use crate::runtime;
-use crate::spec::{PatternSpec, Source};
+use crate::spec::{self, PatternSpec, Source};
 use crate::target::Isa;
 
 /// Options that stand before or after any command.
@@ -113,11 +113,14 @@ impl Global {
         self.parse(path, &self.text(path)?)
     }
 
-    /// The text of a spec: a file, or standard input for `-`.
+    /// The text of a spec: a file, a shipped pattern where there is no file of its name, or standard input for `-`.
     ///
     /// # Errors
     /// [`Error::Input`] when it cannot be read or is no text, [`Error::Limit`] when it is too long.
     pub fn text(&self, path: &Path) -> Result<String> {
+        if let (Some(text), false) = (path.to_str().and_then(spec::shipped), path.exists()) {
+            return Ok(text.to_owned());
+        }
         let limits = self.limits();
         // One byte too many tells enough.
         let most = limits.get(Limit::Text) + 1;
@@ -127,7 +130,14 @@ impl Global {
             false => File::open(path).and_then(|file| file.take(most).read_to_end(&mut bytes)),
         };
         let refuse = |message: String| Error::Input { path: shown(path).into(), message };
-        read.map_err(|error| refuse(format!("cannot be read: {error}")))?;
+        read.map_err(|error| {
+            let is_name = path.extension().is_none() && path.components().count() == 1;
+            let names = || spec::SHIPPED.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+            refuse(match is_name && error.kind() == io::ErrorKind::NotFound {
+                true => format!("is no file, and no shipped pattern; those are {}", names()),
+                false => format!("cannot be read: {error}"),
+            })
+        })?;
         if bytes.len() as u64 == most {
             let (what, limit) = (shown(path), limits.expected(Limit::Text));
             let given = match path.metadata() {
@@ -196,15 +206,15 @@ pub fn shown(path: &Path) -> String {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = None)]
 pub struct Lengths {
-    /// Tokens: both lengths
-    #[arg(short = 'n', value_name = "N", required_unless_present_all = ["q_len", "kv_len"],
+    /// Tokens: both lengths; 4k is 4096, 1M is 1048576
+    #[arg(short = 'n', value_name = "N", value_parser = length, required_unless_present_all = ["q_len", "kv_len"],
           conflicts_with_all = ["q_len", "kv_len"])]
     n: Option<usize>,
     /// Queries, where they are not as many as keys
-    #[arg(long, value_name = "M", requires = "kv_len")]
+    #[arg(long, value_name = "M", value_parser = length, requires = "kv_len")]
     q_len: Option<usize>,
     /// Keys, where they are not as many as queries
-    #[arg(long, value_name = "N", requires = "q_len")]
+    #[arg(long, value_name = "N", value_parser = length, requires = "q_len")]
     kv_len: Option<usize>,
 }
 
@@ -220,9 +230,19 @@ impl Lengths {
 /// A spec on the command line.
 #[derive(Debug, Clone, clap::Args)]
 pub struct SpecArg {
-    /// Spec in YAML; - reads standard input
+    /// Spec in YAML, or the name of a shipped pattern; - reads standard input
     #[arg(value_name = "SPEC")]
     pub spec: PathBuf,
+}
+
+/// A number of tokens: `4096`, `4k` or `1M`, in powers of 1024.
+pub fn length(text: &str) -> Result<usize, String> {
+    let (digits, unit) = match text.strip_suffix(['k', 'K']) {
+        Some(digits) => (digits, 1 << 10),
+        None => text.strip_suffix('M').map_or((text, 1), |digits| (digits, 1 << 20)),
+    };
+    let length = digits.parse::<usize>().ok().and_then(|count| count.checked_mul(unit));
+    length.ok_or_else(|| "expected a number of tokens, such as 4096, 4k (4096) or 1M (1048576)".into())
 }
 
 fn assignment(text: &str) -> Result<(String, String), String> {

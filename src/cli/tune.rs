@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::case_inputs::Inputs;
 use super::inputs::say_made_up;
-use super::options::Global;
+use super::options::{Global, length};
 use super::say::{print, progress};
 use super::table::{Align, Table, significant, thousands};
 use super::tensors::Extents;
@@ -21,17 +21,17 @@ use crate::tuned::{Found, Problem};
 /// Arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Specs in YAML; - reads standard input
+    /// Specs in YAML, or names of shipped patterns; - reads standard input
     #[arg(required = true, value_name = "SPEC")]
     specs: Vec<PathBuf>,
     /// Lengths to tune for
-    #[arg(short = 'n', value_name = "N,...", value_delimiter = ',', required_unless_present = "kv_len")]
+    #[arg(short = 'n', value_name = "N,...", value_parser = length, value_delimiter = ',', required_unless_present = "kv_len")]
     lengths: Vec<usize>,
     /// Queries, where they are not as many as keys
-    #[arg(long, value_name = "M")]
+    #[arg(long, value_name = "M", value_parser = length)]
     q_len: Option<usize>,
     /// Keys, in place of -n
-    #[arg(long, value_name = "N,...", value_delimiter = ',', conflicts_with = "lengths", requires = "q_len")]
+    #[arg(long, value_name = "N,...", value_parser = length, value_delimiter = ',', conflicts_with = "lengths", requires = "q_len")]
     kv_len: Vec<usize>,
     /// How long to measure for each length; 0 is refused, since nothing could be found in it
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = budget)]

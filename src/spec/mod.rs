@@ -16,6 +16,7 @@ mod print;
 mod read;
 pub mod score;
 mod set;
+mod shipped;
 mod source;
 mod yaml;
 
@@ -27,6 +28,7 @@ pub use parse::{CheckLeaf, parse, parse_checked, parse_node, parse_source, parse
 pub use print::{flow, quoted};
 pub use read::Fields;
 pub use score::Inputs;
+pub use shipped::{SHIPPED, shipped};
 pub use source::Source;
 
 /// A spec as written, with defaults filled in and nothing evaluated that depends on a length.

@@ -668,3 +668,30 @@ fn several_errors_of_a_spec_are_reported_at_once() {
     assert!(heads[0].ends_with("bad.yaml:2:11: `head_dim` cannot be `0`"), "{text}");
     assert!(heads[2].ends_with("bad.yaml:3:32: `sink` is -1"), "{text}");
 }
+
+#[test]
+fn shipped_patterns_go_by_their_names_and_lengths_by_thousands() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = |args: &[&str]| command(args).current_dir(folder.path()).output().expect("the command starts");
+    let text = |args: &[&str]| {
+        let output = run(args);
+        assert_eq!(code(&output), 0, "{}", stderr(&output));
+        stdout(&output)
+    };
+    let pattern = |name: &str, n: &str| text(&["emit", "--stage", "pattern", name, "-n", n]);
+    assert_eq!(pattern("longformer", "4k"), pattern("longformer", "4096"));
+    assert!(pattern("causal", "1M").contains("q_len=1048576 kv_len=1048576"));
+    // A file of that name wins.
+    std::fs::write(folder.path().join("causal"), "name: mine\nhead_dim: 4\npattern: {window: {radius: 3}}")
+        .expect("a file");
+    assert!(pattern("causal", "64").contains("window"));
+    for (args, says) in [
+        (["emit", "--stage", "pattern", "longformers", "-n", "64"], "no shipped pattern; those are alibi-causal, "),
+        (["emit", "--stage", "pattern", "longformer", "-n", "4q"], "such as 4096, 4k (4096) or 1M (1048576)"),
+        (["emit", "--stage", "pattern", "longformer", "-n", "99999999999999M"], "such as 4096"),
+    ] {
+        let output = run(&args);
+        assert_ne!(code(&output), 0);
+        assert!(stderr(&output).contains(says), "{}", stderr(&output));
+    }
+}

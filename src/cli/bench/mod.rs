@@ -11,7 +11,7 @@ use serde_json::json;
 use super::case_inputs::Inputs;
 use super::files;
 use super::inputs::say_made_up;
-use super::options::{Global, seconds};
+use super::options::{Global, length, seconds};
 use super::say::{print, progress, warn_of};
 use super::tensors::{AXES, Extents, Files, fits};
 use crate::baselines::{BASELINES, Baseline};
@@ -32,17 +32,17 @@ use strategies::Compared;
 /// Arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Specs in YAML; - reads standard input
+    /// Specs in YAML, or names of shipped patterns; - reads standard input
     #[arg(required = true, value_name = "SPEC")]
     specs: Vec<PathBuf>,
     /// Lengths, on random inputs
-    #[arg(short = 'n', value_name = "N,...", value_delimiter = ',', required_unless_present_any = ["q", "kv_len"])]
+    #[arg(short = 'n', value_name = "N,...", value_parser = length, value_delimiter = ',', required_unless_present_any = ["q", "kv_len"])]
     lengths: Vec<usize>,
     /// Queries, where they are not as many as keys: 1 for decoding
-    #[arg(long, value_name = "M", conflicts_with = "q")]
+    #[arg(long, value_name = "M", value_parser = length, conflicts_with = "q")]
     q_len: Option<usize>,
     /// Keys, in place of -n
-    #[arg(long, value_name = "N,...", value_delimiter = ',', conflicts_with_all = ["q", "lengths"], requires = "q_len")]
+    #[arg(long, value_name = "N,...", value_parser = length, value_delimiter = ',', conflicts_with_all = ["q", "lengths"], requires = "q_len")]
     kv_len: Vec<usize>,
     /// Sequences at a time, on random inputs
     #[arg(long, value_name = "B", default_value_t = 1)]
