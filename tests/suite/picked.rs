@@ -419,3 +419,28 @@ fn the_command_takes_and_saves_what_is_picked() {
     let (done, said) = run(&["--input", "picked=picked.npy", "--save-picked", "more.npy"]);
     assert!(!done && said.contains("top_blocks") && !path("more.npy").exists(), "{said}");
 }
+
+/// Tensors of 16 bits: the output is that of the numbers they hold, rounded once.
+#[test]
+fn picks_serve_16_bit_tensors() {
+    use hopweave::half::bf16;
+    for pattern in [PATTERNS[2], "{top_blocks: {block: 16, keep: 3, among: past}}"] {
+        let mut case = Case::new(pattern, "dtype: bf16\n", (130, 130), Isa::best());
+        if pattern == PATTERNS[2] {
+            case.layouts.push(("picked".into(), layout(17, [BATCH, HEADS, 9, 9], 0.3)));
+        }
+        let [q, k, v] = [&case.q, &case.k, &case.v].map(|tensor| tensor.mapv(bf16::from_f32));
+        let found = case.operator.forward(q.view(), k.view(), v.view(), &case.arguments()).expect("an output");
+        [case.q, case.k, case.v] = [q, k, v].map(|tensor| tensor.mapv(bf16::to_f32));
+        for (b, facts) in case.facts().iter().enumerate() {
+            let bound = facts.bind(case.operator.pattern()).expect("a pattern");
+            let [q, k, v] = [&case.q, &case.k, &case.v].map(|tensor| tensor.slice(s![b..=b, .., .., ..]));
+            let expected = interpreter::run(&bound, &case.spec, q, k, v).expect("an output");
+            for (found, expected) in found.out.slice(s![b..=b, .., .., ..]).iter().zip(&expected.out) {
+                let error = (f64::from(found.to_f32()) - expected).abs();
+                // Half of the last of 8 bits, and what f32 errs by.
+                assert!(error <= expected.abs() / 256.0 + 1e-4, "{pattern}: {found} for {expected}");
+            }
+        }
+    }
+}
