@@ -6,7 +6,7 @@
 //! alone differ ([`Codes`]): other facts compile nothing. Kernels are kept by their facts, so the layers of a model share
 //! them, and elements of equal facts are computed together.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ndarray::{Array4, ArrayD, ArrayView2, ArrayView4, ArrayViewMut3, ArrayViewMut4, Axis, s};
 
@@ -31,8 +31,8 @@ pub struct Operator {
     spec: PatternSpec,
     pattern: Pattern,
     options: Options,
-    /// For kernels of what comes with a call.
-    options_at_call: Options,
+    /// For kernels of what comes with a call, made with the first.
+    options_at_call: OnceLock<Options>,
     kernels: Kept<Arc<Compiled>>,
     /// Those for training with dropout.
     training: Kept<TrainingKernel>,
@@ -216,9 +216,7 @@ impl Operator {
     /// # Errors
     /// Those of [`compiler::compile_pattern`].
     pub fn of_pattern(spec: PatternSpec, pattern: Pattern, options: Options) -> Result<Self> {
-        let settled = options.settled(&spec, pattern.q_len, pattern.kv_len);
-        let options_at_call = Options { codes: Some(Codes::default()), ..settled };
-        let (kernels, training) = Default::default();
+        let (options_at_call, kernels, training) = Default::default();
         let operator = Self { spec, pattern, options, options_at_call, kernels, training };
         if operator.pattern.awaits().is_empty() {
             operator.kernel(&Facts::default())?;
@@ -260,7 +258,7 @@ impl Operator {
 
     /// How many kernels were compiled for what comes with calls.
     pub fn compilations(&self) -> usize {
-        self.options_at_call.codes.as_ref().map_or(0, Codes::len)
+        self.options_at_call.get().and_then(|options| options.codes.as_ref()).map_or(0, Codes::len)
     }
 
     /// Its pattern, which may wait for what comes with a call.
@@ -290,7 +288,7 @@ impl Operator {
             out: zeros("the output", (batch, heads, q_len, self.spec.value_dim))?,
             lse: zeros("log-sum-exp", (batch, heads, q_len))?,
         };
-        self.forward_into([q, k, v], arguments, &mut output.out.view_mut(), &mut output.lse.view_mut())?;
+        self.forward_of(&facts, [q, k, v], arguments, &mut output.out.view_mut(), &mut output.lse.view_mut())?;
         Ok(output)
     }
 
@@ -306,15 +304,26 @@ impl Operator {
         out: &mut ArrayViewMut4<'_, T>,
         lse: &mut ArrayViewMut3<'_, f32>,
     ) -> Result<()> {
-        let batch = q.dim().0;
         let facts = self.facts(&q, &k, v.dim().0, arguments)?;
+        self.forward_of(&facts, [q, k, v], arguments, out, lse)
+    }
+
+    fn forward_of<T: Element>(
+        &self,
+        facts: &[Facts],
+        [q, k, v]: [ArrayView4<'_, T>; 3],
+        arguments: &Arguments<'_>,
+        out: &mut ArrayViewMut4<'_, T>,
+        lse: &mut ArrayViewMut3<'_, f32>,
+    ) -> Result<()> {
+        let batch = q.dim().0;
         let (inputs, dropout) = (&arguments.inputs, arguments.dropout);
         let step = |first| Step { inputs: inputs.clone(), dropout, first };
         // Before elements are cut out of them.
         let dims = [batch, self.spec.heads, self.pattern.q_len, self.spec.value_dim];
         check("out", out.shape(), &dims)?;
         check("lse", lse.shape(), &dims[..3])?;
-        if let Some(first) = self.shared(&facts) {
+        if let Some(first) = self.shared(facts) {
             if dropout.is_none() {
                 return self.kernel(first)?.kernel.forward_into_with(q, k, v, inputs, out, Some(lse));
             }
@@ -504,7 +513,13 @@ impl Operator {
     }
 
     fn options(&self, facts: &Facts) -> &Options {
-        if *facts == Facts::default() { &self.options } else { &self.options_at_call }
+        if *facts == Facts::default() {
+            return &self.options;
+        }
+        self.options_at_call.get_or_init(|| {
+            let settled = self.options.settled(&self.spec, self.pattern.q_len, self.pattern.kv_len);
+            Options { codes: Some(Codes::default()), ..settled }
+        })
     }
 }
 
